@@ -1,0 +1,32 @@
+"""raypp: small, sparse text classifiers from pretrained transformer encoders, on Ray.
+
+    experiment = raypp.load_experiment("experiments/quickstart.yaml", ["train.epochs=1"])
+    result = raypp.train(experiment)
+
+and, for a training loop of your own, without Ray: `raypp.pruning.Pruner`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raypp.errors import ConfigError, RunFailed
+
+if TYPE_CHECKING:
+    from raypp.config import Experiment
+
+__all__ = ["ConfigError", "RunFailed", "load_experiment", "train"]
+
+
+def load_experiment(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """Reads an experiment file; see `raypp.load_config.load_experiment`."""
+    from raypp.load_config import load_experiment as load
+
+    return load(path, overrides)
+
+
+def train(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
+    """Runs an experiment and returns its result; see `raypp.cluster.pipeline.train`."""
+    from raypp.cluster.pipeline import train as run
+
+    return run(experiment, fresh=fresh)

@@ -1,0 +1,162 @@
+"""A run's checkpoints: complete or absent, verified before use, bounded in number, written in the background.
+
+A checkpoint is a folder `step-00000123` of safetensors and JSON; its manifest (sizes, checksums) is written last. What is
+not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions of the step and the seed,
+and frozen parameters come from the pretrained model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from raypp.errors import RunFailed, StorageFailed
+from raypp.storage import Location
+
+logger = logging.getLogger("raypp")
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on after `step` optimizer steps."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    """Trainable parameters and persistent buffers by name, scores among them."""
+    moments: dict[str, Tensor]
+    """AdamW's state: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """JSON: the best evaluation so far, the gradient scaler's state."""
+
+
+def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:
+    """A snapshot in host memory: training goes on while it is written."""
+    parameters = {name: _copy(value) for name, value in _changing(model).items()}
+    moments: dict[str, Tensor] = {}
+    if optimizer is not None:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        for parameter, entries in optimizer.state.items():
+            moments |= {f"{key}/{names[parameter]}": _copy(value) for key, value in entries.items()}
+    return Checkpoint(step, parameters, moments, dict(state))
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Puts a snapshot back, bit for bit."""
+    targets = _changing(model)
+    if targets.keys() != checkpoint.parameters.keys():
+        different = sorted(targets.keys() ^ checkpoint.parameters.keys())
+        raise RunFailed(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(checkpoint.parameters[name])
+    if optimizer is None:
+        return
+    parameters = dict(model.named_parameters())
+    for key, value in checkpoint.moments.items():
+        entry, _, name = key.partition("/")
+        parameter = parameters[name]
+        # The fused optimizer keeps its step counts beside the parameters.
+        optimizer.state[parameter][entry] = value.to(parameter.device).clone()
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    changing: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    persistent = model.state_dict().keys()
+    return changing | {n: b for n, b in model.named_buffers() if n in persistent}
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+class Checkpoints:
+    """The checkpoints in one folder of a run."""
+
+    def __init__(self, location: Location, keep: int) -> None:
+        self.location = location
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Starts writing; waits first for the one before, so that at most one is held in memory."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, checkpoint)
+
+    def wait(self) -> None:
+        """Returns when what was started is written; raises StorageFailed if it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except OSError as error:
+            raise StorageFailed(f"a checkpoint cannot be written to {self.location}: {error}") from error
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending; damage is found when one is read."""
+        names = [child for child in self.location.children() if child.name.startswith("step-")]
+        return [int(child.name.removeprefix("step-")) for child in names if (child / MANIFEST).is_file()]
+
+    def read(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step, or None (and a warning that names the file) if it is damaged."""
+        folder = self.location / f"step-{step:08d}"
+        try:
+            manifest = (folder / MANIFEST).read_json()
+            contents = {name: (folder / name).read_bytes() for name in manifest["files"]}
+            for name, content in contents.items():
+                if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
+                    raise ValueError(f"{name} is not what was written")
+            state = json.loads(contents["state.json"])
+            return Checkpoint(step, load(contents["model.safetensors"]), load(contents["optimizer.safetensors"]), state)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("the checkpoint %s is damaged and not used: %s", folder, error)
+            return None
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole."""
+        for step in reversed(self.steps()):
+            checkpoint = self.read(step)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def clear(self) -> None:
+        self.location.delete()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        folder = self.location / f"step-{checkpoint.step:08d}"
+        folder.delete()
+        folder.make_folder()
+        contents = {
+            "model.safetensors": save(checkpoint.parameters),
+            "optimizer.safetensors": save(checkpoint.moments),
+            "state.json": json.dumps(checkpoint.state).encode(),
+        }
+        files = {}
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / MANIFEST).write_json({"step": checkpoint.step, "files": files})
+        self._delete_old(checkpoint)
+
+    def _delete_old(self, newest: Checkpoint) -> None:
+        """Keeps the newest few and the best; what lies ahead of the newest was left by a run that was cut back."""
+        best = (newest.state.get("best") or {}).get("step")
+        written = [child for child in self.location.children() if child.name.startswith("step-")]
+        steps = sorted(int(child.name.removeprefix("step-")) for child in written)
+        kept = {step for step in steps if step <= newest.step}
+        kept = set(sorted(kept)[-self.keep :]) | ({best} if best is not None else set())
+        for step in steps:
+            if step not in kept:
+                (self.location / f"step-{step:08d}").delete()

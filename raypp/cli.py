@@ -1,0 +1,168 @@
+"""The `raypp` command: its verbs and their exit status. Dispatch only.
+
+0 done; 1 the run failed; 2 the user's input is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raypp.errors import ConfigError, RunFailed
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    logging.basicConfig(format="raypp: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    # A scheduler stops a job with SIGTERM: the same clean end as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
+    try:
+        options.run(options)
+    except ConfigError as error:
+        _say(*error.problems)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        _say("interrupted", f"the same command goes on from the last checkpoint: {again}")
+        return INTERRUPTED
+    except Exception as error:
+        if options.verbose:
+            logging.exception("the command failed")
+        what = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        _say(what, f"the same command goes on from the last checkpoint (-v shows the traceback): {again}")
+        return FAILED
+    return 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """argparse takes positional arguments in one run only; overrides may also stand after an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if strange := [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(f"raypp: {line}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raypp", description="Small, sparse text classifiers from pretrained encoders."
+    )
+    parser.set_defaults(verbose=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary, description=summary)
+        sub.add_argument("-v", "--verbose", action="store_true", help="show Ray's log and tracebacks")
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, summary in (
+        ("train", _train, "run one experiment, or what is left of it"),
+        ("prepare", _prepare, "fill the store only: features, teacher, teacher logits"),
+        ("show", _show, "print the resolved experiment; nothing is run"),
+    ):
+        sub = verb(name, run, summary)
+        sub.add_argument("experiment", help="experiment file (YAML)")
+        sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+        if name == "train":
+            sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
+
+    sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a GLUE submission file")
+    sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
+    sub.add_argument("--task", help="task of the table; a run knows its own")
+    sub.add_argument("--data", metavar="DIR", help="folder of the official files")
+    sub.add_argument("--experiment", metavar="FILE", help="take task and data from an experiment file")
+    sub.add_argument("--split", default="dev", help="dev (all dev sets of the task), test, or a split's name")
+    sub.add_argument("--out", metavar="DIR", default=".", help="folder for predictions and submission files")
+    sub.add_argument("--all-checkpoints", action="store_true", help="evaluate every checkpoint of a run")
+
+    sub = verb("inspect", _inspect, "remaining weights, layer by layer: table and figure")
+    sub.add_argument("model", help="Hugging Face folder or run folder")
+    sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
+
+    sub = verb("export", _export, "write a run's model in a form that others read")
+    sub.add_argument("run_folder", metavar="RUN", help="run folder")
+    sub.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must be new or empty")
+    sub.add_argument("--format", default="huggingface", choices=["huggingface"], help="the form")
+    return parser
+
+
+def _experiment(options: argparse.Namespace) -> Any:
+    from raypp.load_config import load_experiment
+
+    return load_experiment(options.experiment, options.overrides)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from raypp.cluster.pipeline import train
+    from raypp.progress import Display
+    from raypp.summary import print_result
+
+    experiment = _experiment(options)
+    with Display() as display:
+        result = train(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
+    print_result(result)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from raypp.cluster.pipeline import prepare
+    from raypp.progress import Display
+
+    experiment = _experiment(options)
+    with Display() as display:
+        artifacts = prepare(experiment, display=display, verbose=options.verbose)
+    for artifact in artifacts:
+        print(f"{artifact.kind}: {artifact.rows} rows in {artifact.location}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from raypp.show import show
+
+    print(show(_experiment(options)))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from raypp.evaluate_model import evaluate_command
+
+    evaluate_command(
+        options.model,
+        task=options.task,
+        data=options.data,
+        experiment_file=options.experiment,
+        split=options.split,
+        out=Path(options.out),
+        all_checkpoints=options.all_checkpoints,
+    )
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from raypp.inspection import inspect_command
+
+    inspect_command(options.model, options.save)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from raypp.export.huggingface import export_run
+
+    print(export_run(options.run_folder, Path(options.to)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""All that knows Ray: the session, Ray Data, Ray Train and, later, Ray Tune."""

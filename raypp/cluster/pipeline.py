@@ -1,0 +1,183 @@
+"""One experiment from its plan to its result: features, teacher, teacher logits, the run itself.
+
+Each stage looks first for what is there already: in the store, or in the run's folder. So the same command resumes what is
+unfinished and returns at once for what is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raypp.cluster.prepare import featurize, logits_key, teacher_logits
+from raypp.cluster.session import Session
+from raypp.cluster.trainer import run_job
+from raypp.config import Experiment
+from raypp.evaluate import join_logits, score, split_key
+from raypp.identity import versions
+from raypp.models import label_permutation, load_model_config
+from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
+from raypp.progress import NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.runs import clear_run, finished_result, locked, start_run
+from raypp.store import Artifact
+from raypp.train import Job
+
+EventHandler = Callable[[Any], None]
+
+
+def train(
+    experiment: Experiment, *, fresh: bool = False, display: NullDisplay | None = None, verbose: bool = False
+) -> dict[str, Any]:
+    """Runs an experiment, or what is left of it, and returns its result (as in result.json).
+
+    Raises:
+        ConfigError: the experiment, its input or the cluster do not fit; nothing was started.
+        RunFailed: training failed; calling again resumes it.
+    """
+    on_event = (display or NullDisplay()).handle
+    plan = make_plan(experiment)
+    with Session(plan.experiment.cluster, verbose) as session:
+        return run_plan(plan, session, on_event, phase="student", fresh=fresh)
+
+
+def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> list[Artifact]:
+    """Fills the store only: features, teacher, teacher logits. Returns the artifacts a run would read."""
+    on_event = (display or NullDisplay()).handle
+    plan = make_plan(experiment)
+    with Session(plan.experiment.cluster, verbose) as session:
+        features = _features(plan, plan.student, session, on_event)
+        _, logits = _teacher(plan, features, session, on_event)
+    return [*features.values(), *([logits] if logits else [])]
+
+
+def run_plan(
+    plan: Plan, session: Session, on_event: EventHandler, *, phase: str, fresh: bool = False, wait: bool = False
+) -> dict[str, Any]:
+    """A planned run, from whatever of it is done.
+
+    Args:
+        phase: what the display calls it.
+        fresh: delete first what an earlier run left.
+        wait: for another process that works on the same run, instead of refusing.
+    """
+    with locked(plan.run, wait=wait):
+        if fresh:
+            clear_run(plan.run)
+        if (result := finished_result(plan.run, plan.digest)) is not None:
+            on_event(PhaseFinished(phase, note="finished before"))
+            return result
+        start_run(plan.run.make_folder(), plan.experiment, plan.digest, versions())
+        features = _features(plan, plan.student, session, on_event)
+        teacher_metrics, logits = _teacher(plan, features, session, on_event)
+        job = Job(
+            experiment=plan.experiment,
+            task=plan.task,
+            run=plan.run,
+            phase=phase,
+            micro_batches=plan.micro_batches,
+            train=features[TRAIN_SPLIT],
+            evaluation={split: features[split] for split in plan.task.eval_splits},
+            teacher_logits=logits,
+            provenance={"teacher_metrics": teacher_metrics, "identity": plan.digest, "versions": versions()},
+        )
+        on_event(PhaseStarted(phase, plan.steps.total))
+        result = run_job(job, session, on_event)
+        on_event(PhaseFinished(phase, seconds=result["seconds"]))
+        return result
+
+
+def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:
+    """Features of every split under a model's tokenizer: from the store, or made now."""
+    features = {}
+    for split in plan.splits:
+        phase = f"features {split}"
+        artifact = plan.store.find("features", plan.features_key(split, model.tokenizer))
+        if artifact is not None:
+            on_event(PhaseFinished(phase, note="from the store"))
+        else:
+            session.start()
+            with _phase(phase, on_event) as advance:
+                artifact = featurize(
+                    plan.raw,
+                    split,
+                    plan.task,
+                    str(model.folder),
+                    plan.experiment.data.max_length,
+                    plan.store,
+                    progress=advance,
+                )
+        features[split] = artifact
+    return features
+
+
+def _teacher(
+    plan: Plan, features: dict[str, Artifact], session: Session, on_event: EventHandler
+) -> tuple[dict[str, float] | None, Artifact | None]:
+    """The teacher's dev metrics and its logits over the training split; both None without a teacher."""
+    if plan.teacher_plan is not None:
+        result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", wait=True)
+        model = plan.teacher_plan.trained_model()
+        own = _features_of(plan, model, features, session, on_event)
+        return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
+    if plan.teacher is None:
+        return None, None
+    own = _features_of(plan, plan.teacher, features, session, on_event)
+    metrics: dict[str, float] = {}
+    for split in plan.task.eval_splits:
+        logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
+        scores = score(plan.task, join_logits(own[split], logits))
+        metrics |= {split_key(split, plan.task.eval_splits) + name: value for name, value in scores.items()}
+    return metrics, _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
+
+
+def _features_of(
+    plan: Plan, model: ModelInput, features: dict[str, Artifact], session: Session, on_event: EventHandler
+) -> dict[str, Artifact]:
+    """A model's features: the student's where the tokenizer is the same, else its own, joined later by row."""
+    if model.tokenizer == plan.student.tokenizer:
+        return features
+    return _features(plan, model, session, on_event)
+
+
+def _logits(
+    plan: Plan,
+    model: ModelInput,
+    features: Artifact,
+    session: Session,
+    on_event: EventHandler,
+    phase: str = "teacher logits",
+) -> Artifact:
+    """A teacher's logits over a split, in the task's label order: from the store, or computed now."""
+    permutation = label_permutation(load_model_config(model.folder, "teacher.model"), plan.task, "teacher.model")
+    if (
+        artifact := plan.store.find("logits", logits_key(features, model.fingerprint, permutation, "float32"))
+    ) is not None:
+        on_event(PhaseFinished(phase, note="from the store"))
+        return artifact
+    session.start()
+    with _phase(phase, on_event) as advance:
+        return teacher_logits(
+            features,
+            str(model.folder),
+            model.fingerprint,
+            permutation,
+            plan.store,
+            advance,
+            gpus=plan.experiment.cluster.gpus_per_worker > 0,
+        )
+
+
+@contextlib.contextmanager
+def _phase(name: str, on_event: EventHandler) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a phase that counts rows; yields what advances it."""
+    before = time.monotonic()
+    on_event(PhaseStarted(name))
+
+    def advance(done: int, total: int | None) -> None:
+        elapsed = max(time.monotonic() - before, 1e-9)
+        on_event(PhaseAdvanced(name, done, total, rows_per_second=done / elapsed))
+
+    yield advance
+    on_event(PhaseFinished(name, seconds=time.monotonic() - before))

@@ -1,0 +1,249 @@
+"""What Ray Data prepares for training: features of a split, and a teacher's logits on them, both kept in the store.
+
+Workers write their parts straight to the store and answer with name, size, checksum and row count; no example passes
+through the driver again. A worker's ConfigError is part of its answer and is raised in the driver as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypp.data.batches import plan_tokens
+from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
+from raypp.errors import ConfigError, RunFailed
+from raypp.storage import Location
+from raypp.store import Artifact, Store, StoredFile, content_key, write_part
+
+# Ray is imported where it is used, after the session has set the environment that it reads; torch too, since workers
+# that only tokenize do without it.
+if TYPE_CHECKING:
+    import ray.data
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raypp.data.sources import RawData
+    from raypp.tasks import Task
+
+Progress = Callable[[int, int], None]  # called with the rows done and the rows in all
+PART_ROWS = 1024
+MAX_ACTOR_CPUS = 4
+TOKENS_PER_BATCH = 8192
+LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
+
+_tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # this process runs many tasks; by fingerprint
+
+
+def featurize(
+    raw: RawData, split: str, task: Task, tokenizer_folder: str, max_length: int, store: Store, progress: Progress
+) -> Artifact:
+    """The features of a split: from the store, or tokenized now on all nodes of the cluster.
+
+    Raises ConfigError where a row cannot be read, the tokenizer cannot pad or the store cannot be written, and RunFailed
+    where a worker fails.
+    """
+    from raypp.models import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
+    raw_hash, tokenizer_hash = raw.fingerprint(split), tokenizer_fingerprint(tokenizer)
+    key = features_key(raw_fingerprint=raw_hash, tokenizer_fingerprint=tokenizer_hash, task=task, max_length=max_length)
+    if (found := store.find("features", key)) is not None:
+        return found
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"tokenizer: {tokenizer_folder} has no padding token, so it cannot make batches")
+    table = pa.Table.from_batches(raw.read(split))
+    parts = [table.slice(start, PART_ROWS) for start in range(0, table.num_rows, PART_ROWS)]
+
+    import ray.data
+
+    given = {"task": task.name, "split": split, "tokenizer": tokenizer_folder, "max_length": max_length}
+    with store.build("features", key, given) as build:
+        work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "task": task}
+        answers = ray.data.from_arrow(parts).map_batches(
+            _tokenize_part,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            fn_kwargs=work | {"max_length": max_length, "folder": build.location},
+        )
+        files = _collect(answers, table.num_rows, progress, f"features of {task.name} {split}")
+        return build.finish(table.num_rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
+
+
+def logits_key(features: Artifact, teacher_fingerprint: str, label_permutation: Sequence[int], precision: str) -> str:
+    """Content key of a teacher's logits: everything that determines them."""
+    parts = {"features": features.key, "teacher": teacher_fingerprint, "label_permutation": list(label_permutation)}
+    return content_key(format=LOGITS_FORMAT, precision=precision, **parts)
+
+
+def teacher_logits(
+    features: Artifact,
+    model_folder: str,
+    teacher_fingerprint: str,
+    label_permutation: Sequence[int],
+    store: Store,
+    progress: Progress,
+    *,
+    precision: str = "float32",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    gpus: bool = False,
+) -> Artifact:
+    """A fine-tuned teacher's logits on features of its own tokenizer: columns row and logits, float32 in label order.
+
+    Args:
+        label_permutation: `logits[:, label_permutation]` is in the task's label order; [0] in regression.
+        precision: arithmetic of the forward pass (float32, bfloat16, float16); the weights are float32.
+        tokens_per_batch: padded tokens of one forward pass.
+        gpus: one actor a GPU where the cluster has any; otherwise one a few CPUs.
+
+    Raises ConfigError where the folder holds no fine-tuned classifier with so many labels, a logit is not finite or the
+    store cannot be written, and RunFailed where a worker fails.
+    """
+    key = logits_key(features, teacher_fingerprint, label_permutation, precision)
+    if (found := store.find("logits", key)) is not None:
+        return found
+    model = _load_teacher(model_folder, label_permutation)
+
+    import ray.data
+
+    size, resources = _actors(len(features.parts), gpus)
+    with store.build("logits", key, {"teacher": model_folder, "features": features.description}) as build:
+        work = {"model": ray.put(model), "features": features, "folder": build.location, "precision": precision}
+        work |= {"label_permutation": list(label_permutation), "tokens_per_batch": tokens_per_batch}
+        parts = [{"part": name} for name in features.parts]
+        answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+            _Teacher,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            fn_constructor_kwargs=work | {"threads": resources.get("num_cpus")},
+            **resources,
+        )
+        files = _collect(answers, features.rows, progress, "teacher logits")
+        return build.finish(features.rows, {"precision": precision}, files)
+
+
+def _collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str) -> list[StoredFile]:
+    """Runs a pipeline and gathers its workers' answers as they come."""
+    from ray.exceptions import RayError
+
+    # Importing ray.data has set its logger to talk; it is to be as quiet as Ray itself.
+    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
+    answers.context.enable_progress_bars = False
+    files, done = [], 0
+    try:
+        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for answer in map(json.loads, batch["answer"].to_pylist()):
+                if "problems" in answer:
+                    raise ConfigError(answer["problems"])
+                files.append(StoredFile(**answer["file"]))
+                done += answer["rows"]
+                progress(done, rows)
+    except RayError as error:
+        raise RunFailed(f"{what}: a worker failed: {str(error).strip().splitlines()[-1]}") from error
+    assert done == rows, f"{what}: {rows} rows went out, {done} came back"
+    return files
+
+
+def _answer(folder: Location, make: Callable[[], pa.Table]) -> pa.Table:
+    """Makes a part, writes it, and tells the driver about it: a table of one row."""
+    try:
+        table = make()
+        answer = {"file": asdict(write_part(folder, table)), "rows": table.num_rows}
+    except ConfigError as error:
+        answer = {"problems": list(error.problems)}
+    return pa.table({"answer": [json.dumps(answer)]})
+
+
+def _tokenize_part(
+    part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, task: Task, max_length: int, folder: Location
+) -> pa.Table:
+    import ray
+
+    if fingerprint not in _tokenizers:
+        # As many tasks as CPUs run here already; threads of their own would only be in each other's way.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _tokenizers[fingerprint] = ray.get(tokenizer)
+    return _answer(folder, lambda: tokenize_batch(part, _tokenizers[fingerprint], task, max_length))
+
+
+def _load_teacher(folder: str, label_permutation: Sequence[int]) -> PreTrainedModel:
+    """The teacher in float32, to be sent to the actors, whose nodes need not see its folder."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from raypp.models import quiet_loading
+
+    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    with quiet_loading():
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    if info["missing_keys"]:
+        lost = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"teacher.model: {folder} is not fine-tuned, it lacks {lost}; or give teacher.train")
+    if (given := model.config.num_labels) != (wanted := len(label_permutation)):
+        raise ConfigError(f"teacher.model: {folder} has {given} outputs, but the task needs {wanted}")
+    return model
+
+
+def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
+    """How many actors the cluster has room for, and what each takes."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus and num_gpus:
+        return min(num_gpus, num_parts), {"num_gpus": 1}
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    each = min([MAX_ACTOR_CPUS, *cpus])
+    return min(sum(count // each for count in cpus), num_parts), {"num_cpus": each}
+
+
+@dataclass
+class _Teacher:
+    """An actor with the teacher in memory: a part of the features in, a part of the logits out."""
+
+    model: Any
+    features: Artifact
+    folder: Location
+    label_permutation: list[int]
+    precision: str
+    tokens_per_batch: int
+    threads: int | None  # of a CPU actor; None: on a GPU
+
+    def __post_init__(self) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(self.threads or 1)
+        self.device = torch.device("cpu" if self.threads else "cuda")
+        self.model = ray.get(self.model).to(self.device).eval()
+        self.inputs = inspect.signature(self.model.forward).parameters.keys() - {"labels"}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _answer(self.folder, lambda: self.logits_table(self.features.read_part(batch["part"][0].as_py())))
+
+    def logits_table(self, table: pa.Table) -> pa.Table:
+        """row, logits of a features table. Rows of similar length share a forward pass."""
+        import torch
+
+        features, extra = Features.from_table(table.sort_by("row")), self.features.extra
+        logits = np.empty((len(features), len(self.label_permutation)), np.float32)
+        half = None if self.precision == "float32" else getattr(torch, self.precision)
+        with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
+            for indices in plan_tokens(features.lengths, self.tokens_per_batch):
+                batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
+                inputs = {name: value.to(self.device) for name, value in batch.items() if name in self.inputs}
+                outputs = self.model(**inputs).logits.float().cpu().numpy()
+                logits[indices] = outputs[:, self.label_permutation]
+        if len(broken := features.rows[~np.isfinite(logits).all(axis=1)]):
+            raise ConfigError(f"teacher.model: its logits for row {broken[0]} are not finite in {self.precision}")
+        offsets = np.arange(len(features) + 1, dtype=np.int32) * np.int32(logits.shape[1])
+        return pa.table({"row": features.rows, "logits": pa.ListArray.from_arrays(offsets, logits.ravel())})

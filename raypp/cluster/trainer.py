@@ -1,0 +1,132 @@
+"""Runs a job: in this process, or on the workers of a Ray TorchTrainer. All of Ray Train's wiring is here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from raypp.cluster.session import Session
+from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.train import Job, fit
+from raypp.worker import Worker
+
+EventHandler = Callable[[Any], None]
+# Seconds a worker group may take to start before Ray Train tries again, and how often the controller may fail.
+GROUP_START_SECONDS = "60"
+CONTROLLER_FAILURES = 2
+
+
+def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
+    """Trains a job to its end and returns its result.
+
+    Raises:
+        ConfigError: the cluster has too few resources.
+        RunFailed: training failed for good; the same command resumes it.
+    """
+    if job.experiment.cluster.max_workers == 0:
+        return fit(job, Worker(on_event=on_event))
+    session.start()
+    session.check_resources()
+    return _run_on_workers(job, session, on_event)
+
+
+def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Empty, Queue
+
+    settings = job.experiment.cluster
+    events = Queue(actor_options={"num_cpus": 0})
+    scratch = job.run / "ray"
+    workers = settings.workers if isinstance(settings.workers, int) else tuple(settings.workers)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "events": events},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": session.cpus_per_worker(),
+                **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+            },
+            placement_strategy=settings.placement.upper(),
+        ),
+        run_config=RunConfig(
+            # A name of its own every time: resuming is by the run's own checkpoints, the same for every kind of worker.
+            name=uuid.uuid4().hex,
+            storage_path=scratch.path,
+            storage_filesystem=scratch.filesystem,
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+            logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    outcome: dict[str, Any] = {}
+    # fit() in a thread of its own: in the main thread it would take over Ctrl-C.
+    thread = threading.Thread(target=_fit, args=(trainer, outcome), name="trainer", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive() or not events.empty():
+            try:
+                on_event(events.get(timeout=0.2))
+            except (Empty, queue.Empty):
+                continue
+    finally:
+        events.shutdown(force=True)
+    scratch.delete()
+    if "error" in outcome:
+        raise _explained(outcome["error"]) from outcome["error"]
+    returned = outcome["result"].return_value
+    if "failed" in returned:
+        raise RunFailed(returned["failed"])
+    return dict(returned["result"])
+
+
+def _fit(trainer: Any, outcome: dict[str, Any]) -> None:
+    try:
+        outcome["result"] = trainer.fit()
+    except BaseException as error:  # handed to the main thread, which raises it
+        outcome["error"] = error
+
+
+def _explained(error: BaseException) -> Exception:
+    """The user's or the run's own error, out of Ray Train's wrapping."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    for cause in causes:
+        inner = getattr(cause, "cause", None) or cause
+        if isinstance(inner, ConfigError):
+            return inner
+    cause = causes[0]
+    return RunFailed(f"{type(cause).__name__}: {str(cause).strip()}")
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What every TorchTrainer worker runs: the loop, with this worker's place in the group."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    events = config["events"]
+    first = context.get_world_rank() == 0
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=get_device(),
+        on_event=events.put_nowait if first else _ignore,
+        on_report=ray.train.report,
+    )
+    try:
+        return {"result": fit(config["job"], worker)}
+    except StorageFailed:
+        raise
+    except RunFailed as failure:
+        # Every worker fails alike and trying again would not help: returned, so that Ray Train does not.
+        return {"failed": str(failure)}
+
+
+def _ignore(_: Any) -> None:
+    """Only the first worker tells the display."""

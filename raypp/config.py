@@ -1,0 +1,484 @@
+"""Every setting of an experiment, once: its type, range, default and meaning.
+
+The models are frozen and strict: an unknown key, a string where a number belongs or a value out of range is refused.
+What one section says about another (a density with a threshold method, a soft loss without a teacher) is checked in
+`Experiment`. Reading YAML and turning pydantic's findings into a `ConfigError` is `load_config.py`'s work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
+
+Density = Annotated[float, Field(gt=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+# The original scripts' spellings, so that their users' habits work.
+METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, strict, no unknown keys; docstrings under fields are their descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+# --- task and data ---------------------------------------------------------------------------------------------------
+
+
+class OwnTask(Settings):
+    """A task of the user's own, for `data.source.kind: files`."""
+
+    name: Name
+    """What the task is called in folders and tables."""
+    kind: Literal["classification", "regression"] = "classification"
+    """Classes, or one real number."""
+    pair: bool = False
+    """Whether each example is a pair of sentences."""
+    labels: Names = ()
+    """Label names, in the order of the model's outputs; empty for regression."""
+
+    @model_validator(mode="after")
+    def _labels_fit_the_kind(self) -> OwnTask:
+        if self.kind == "classification" and len(self.labels) < 2:
+            raise ValueError(f"labels: a classification task needs at least 2 label names, got {list(self.labels)}")
+        if self.kind == "regression" and self.labels:
+            raise ValueError("labels: a regression task has no label names; leave them out")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: every label name may stand once, got {list(self.labels)}")
+        return self
+
+
+class OfficialSource(Settings):
+    """The files of a GLUE task as they are published (`train.tsv`, `dev.tsv`, …)."""
+
+    kind: Literal["official"]
+    directory: str
+    """Folder that holds the files; a local path or a URI (s3://, gs://)."""
+
+
+class HubSource(Settings):
+    """A data set of the Hugging Face hub, read with `datasets.load_dataset`."""
+
+    kind: Literal["hub"]
+    repository: str = "nyu-mll/glue"
+    """Name of the data set repository."""
+    revision: str | None = None
+    """Branch, tag or commit; null for the default branch."""
+
+
+class Columns(Settings):
+    """Which column of a user's file holds what."""
+
+    sentence1: str = "sentence1"
+    """The sentence, or the first of a pair."""
+    sentence2: str = "sentence2"
+    """The second sentence of a pair."""
+    label: str = "label"
+    """Label name or number (classification), or value (regression)."""
+
+
+class FilesSource(Settings):
+    """The user's own Parquet, CSV, TSV or JSON-lines files."""
+
+    kind: Literal["files"]
+    train: str
+    """Training file; the ending names the format (.parquet, .csv, .tsv, .jsonl)."""
+    dev: str
+    """File that is evaluated on."""
+    test: str | None = None
+    """File to predict; it needs no labels."""
+    columns: Columns = Columns()
+    """Which column holds what."""
+
+
+class SyntheticSource(Settings):
+    """Examples written by raypp's own seeded grammar: offline, free, and the same everywhere."""
+
+    kind: Literal["synthetic"]
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the grammar."""
+    train_rows: Annotated[int, Field(ge=1)] = 8000
+    """Rows of the training split."""
+    dev_rows: Annotated[int, Field(ge=1)] = 1000
+    """Rows of the dev split (and of the test split)."""
+
+
+Source = Annotated[OfficialSource | HubSource | FilesSource | SyntheticSource, Field(discriminator="kind")]
+
+
+class DataSettings(Settings):
+    """Where the examples come from and how much of each is read."""
+
+    source: Source | None = None
+    """official, hub, files or synthetic; null: the hub for GLUE tasks, the grammar for synthetic ones."""
+    max_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Tokens kept of an example, special tokens included."""
+    max_train_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first so many training rows; null for all."""
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+class StudentSettings(Settings):
+    """The pretrained encoder that is fine-tuned and pruned."""
+
+    model: str
+    """A folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub name; null for the default branch."""
+
+
+class TrainSettings(Settings):
+    """One fine-tuning: length, batches, optimizer."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training split (3 where neither this nor max_steps is given); may be fractional."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps, exactly; instead of epochs."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Examples of one optimizer step, over all workers (the global batch)."""
+    micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Fixed shares a global batch is cut into; auto: the most workers the experiment asks for, at least 1."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
+    """Peak learning rate of the weights."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Part of all steps in which the learning rate rises (0.1 where neither this nor warmup_steps is given)."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps in which the learning rate rises; instead of warmup_fraction."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's decoupled decay of weights (never of biases, LayerNorm or scores)."""
+    adam_betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term against division by zero."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Weights' and scores' gradients are clipped together to this norm; null: no clipping."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of forward and backward; weights and optimizer stay in float32."""
+    freeze_embeddings: bool | None = None
+    """Keep the embeddings as they are; null: yes when pruning (as in the paper), no in a dense run."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps between two lines of training metrics."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of the head's initialisation, the batches' order, dropout and L0 noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length_and_one_warmup(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for first, second, default in (("epochs", "max_steps", 3.0), ("warmup_fraction", "warmup_steps", 0.1)):
+            given = [key for key in (first, second) if values.get(key) is not None]
+            if len(given) == 2:
+                raise ValueError(
+                    f"{first} and {second} exclude each other, got {first}={values[first]} and {second}={values[second]}"
+                )
+            if not given:
+                values[first] = default
+        return values
+
+
+class TeacherSettings(Settings):
+    """The dense model that the student follows: given, or trained first, or a given one trained further."""
+
+    model: str | None = None
+    """A folder, hub name or package:…; null: the student's pretrained model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub name."""
+    train: TrainSettings | None = None
+    """How to fine-tune it first (a dense run, kept in the store); null: it is fine-tuned already."""
+
+    @model_validator(mode="after")
+    def _something_given(self) -> TeacherSettings:
+        if self.model is None and self.train is None:
+            raise ValueError(
+                "give model (a fine-tuned one), or train (how to fine-tune it), or both; null for no teacher"
+            )
+        if self.model is None and self.revision is not None:
+            raise ValueError(f"revision belongs to a model, but model is null, got revision={self.revision}")
+        return self
+
+
+# --- pruning ---------------------------------------------------------------------------------------------------------
+
+
+class Penalty(Settings):
+    """The regularizer on scores that pushes them down."""
+
+    kind: Literal["l1", "l0"]
+    """l1: mean of sigmoid(scores); l0: mean probability that a hard concrete gate is open."""
+    final_lambda: Annotated[float, Field(ge=0)]
+    """Its weight at the end; it follows the threshold's schedule from 0."""
+    mean: Literal["per_matrix", "global"] = "per_matrix"
+    """per_matrix: every matrix counts the same (as in the paper); global: every score counts the same."""
+
+
+class ScoreInitialization(Settings):
+    """How the scores start."""
+
+    kind: Literal["constant", "uniform", "kaiming"] = "constant"
+    """constant: all `scale`; uniform: in [-scale, scale]; kaiming: Kaiming-uniform with a = sqrt(5), times scale."""
+    scale: float = 0.0
+    """Constant's value, or the spread of the others."""
+
+    @model_validator(mode="after")
+    def _spread_is_positive(self) -> ScoreInitialization:
+        if self.kind != "constant" and self.scale <= 0:
+            raise ValueError(f"scale must be greater than 0 for {self.kind}, got {self.scale}")
+        return self
+
+
+class LayerRule(Settings):
+    """Which linear layers are pruned: regular expressions searched in the layers' names."""
+
+    include: Names = (r".",)
+    """A layer is pruned if one of these matches its name inside the encoder …"""
+    exclude: Names = ()
+    """… and none of these does. Embeddings, pooler and head are never pruned."""
+
+
+class PruningBase(Settings):
+    """What all pruning methods share."""
+
+    initial_warmup: Annotated[int, Field(ge=0)] = 1
+    """Warmups (of train.warmup_steps each) before the schedule leaves its initial value."""
+    final_warmup: Annotated[int, Field(ge=0)] = 2
+    """Warmups at the end, at the final value."""
+    layers: LayerRule = LayerRule()
+    """Which linear layers are pruned."""
+
+    @property
+    def learns_scores(self) -> bool:
+        """Whether the method has scores of its own (magnitude has none)."""
+        return True
+
+
+class ScoredPruning(PruningBase):
+    """A method with learned scores."""
+
+    mask_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the scores; their weight decay is 0."""
+    score_initialization: ScoreInitialization = ScoreInitialization()
+    """How the scores start."""
+    penalty: Penalty | None = None
+    """The regularizer on scores; null for none."""
+
+
+class DensitySchedule(Settings):
+    """From one density to another, for the methods that keep so many weights."""
+
+    scope: Literal["local", "global"] = "local"
+    """local: the density holds in each matrix; global: over all matrices together."""
+    initial_density: Density = 1.0
+    """Density until the initial warmup ends."""
+    final_density: Density = 0.15
+    """Density from the beginning of the final warmup on."""
+
+    @model_validator(mode="after")
+    def _goes_down(self) -> DensitySchedule:
+        if self.final_density > self.initial_density:
+            raise ValueError(
+                f"final_density must not exceed initial_density, got {self.final_density} > {self.initial_density}"
+            )
+        return self
+
+
+class TopKPruning(DensitySchedule, ScoredPruning):
+    """Movement pruning: keep the weights with the highest learned scores (Sanh et al. 2020, section 3)."""
+
+    method: Literal["topk"]
+
+
+class MagnitudePruning(DensitySchedule, PruningBase):
+    """Keep the weights of the largest magnitude (Zhu and Gupta 2017)."""
+
+    method: Literal["magnitude"]
+
+    @property
+    def learns_scores(self) -> bool:
+        return False
+
+
+class FloorPruning(ScoredPruning):
+    """What the two threshold methods share."""
+
+    density_floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
+    """At least this part of each matrix is kept, whatever the threshold says."""
+
+
+class SigmoidThresholdPruning(FloorPruning):
+    """Soft movement pruning: keep the weights with sigmoid(score) above a threshold (Sanh et al. 2020, section 4)."""
+
+    method: Literal["sigmoid_threshold"]
+    initial_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Threshold until the initial warmup ends."""
+    final_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Threshold from the beginning of the final warmup on."""
+
+
+class ThresholdPruning(FloorPruning):
+    """Keep the weights whose score is above a threshold."""
+
+    method: Literal["threshold"]
+    initial_threshold: float = 0.0
+    """Threshold until the initial warmup ends."""
+    final_threshold: float = 0.1
+    """Threshold from the beginning of the final warmup on."""
+
+
+class L0Pruning(ScoredPruning):
+    """L0 regularization with hard concrete gates (Louizos et al. 2018); the penalty's lambda sets the density."""
+
+    method: Literal["l0"]
+    score_initialization: ScoreInitialization = ScoreInitialization(kind="constant", scale=2.197)
+    """How the scores (log alpha) start; 2.197 opens a gate with probability 0.9 and more, as the original did."""
+
+
+def _method_of(value: Any) -> Any:
+    return value.get("method") if isinstance(value, dict) else getattr(value, "method", None)
+
+
+def _resolve_method_alias(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("method"), str):
+        return {**value, "method": METHOD_ALIASES.get(value["method"], value["method"])}
+    return value
+
+
+PruningSettings = Annotated[
+    Annotated[TopKPruning, Tag("topk")]
+    | Annotated[MagnitudePruning, Tag("magnitude")]
+    | Annotated[SigmoidThresholdPruning, Tag("sigmoid_threshold")]
+    | Annotated[ThresholdPruning, Tag("threshold")]
+    | Annotated[L0Pruning, Tag("l0")],
+    Discriminator(_method_of),
+    BeforeValidator(_resolve_method_alias),
+]
+
+
+class DistillationSettings(Settings):
+    """How the soft loss (the teacher) and the hard loss (the labels) are weighed."""
+
+    soft_weight: Annotated[float, Field(ge=0)] = 0.9
+    """Weight of the soft loss."""
+    hard_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the hard loss."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens both distributions; the loss is multiplied by its square. Without effect in regression."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> DistillationSettings:
+        if self.soft_weight == 0 and self.hard_weight == 0:
+            raise ValueError("soft_weight and hard_weight are both 0: nothing would be learned")
+        return self
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+class EvaluationSettings(Settings):
+    """When to evaluate on dev and which checkpoint to deliver."""
+
+    every_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Epochs between evaluations (1 where neither this nor every_steps is given)."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between evaluations; instead of every_epochs."""
+    select: Literal["last", "best"] = "last"
+    """Deliver the last model, or the best on dev among those at the final density."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rhythm(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = [key for key in ("every_epochs", "every_steps") if values.get(key) is not None]
+        if len(given) == 2:
+            raise ValueError(
+                f"every_epochs and every_steps exclude each other, got {values['every_epochs']} and {values['every_steps']}"
+            )
+        return values if given else {**values, "every_epochs": 1.0}
+
+
+class ClusterSettings(Settings):
+    """Where it runs and where it keeps things. None of this changes a run's result."""
+
+    workers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, int], Strict(False)] = 1
+    """Train workers; 0: in this process without Ray Train; [min, max]: elastic."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPUs of each worker; auto: the cluster's CPUs shared evenly (1 on GPU workers)."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each worker."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """How workers are laid over nodes."""
+    storage: str = "runs"
+    """Folder of all runs; a local path or a URI (s3://, gs://)."""
+    store: str | None = None
+    """Folder of shared artifacts (features, teachers, logits); null: <storage>/store."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints; null: one at every evaluation."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept for resuming."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures after which the run gives up."""
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers the experiment asks for."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _range_goes_up(self) -> ClusterSettings:
+        if isinstance(self.workers, tuple) and not 1 <= self.workers[0] <= self.workers[1]:
+            raise ValueError(f"workers: a range is [min, max] with 1 <= min <= max, got {list(self.workers)}")
+        if self.workers == 0 and self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker: workers: 0 runs in this process and uses at most 1 GPU, got {self.gpus_per_worker}"
+            )
+        return self
+
+
+class TrackingSettings(Settings):
+    """Where metrics are recorded besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with an API key, offline without."""
+    project: str = "raypp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null for the default."""
+
+
+class Experiment(Settings):
+    """One experiment: everything that `raypp train` needs to know."""
+
+    name: Name
+    """Folder of its runs; the file's name where it is left out."""
+    run: Name | None = None
+    """Folder of this run; null: a short readable hash of everything that determines its result."""
+    task: str | OwnTask
+    """A task of the table (`raypp.tasks.TASKS`), or the user's own: {name, kind, pair, labels}."""
+    data: DataSettings = DataSettings()
+    """Where the examples come from."""
+    student: StudentSettings
+    """The pretrained encoder."""
+    teacher: TeacherSettings | None = None
+    """The dense model to follow; null for none."""
+    pruning: PruningSettings | None = None
+    """How to prune; null for a dense run."""
+    distillation: DistillationSettings | None = None
+    """Weights of soft and hard loss; null: the defaults where there is a teacher."""
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
+    """Length, batches, optimizer."""
+    evaluation: EvaluationSettings = Field(default_factory=lambda: EvaluationSettings.model_validate({}))
+    """When to evaluate, what to deliver."""
+    cluster: ClusterSettings = ClusterSettings()
+    """Where it runs."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where it is recorded."""

@@ -1,0 +1,1 @@
+"""Raw examples, their features and the batches of a training."""

@@ -1,0 +1,36 @@
+"""Seeded choices that every Python version makes alike, and the checksum that assigns word combinations to splits."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Chance:
+    """A stream of choices. Built on `Random.random` alone: Python promises only that method's numbers for ever."""
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed)
+
+    def pick(self, choices: Sequence[T]) -> T:
+        """One of the choices, all equally likely."""
+        return choices[int(self._random.random() * len(choices))]
+
+    def happens(self, probability: float) -> bool:
+        """True with the given probability."""
+        return self._random.random() < probability
+
+    def sample(self, choices: Sequence[T], count: int) -> list[T]:
+        """`count` different choices in random order."""
+        left = list(choices)
+        return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
+
+
+def split_of(*words: str) -> str:
+    """The one split that may use this combination of content words: 80% train, 10% dev, 10% test."""
+    slot = zlib.crc32(" ".join(words).encode()) % 10
+    return "dev" if slot == 0 else "test" if slot == 1 else "train"

@@ -1,0 +1,153 @@
+"""The user's own files: Parquet, CSV, TSV or JSON lines, with a mapping of columns.
+
+CSV and TSV have a header and quote as RFC 4180 says. A label is a name of `task.labels` or its number; the columns'
+names and the values are otherwise taken as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypp.config import FilesSource
+from raypp.data.lines import numbered_lines, without_empty_end
+from raypp.data.raw import Example, RawData
+from raypp.data.values import BadValue, free_labels, label_of, sentences_of
+from raypp.errors import ConfigError
+from raypp.storage import Location
+from raypp.tasks import Task
+
+Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
+"""The place of each record, for messages, and its values by column."""
+
+
+class FilesData(RawData):
+    """One file for train, one for dev, and perhaps one for test, whose labels may be absent."""
+
+    def __init__(self, task: Task, source: FilesSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
+        given = {"train": source.train, "dev": source.dev, "test": source.test}
+        self.files = {
+            split: Location.of(uri, f"data.source.{split}") for split, uri in given.items() if uri is not None
+        }
+        columns = source.columns
+        self.columns = (columns.sentence1, columns.sentence2) if task.pair else (columns.sentence1,)
+        self.label = columns.label
+        problems = [
+            f"data.source.{split}: no file is given, but the {split} split is needed"
+            for split in required
+            if split not in self.files
+        ]
+        for split, file in self.files.items():
+            problems += _problems(split, file, needed=split in (*required, "test"))
+        if not task.pair and "sentence2" in columns.model_fields_set:
+            problems.append(
+                f"data.source.columns.sentence2: {task.name} has one sentence; leave it out, got {columns.sentence2!r}"
+            )
+        if problems:
+            raise ConfigError(problems)
+        super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        labels = free_labels(self.task)
+        optional = split in self.task.test_splits
+        for place, record in READERS[_ending(self.files[split])](self.files[split]):
+            try:
+                texts = sentences_of([_value(record, column) for column in self.columns], self.columns)
+                value = record.get(self.label) if optional else _value(record, self.label)
+                absent = optional and value in (None, "")
+                yield *texts, None if absent else label_of(value, self.label, self.task, labels)
+            except BadValue as bad:
+                raise bad.at(place) from None
+
+    def identity(self, split: str) -> dict[str, object]:
+        file = self.files[split]
+        return {"file": file.sha256(), "format": _ending(file), "columns": [*self.columns, self.label]}
+
+    def describe(self, split: str) -> str:
+        return str(self.files[split])
+
+
+def _value(record: dict[str, object], column: str) -> object:
+    if column not in record:
+        raise BadValue(f"no column {column!r} (data.source.columns); there are: {', '.join(record)}")
+    return record[column]
+
+
+def _ending(file: Location) -> str:
+    return "." + file.name.rsplit(".", 1)[-1].lower()
+
+
+def _problems(split: str, file: Location, needed: bool) -> list[str]:
+    """What is wrong with a file that is not even opened yet."""
+    if _ending(file) not in READERS:
+        return [f"data.source.{split}: {str(file)!r} cannot be read; allowed: a name that ends in {', '.join(READERS)}"]
+    try:
+        there = file.is_file()
+    except OSError as error:
+        return [f"data.source.{split}: {str(file)!r} cannot be opened: {error}"]
+    return [f"data.source.{split}: there is no file {str(file)!r}"] if needed and not there else []
+
+
+def _cells(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, and the number of the line it ends at."""
+    rows = csv.reader((line for _, line in numbered_lines(file)), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        allowed = f"fields apart by {delimiter!r}, in double quotes where they hold one"
+        raise ConfigError(f"{file}, line {rows.line_num}: {error}; allowed: {allowed}") from error
+
+
+def _delimited(file: Location, delimiter: str) -> Records:
+    rows = _cells(file, delimiter)
+    _, names = next(rows, (1, []))
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{file}, line 1: the header repeats {', '.join(map(repr, repeated))}; names must differ")
+    for number, row in without_empty_end(rows):
+        if len(row) != len(names):
+            raise ConfigError(
+                f"{file}, line {number}: {len(row)} fields, got {row}; allowed: {len(names)}, as in the header"
+            )
+        yield f"{file}, line {number}", dict(zip(names, row, strict=True))
+
+
+def _json_lines(file: Location) -> Records:
+    for number, line in without_empty_end((number, line.strip()) for number, line in numbered_lines(file)):
+        place = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"{place}: {error.msg} at position {error.pos + 1}; allowed: one JSON object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{place}: {line[:100]}; allowed: one JSON object a line")
+        yield place, record
+
+
+def _parquet(file: Location) -> Records:
+    try:
+        with file.filesystem.open_input_file(file.path) as stream:
+            row = 0
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=10_000):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield f"{file}, row {row}", record
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+READERS: dict[str, Callable[[Location], Records]] = {
+    ".csv": partial(_delimited, delimiter=","),
+    ".tsv": partial(_delimited, delimiter="\t"),
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
+"""How to read a file, by the ending of its name."""

@@ -1,0 +1,91 @@
+"""A data set of the Hugging Face hub, by way of the `datasets` package and its cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from raypp.config import HubSource
+from raypp.data.raw import Example, RawData
+from raypp.data.values import BadValue, free_labels, label_of, sentences_of
+from raypp.errors import ConfigError
+from raypp.tasks import Task
+
+FIELD = "data.source.repository"
+NO_LABEL = -1
+"""How the hub's GLUE marks a row without label."""
+
+
+class HubData(RawData):
+    """The splits of `nyu-mll/glue` (or of a copy with the same columns) that belong to the task."""
+
+    def __init__(self, task: Task, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
+        self.source = source
+        self._data = _load(task, source)
+        self._labels = _labels(task, self._data)
+        if missing := [split for split in required if _hub_split(split) not in self._data]:
+            names = ", ".join(map(_hub_split, missing))
+            raise ConfigError(
+                f"{FIELD}: {source.repository} lacks {names} of {task.name}; it has: {', '.join(self._data)}"
+            )
+        super().__init__(task, tuple(s for s in task.splits if _hub_split(s) in self._data), max_train_rows)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        data = self._data[_hub_split(split)]
+        columns = self.task.hub_columns
+        if absent := [column for column in (*columns, "label") if column not in data.column_names]:
+            names = ", ".join(data.column_names)
+            raise ConfigError(f"{FIELD}: {self.describe(split)} has no column {', '.join(absent)}; it has: {names}")
+        row = 0
+        for batch in data.select_columns([*columns, "label"]).with_format("arrow").iter(batch_size=1000):
+            for record in batch.to_pylist():
+                row += 1
+                try:
+                    texts = sentences_of([record[column] for column in columns], columns)
+                    yield *texts, self._label(record["label"], split)
+                except BadValue as bad:
+                    raise bad.at(f"{self.describe(split)}, row {row}") from None
+
+    def identity(self, split: str) -> dict[str, object]:
+        """The rows themselves: the same whatever cache, revision name or `datasets` version they came by."""
+        digest = hashlib.sha256()
+        for example in self.examples(split):
+            digest.update(repr(example).encode())
+        return {"hub": digest.hexdigest()}
+
+    def describe(self, split: str) -> str:
+        return f"{_hub_split(split)} of {self.source.repository} ({self.task.hub_config})"
+
+    def _label(self, value: object, split: str) -> int | float | None:
+        if split in self.task.test_splits and value in (NO_LABEL, None):
+            return None
+        return label_of(value, "label", self.task, self._labels)
+
+
+def _hub_split(split: str) -> str:
+    return split.replace("dev", "validation")
+
+
+def _load(task: Task, source: HubSource) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.repository, task.hub_config, revision=source.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        asked = f"{source.repository} ({task.hub_config}){f' at revision {source.revision}' if source.revision else ''}"
+        raise ConfigError(
+            f"{FIELD}: {asked} cannot be loaded: {str(error).rstrip('.')}. Check the name, or connect once so that it "
+            f"is cached, or give data.source.kind: official and the files in a folder"
+        ) from error
+
+
+def _labels(task: Task, data: Any) -> dict[str, int]:
+    """What each of the hub's label numbers is in the task's order; refuses other names."""
+    feature = next(iter(data.values())).features.get("label")
+    names = getattr(feature, "names", None)
+    if task.kind == "regression" or names is None:
+        return free_labels(task)
+    if sorted(names) != sorted(task.labels):
+        raise ConfigError(f"{FIELD}: the labels of {task.name} are {list(task.labels)}, got {names}")
+    return {str(i): task.labels.index(name) for i, name in enumerate(names)}

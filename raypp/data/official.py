@@ -1,0 +1,109 @@
+"""The files of a GLUE task as they are published: tab-separated, quotes plain characters, each with its own habits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from raypp.config import OfficialSource
+from raypp.data.lines import numbered_lines, without_empty_end, without_end
+from raypp.data.raw import Example, RawData
+from raypp.data.values import BadValue, label_of, official_labels, sentences_of
+from raypp.errors import ConfigError
+from raypp.storage import Location
+from raypp.tasks import OfficialFile, Task
+
+FIELD = "data.source.directory"
+
+logger = logging.getLogger("raypp")
+
+
+class CutRow(BadValue):
+    """A row that lacks fields."""
+
+
+class OfficialData(RawData):
+    """A folder of official files (`train.tsv`, `dev.tsv`, …); which columns they have says the task's row."""
+
+    def __init__(
+        self, task: Task, source: OfficialSource, max_train_rows: int | None, required: tuple[str, ...]
+    ) -> None:
+        self.folder = Location.of(source.directory, FIELD)
+        try:
+            if not self.folder.is_folder():
+                raise ConfigError(
+                    f"{FIELD}: {source.directory!r} is no folder; give the one that holds {task.title}'s files"
+                )
+            there = tuple(split for split in task.splits if self._file(task.official_file(split)).is_file())
+            if missing := [task.official_file(split).name for split in required if split not in there]:
+                names = ", ".join(file.name for file in self.folder.children()) or "nothing"
+                raise ConfigError(
+                    f"{FIELD}: {self.folder} lacks {', '.join(missing)} of {task.title}; it holds: {names}"
+                )
+        except OSError as error:
+            raise ConfigError(f"{FIELD}: {source.directory!r} cannot be opened: {error}") from error
+        super().__init__(task, there, max_train_rows)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        spec = self.task.official_file(split)
+        file = self._file(spec)
+        lines = ((number, without_end(line)) for number, line in numbered_lines(file))
+        width, sentences, label = _positions(spec, file, next(lines, (1, ""))[1]) if spec.has_header else _fixed(spec)
+        needed = max(*sentences, label or 0) + 1
+        labels = official_labels(self.task)
+        skipped = long = 0
+        for number, line in without_empty_end(lines):
+            cells = line.split("\t")
+            try:
+                if len(cells) < needed:
+                    raise CutRow(f"{len(cells)} fields, got {line[:100]!r}; allowed: {width} separated by tabs")
+                if label is not None and cells[label] == "":
+                    raise CutRow(f"the label is empty, got {line[:100]!r}; allowed: {', '.join(labels) or 'a number'}")
+                texts = sentences_of([cells[i] for i in sentences], ["sentence1", "sentence2"][: len(sentences)])
+                value = None if label is None else label_of(cells[label], "label", self.task, labels)
+            except BadValue as bad:
+                # A test row is never skipped: the submission would be one line short.
+                if isinstance(bad, CutRow) and self.task.skips_cut_rows and label is not None:
+                    skipped += 1
+                    continue
+                raise bad.at(f"{file}, line {number}") from None
+            long += len(cells) > width
+            yield *texts, value
+        self._tell(split, file, skipped, long)
+
+    def identity(self, split: str) -> dict[str, object]:
+        spec = self.task.official_file(split)
+        columns = {"sentences": spec.sentences, "label": spec.label}
+        return {"official": self._file(spec).sha256(), "columns": columns, "skips": self.task.skips_cut_rows}
+
+    def describe(self, split: str) -> str:
+        return str(self._file(self.task.official_file(split)))
+
+    def _file(self, spec: OfficialFile) -> Location:
+        return self.folder / spec.name
+
+    def _tell(self, split: str, file: Location, skipped: int, long: int) -> None:
+        """Records what was read over, and warns of it once a file."""
+        known = split in self.skipped_rows
+        self.skipped_rows[split] = skipped
+        if skipped and not known:
+            logger.warning("%s: skipped %d rows that lack fields; GLUE's own readers skip them too", file, skipped)
+        if long and not known:
+            logger.warning("%s: %d rows have more fields than the header; the last ones are not used", file, long)
+
+
+def _fixed(spec: OfficialFile) -> tuple[int, list[int], int | None]:
+    """Width, positions of the sentences and of the label in a file without header."""
+    positions = [int(column) for column in spec.sentences]
+    label = None if spec.label is None else int(spec.label)
+    return max(*positions, label or 0) + 1, positions, label
+
+
+def _positions(spec: OfficialFile, file: Location, header: str) -> tuple[int, list[int], int | None]:
+    """The same in a file with header: columns move between splits, so they are found by name."""
+    names = without_end(header).split("\t")
+    wanted = [*spec.sentences, *([] if spec.label is None else [spec.label])]
+    if absent := [column for column in wanted if column not in names]:
+        raise ConfigError(f"{file}, line 1: no column {', '.join(map(repr, absent))}; the header has: {names}")
+    label = None if spec.label is None else names.index(str(spec.label))
+    return len(names), [names.index(str(column)) for column in spec.sentences], label

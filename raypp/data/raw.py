@@ -1,0 +1,106 @@
+"""Raw examples in one shape, whatever the source: Arrow batches of rows with text and a nullable label."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+
+import pyarrow as pa
+
+from raypp.errors import ConfigError
+from raypp.tasks import Task
+
+BATCH_ROWS = 10_000
+"""Rows of a batch, at most: what bounds the memory of reading."""
+
+FORMAT_VERSION = 1
+"""Part of every fingerprint: raise it when the same input begins to give other rows."""
+
+Example = tuple[str, str | None, int | float | None]
+"""First sentence, second sentence (None unless the task has pairs), label (None where there is none)."""
+
+
+def schema(task: Task) -> pa.Schema:
+    """The columns of every batch: `row` counts from 0; a label is null in a split without labels."""
+    fields = [pa.field("row", pa.int64(), nullable=False), pa.field("sentence1", pa.string(), nullable=False)]
+    if task.pair:
+        fields.append(pa.field("sentence2", pa.string(), nullable=False))
+    fields.append(pa.field("label", pa.int64() if task.kind == "classification" else pa.float32()))
+    return pa.schema(fields)
+
+
+class RawData(ABC):
+    """The splits of a task from one source."""
+
+    def __init__(self, task: Task, splits: tuple[str, ...], max_train_rows: int | None) -> None:
+        self.task = task
+        self.splits = splits
+        """The splits that are there."""
+        self.max_train_rows = max_train_rows
+        self.skipped_rows: dict[str, int] = {}
+        """Known bad rows left out, of each split that was read to its end in this process."""
+        self._fingerprints: dict[str, str] = {}
+
+    @abstractmethod
+    def examples(self, split: str) -> Iterator[Example]:
+        """All examples of a split that is there, in the source's order; ConfigError at a row that cannot be read."""
+
+    @abstractmethod
+    def identity(self, split: str) -> dict[str, object]:
+        """What determines the split's rows, besides the task: content hashes, columns, seeds."""
+
+    @abstractmethod
+    def describe(self, split: str) -> str:
+        """Where the split comes from, for messages."""
+
+    def read(self, split: str) -> Iterator[pa.RecordBatch]:
+        """The split's rows in batches of `schema(task)`, at most BATCH_ROWS each; train is cut to `max_train_rows`.
+
+        Raises:
+            ConfigError: the split is not there or empty, or a row cannot be read (names file, line, value, allowed).
+        """
+        self._require(split)
+        return self._batches(split)
+
+    def check_first_row(self, split: str) -> None:
+        """ConfigError if the split is not there, is empty, or does not even begin well."""
+        self._require(split)
+        if next(self.examples(split), None) is None:
+            raise self._empty(split)
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 of everything that determines the split's rows; reads the files once."""
+        self._require(split)
+        if split not in self._fingerprints:
+            task = self.task
+            meaning = {"task": task.name, "kind": task.kind, "pair": task.pair, "labels": task.labels}
+            content = {"format": FORMAT_VERSION, **meaning, "source": self.identity(split), "rows": self._limit(split)}
+            self._fingerprints[split] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self._fingerprints[split]
+
+    def _require(self, split: str) -> None:
+        if split not in self.splits:
+            raise ConfigError(f"data.source: {self.task.name} has no split {split!r} here; it has: {list(self.splits)}")
+
+    def _empty(self, split: str) -> ConfigError:
+        return ConfigError(f"data.source: {self.describe(split)} holds no rows; at least one is needed")
+
+    def _limit(self, split: str) -> int | None:
+        return self.max_train_rows if split == self.task.train_split else None
+
+    def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        columns = schema(self.task)
+        examples = islice(self.examples(split), self._limit(split))
+        row = 0
+        while chunk := list(islice(examples, BATCH_ROWS)):
+            sentences1, sentences2, labels = zip(*chunk, strict=True)
+            values = {"row": range(row, row + len(chunk)), "sentence1": sentences1, "label": labels}
+            if self.task.pair:
+                values["sentence2"] = sentences2
+            yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in columns], schema=columns)
+            row += len(chunk)
+        if row == 0:
+            raise self._empty(split)

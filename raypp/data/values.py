@@ -1,0 +1,75 @@
+"""The values of one row: its text, its label. What is wrong with one is a `BadValue`; the reader adds file and line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from raypp.errors import ConfigError
+from raypp.tasks import Task
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+class BadValue(ValueError):
+    """A row that cannot be read: the value given and what is allowed."""
+
+    def at(self, place: str) -> ConfigError:
+        """The same as the user's problem, with its place."""
+        return ConfigError(f"{place}: {self}")
+
+
+def sentences_of(values: Sequence[object], columns: Sequence[object]) -> tuple[str, str | None]:
+    """The one or two sentences of a row, as they are.
+
+    One side of a pair may be empty (two questions of QQP's training file are); a row without any text may not.
+    """
+    for value, column in zip(values, columns, strict=True):
+        if not isinstance(value, str):
+            raise BadValue(f"{column} is {value!r}; allowed: text")
+    texts = [str(value) for value in values]
+    if not any(text.strip() for text in texts):
+        raise BadValue(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
+    return texts[0], texts[1] if len(texts) == 2 else None
+
+
+def official_labels(task: Task) -> dict[str, int]:
+    """How the official files write each label, to its number."""
+    return {str(i) if task.digit_labels else label: i for i, label in enumerate(task.labels)}
+
+
+def free_labels(task: Task) -> dict[str, int]:
+    """How a user may write each label: by name, or by number where no name is a number itself."""
+    names = {label: i for i, label in enumerate(task.labels)}
+    numbers = {str(i): i for i in range(len(task.labels))}
+    return names if any(_is_integer(label) for label in names) else numbers | names
+
+
+def label_of(value: object, column: object, task: Task, labels: Mapping[str, int]) -> int | float:
+    """The label of a row: its number in `task.labels`, or a regression task's value."""
+    return _number(value, column, task) if task.kind == "regression" else _class(value, column, labels)
+
+
+def _class(value: object, column: object, labels: Mapping[str, int]) -> int:
+    key = str(value)
+    if key not in labels and (isinstance(value, bool) or (isinstance(value, float) and value.is_integer())):
+        key = str(int(value))  # tables write 1.0 and true where they mean 1
+    if key not in labels:
+        raise BadValue(f"{column} is {value!r}; allowed: {', '.join(labels)}")
+    return labels[key]
+
+
+def _number(value: object, column: object, task: Task) -> float:
+    low, high = task.value_range or (-FLOAT32_MAX, FLOAT32_MAX)
+    allowed = f"a number from {low:g} to {high:g}" if task.value_range else "a finite number"
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise BadValue(f"{column} is {value!r}; allowed: {allowed}") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise BadValue(f"{column} is {value!r}; allowed: {allowed}")
+    return number
+
+
+def _is_integer(label: str) -> bool:
+    return label.lstrip("+-").isdecimal()

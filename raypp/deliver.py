@@ -1,0 +1,84 @@
+"""The end of a run: the folded model is saved, opened again as anybody would, and evaluated once more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raypp.errors import RunFailed
+from raypp.evaluate import Predictions, evaluate, headline_key, predictions_table
+from raypp.export.huggingface import load_saved, save_model
+from raypp.pruning.density import DensityReport
+from raypp.recording import Progress, Recorder
+from raypp.worker import Worker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raypp.data.features import Features
+    from raypp.train import Job
+
+FOLD_TOLERANCE = 1e-5
+
+
+def deliver(
+    job: Job,
+    worker: Worker,
+    plain: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, Features],
+    masked: Mapping[str, Predictions],
+    density: DensityReport,
+    progress: Progress,
+    recorder: Recorder,
+) -> dict[str, Any]:
+    """Saves the plain model, evaluates what was saved, and writes predictions, figures and, last, the result.
+
+    Args:
+        plain: the folded model.
+        masked: what the model predicted before it was folded.
+
+    Raises:
+        RunFailed: the saved model's logits are not those of the masked one.
+    """
+    if worker.is_first:
+        save_model(plain, tokenizer, job.run / "model")
+    worker.barrier()
+    saved = load_saved(job.run / "model", worker.device)
+    metrics, predictions = evaluate(saved, splits, job.task, tokenizer.pad_token_id, worker)
+    for split, after in predictions.items():
+        difference = float(np.abs(after.logits - masked[split].logits).max())
+        if difference > FOLD_TOLERANCE:
+            raise RunFailed(
+                f"the saved model in {job.run / 'model'} differs from the masked one by {difference:.2g} in a logit of "
+                f"{split}; allowed is {FOLD_TOLERANCE:g}"
+            )
+    pruning = job.experiment.pruning
+    result = {
+        "name": job.experiment.name,
+        "run": job.run.name,
+        "task": job.task.name,
+        "headline": headline_key(job.task),
+        "metrics": metrics,
+        "requested_density": getattr(pruning, "final_density", None),
+        "density": {"linear": density.linear, "encoder": density.encoder, "model": density.model},
+        "steps": progress.steps,
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "best": progress.best,
+        "paths": {
+            "run": str(job.run),
+            "model": str(job.run / "model"),
+            "figures": str(job.run / "figures"),
+            "metrics": str(job.run / "metrics.jsonl"),
+        },
+        **job.provenance,
+    }
+    if worker.is_first:
+        (job.run / "predictions.tsv").write_text(predictions_table(job.task, predictions))
+        layers = () if pruning is None else density.layers
+        result["paths"]["wandb_sync"] = recorder.finish(result, layers)
+        (job.run / "result.json").write_json(result)
+    return dict(worker.gather(result)[0])

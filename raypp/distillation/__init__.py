@@ -1,0 +1,1 @@
+"""Following a teacher: the losses of logits."""

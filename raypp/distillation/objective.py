@@ -1,0 +1,66 @@
+"""The loss of fine-pruning as terms: the hard loss on labels and the soft loss on the teacher's logits.
+
+A term is a sum over a share's rows. It is divided by the term's count over the whole global batch, which is known before the
+forward pass, so that a global batch gives the same gradient however it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raypp.config import DistillationSettings
+from raypp.distillation.losses import (
+    hard_cross_entropy_sum,
+    hard_mse_sum,
+    soft_cross_entropy_sum,
+    soft_mse_sum,
+)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`objective(model, batch)` gives the sum of each term over the rows of a share."""
+
+    weights: Mapping[str, float]
+    """Weight of each term; a term of weight 0 is not computed."""
+    regression: bool
+    temperature: float = 1.0
+
+    @classmethod
+    def build(cls, regression: bool, distillation: DistillationSettings | None) -> Objective:
+        """Labels alone (no distillation), or labels and teacher, weighed as the settings say."""
+        if distillation is None:
+            return cls({"hard_loss": 1.0}, regression)
+        weights = {"hard_loss": distillation.hard_weight, "soft_loss": distillation.soft_weight}
+        return cls({name: weight for name, weight in weights.items() if weight}, regression, distillation.temperature)
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the share's rows, float32 scalars, with gradient.
+
+        Args:
+            model: gives `.logits` [rows, outputs].
+            batch: the model's inputs, `labels` [rows] and, for the soft loss, `teacher_logits` [rows, outputs].
+        """
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "teacher_logits")}
+        logits = model(**inputs).logits
+        terms = {}
+        if "hard_loss" in self.weights:
+            hard = hard_mse_sum if self.regression else hard_cross_entropy_sum
+            terms["hard_loss"] = hard(logits.squeeze(-1) if self.regression else logits, batch["labels"])
+        if "soft_loss" in self.weights:
+            teacher = batch["teacher_logits"]
+            terms["soft_loss"] = (
+                soft_mse_sum(logits, teacher)
+                if self.regression
+                else soft_cross_entropy_sum(logits, teacher, self.temperature)
+            )
+        return terms
+
+    def loss(self, terms: Mapping[str, Tensor], global_count: int) -> Tensor:
+        """The share's part of the global batch's mean loss."""
+        parts = [self.weights[name] * value / global_count for name, value in terms.items()]
+        return torch.stack(parts).sum()

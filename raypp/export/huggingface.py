@@ -1,0 +1,58 @@
+"""A plain Hugging Face folder: configuration, safetensors, tokenizer; the standard Auto classes open it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raypp.errors import ConfigError
+from raypp.models import quiet_loading
+from raypp.storage import Location
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, destination: Location) -> None:
+    """Writes a folded model and its tokenizer; what stood there before is replaced."""
+    destination.delete()
+    destination.make_folder()
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
+        folder = Path(destination.path if destination.is_local else scratch)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if not destination.is_local:
+            destination.upload(folder)
+
+
+def load_saved(location: Location, device: torch.device | str = "cpu") -> Any:
+    """The model in a folder written by `save_model`, in float32 and evaluation mode, through the standard Auto class."""
+    from transformers import AutoModelForSequenceClassification
+
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
+        folder = location.download(Path(scratch))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+        return model.to(device).eval()
+
+
+def export_run(reference: str, destination: Path) -> str:
+    """Copies a finished run's model to a folder; returns a line that says so.
+
+    Raises:
+        ConfigError: no finished run there, or a folder that holds something already.
+    """
+    run = Location.of(reference, "RUN")
+    if not (run / "result.json").is_file():
+        raise ConfigError(f"RUN: {reference} is no finished run (it has no result.json); `raypp train` finishes it")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"--to: {destination} holds something already; give a new or an empty folder")
+    target = Location.of(destination)
+    target.make_folder()
+    for file in (run / "model").files():
+        (target / file.name).write_bytes(file.read_bytes())
+    return f"{len(target.files())} files in {destination}; AutoModelForSequenceClassification.from_pretrained opens it"

@@ -1,0 +1,82 @@
+"""What determines a run's result, hashed: runs with the same settings and the same input content are the same run.
+
+Left out is what changes nothing: names, workers, storage, tracking, where a file lies. Library versions are recorded beside
+the run and a change is warned of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raypp.config import Experiment
+
+# Raised when the same settings would give other numbers than before.
+RUN_FORMAT = 1
+RECORDED_PACKAGES = ("raypp", "torch", "transformers", "tokenizers", "ray", "datasets", "numpy", "wandb")
+
+
+def run_identity(
+    experiment: Experiment, inputs: Mapping[str, Any], micro_batches: int, teacher: str | None
+) -> dict[str, Any]:
+    """Everything that determines the result, as JSON values.
+
+    Args:
+        inputs: fingerprints of the input's content by role (splits, student).
+        teacher: the teacher's own hash or fingerprint.
+    """
+    values = experiment.model_dump(mode="json")
+    train = {key: value for key, value in values["train"].items() if key != "micro_batches"}
+    return {
+        "format": RUN_FORMAT,
+        "task": values["task"],
+        "max_length": values["data"]["max_length"],
+        "max_train_rows": values["data"]["max_train_rows"],
+        "inputs": dict(inputs),
+        "teacher": teacher,
+        "pruning": values["pruning"],
+        "distillation": values["distillation"],
+        "train": {**train, "micro_batches": micro_batches},
+        "evaluation": values["evaluation"],
+    }
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """sha256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def run_name(experiment: Experiment, digest: str) -> str:
+    """Readable first, unique after: `topk-0.15-3f9a2c1d`."""
+    pruning = experiment.pruning
+    if pruning is None:
+        return f"dense-{digest[:8]}"
+    level = getattr(pruning, "final_density", getattr(pruning, "final_threshold", None))
+    return "-".join([pruning.method.replace("_", "-"), *([f"{level:g}"] if level is not None else []), digest[:8]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything whose change may change a result, and the commit raypp was run from."""
+    recorded = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        recorded[package] = importlib.metadata.version(package)
+    commit = _git_commit()
+    return recorded | ({"git_commit": commit} if commit else {})
+
+
+def _git_commit() -> str | None:
+    """The commit of raypp's own checkout, with a mark if it was changed; None if it is installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

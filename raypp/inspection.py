@@ -1,0 +1,130 @@
+"""How many weights a model has left, matrix by matrix, counted in its files without running it: `raypp inspect`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+
+from raypp.config import LayerRule
+from raypp.errors import ConfigError
+from raypp.figures import density_by_layer_figure, save, split_layer_name
+from raypp.models import load_model_config, quiet_loading, resolve_model
+from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.pruner import select_layers
+from raypp.runs import run_experiment
+from raypp.storage import Location
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is left of a model."""
+
+    name: str
+    """Class of the model."""
+    density: DensityReport
+    """Over the three denominators, and of each layer."""
+    missing: tuple[str, ...]
+    """Parameters of the model that its files lack, such as a pooler; they count as they are initialised."""
+
+
+def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
+    """Counts the non-zero weights of a Hugging Face folder.
+
+    Args:
+        folder: configuration and safetensors of a plain (folded) model.
+        layers: which linear layers were pruned; None: all that may be.
+
+    Raises:
+        ConfigError: no such model, files that cannot be read, or weights of the encoder that they lack.
+    """
+    model, missing = _load(resolve_model(str(folder), None, "MODEL"))
+    names = None if layers is None else list(select_layers(model, layers))
+    return Inspection(type(model).__name__, count_density(model, names), missing)
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model as the class that its configuration names, and the names of what its files lack."""
+    import transformers
+
+    config = load_model_config(folder, "MODEL")
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    model_class: Any = named if is_model else transformers.AutoModel
+    try:
+        with quiet_loading():
+            model, info = model_class.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="auto"
+            )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"MODEL: the weights in {folder} cannot be read: {error}") from error
+    missing = tuple(sorted(info["missing_keys"]))
+    inside = {name.removeprefix(f"{model.base_model_prefix}.") for name in missing}
+    if lost := sorted(inside.intersection(f"{layer.name}.weight" for layer in count_density(model).layers)):
+        raise ConfigError(f"MODEL: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first")
+    return model, missing
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """Remaining weights of every pruned matrix, grouped by layer, with the sums at the end."""
+    density = inspection.density
+    table = Table(title=f"Remaining weights of {inspection.name}", title_style="bold", title_justify="left")
+    table.add_column("layer")
+    table.add_column("matrix")
+    for column in ("remaining", "of", "density"):
+        table.add_column(column, justify="right")
+    places = [(split_layer_name(layer.name), layer) for layer in density.layers]
+    several = len({stack for (stack, _, _), _ in places}) > 1
+    for (stack, number), group in groupby(places, key=lambda place: place[0][:2]):
+        label = f"{stack}.{number}".strip(".") if several else number
+        for (_, _, kind), layer in group:
+            table.add_row(label, kind, f"{layer.kept:,}", f"{layer.total:,}", f"{layer.density:.4f}")
+            label = ""
+        table.add_section()
+    kept, total = sum(layer.kept for layer in density.layers), sum(layer.total for layer in density.layers)
+    table.add_row("all", "these linear weights", f"{kept:,}", f"{total:,}", f"{density.linear:.4f}", style="bold")
+    table.add_row("", "encoder, with biases and norms", "", "", f"{density.encoder:.4f}")
+    table.add_row("", "model, with embeddings", "", "", f"{density.model:.4f}")
+    return table
+
+
+def inspect_command(reference: str, save_to: str | None = None, console: Console | None = None) -> None:
+    """Prints the table of a run or model (folder, URI, hub name or package); saves the figure if a file is named."""
+    console = console or Console()
+    with _folder_of(reference) as (folder, layers):
+        inspection = inspect_model(folder, layers)
+    if save_to is not None:
+        save(density_by_layer_figure(inspection.density.layers), Path(save_to))
+    console.print(inspection_table(inspection))
+    if inspection.missing:
+        names = ", ".join(inspection.missing)
+        console.print(f"Not in the files, counted as initialised: {names}", markup=False, soft_wrap=True)
+    if save_to is not None:
+        console.print(f"figure: {save_to}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _folder_of(reference: str) -> Iterator[tuple[Path, LayerRule | None]]:
+    """The local model folder of what the user named, and the layers that were pruned if it is a run."""
+    location = Location.of(reference, "MODEL")
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
+        if (location / "experiment.yaml").is_file():
+            if not (location / "model" / "config.json").is_file():
+                raise ConfigError(f"MODEL: the run {reference} has no model yet; `raypp train` finishes it")
+            pruning = run_experiment(location).pruning
+            yield (location / "model").download(Path(scratch)), None if pruning is None else pruning.layers
+        elif location.is_local:
+            yield resolve_model(reference, None, "MODEL"), None
+        else:
+            yield location.download(Path(scratch)), None

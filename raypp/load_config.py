@@ -1,0 +1,299 @@
+"""From a YAML file and `section.field=value` overrides to an `Experiment`, or one `ConfigError` with every problem.
+
+A file may name another as its `base:` (a path relative to itself) and says only what differs: mappings are merged key by
+key, everything else is replaced. A section that changes its `method` or `kind` starts anew, since its fields belong to it; of two
+ways to say one thing (epochs, max_steps) the later replaces the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raypp.config import METHOD_ALIASES, Experiment
+from raypp.errors import ConfigError
+
+# The fields in which `~` and `${VAR}` are expanded; they are paths, or may be.
+PATH_FIELDS = (
+    "data.source.directory",
+    "data.source.train",
+    "data.source.dev",
+    "data.source.test",
+    "student.model",
+    "teacher.model",
+    "cluster.storage",
+    "cluster.store",
+)
+DISCRIMINATORS = ("method", "kind")
+# Two ways to say one thing: the later of file and override replaces the other way.
+ALTERNATIVES = (("epochs", "max_steps"), ("warmup_fraction", "warmup_steps"), ("every_epochs", "every_steps"))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's scalars: `3e-5` is a float, `off` is a word; no dates, no sexagesimals."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":int", ":bool"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass
+class _Tree:
+    """Plain values, and for each dotted field path where it was written."""
+
+    values: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment file and applies overrides such as `pruning.final_density=0.1`.
+
+    Raises:
+        ConfigError: with every problem found: place, value given, what is allowed.
+    """
+    tree = _read_tree(Path(path), seen=())
+    problems: list[str] = []
+    for override in overrides:
+        problems += _apply_override(tree, override)
+    tree.values.setdefault("name", Path(path).stem)
+    if problems:
+        raise ConfigError(problems)
+    return _validate(tree, str(path))
+
+
+def experiment_from(values: dict[str, Any]) -> Experiment:
+    """The same checks for an experiment given as nested dictionaries from Python."""
+    return _validate(_Tree(dict(values)), "experiment")
+
+
+def _validate(tree: _Tree, origin: str) -> Experiment:
+    problems = _expand_paths(tree, origin)
+    try:
+        experiment = Experiment.model_validate(tree.values)
+    except ValidationError as error:
+        findings = error.errors(include_url=False)
+        # Of a number or a range, pydantic complains twice about something that is neither.
+        findings = [f for f in findings if f["type"] != "tuple_type" or len(findings) == 1]
+        problems += [_sentence(finding, tree, origin) for finding in findings]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return experiment
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base: the files name each other in a circle: {' -> '.join(map(str, seen))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}; give the path of an experiment file") from None
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        tree = _Tree({})
+        problems = list(_walk(node, "", path, tree.places))
+        if problems:
+            raise ConfigError(problems)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}: an experiment is a mapping of settings, got {text.strip()[:40]!r}")
+        tree.values = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: is not YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()
+    base = tree.values.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{tree.places['base']}: base: must be the path of another experiment file, got {base!r}")
+    parent = _read_tree(path.parent / base, (*seen, path.resolve()))
+    return _Tree(_merge(parent.values, tree.values), {**parent.places, **tree.places})
+
+
+def _walk(node: yaml.Node | None, prefix: str, path: Path, places: dict[str, str]) -> Iterator[str]:
+    """Notes the line of every field; yields a problem for a key that stands twice."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            place = f"{path}:{key.start_mark.line + 1}"
+            if key.value in seen:
+                yield f"{place}: {name}: stands twice in the same section; keep one"
+            seen.add(key.value)
+            places[name] = place
+            yield from _walk(value, f"{name}.", path, places)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for pair in ALTERNATIVES:
+        if any(changes.get(name) is not None for name in pair):
+            merged = {key: value for key, value in merged.items() if key not in pair}
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _starts_anew(old, value):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _starts_anew(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return any(name in new and name in old and new[name] != old[name] for name in DISCRIMINATORS)
+
+
+# --- overrides and paths ---------------------------------------------------------------------------------------------
+
+
+def _apply_override(tree: _Tree, override: str) -> list[str]:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        return [f"{override!r}: an override is written section.field=value, for example train.epochs=2"]
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError:
+        return [f"{override!r}: the value is not YAML: {text!r}"]
+    *sections, last = name.split(".")
+    changes: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        changes = {section: changes}
+    at: Any = tree.values
+    for depth, section in enumerate(sections):
+        at = at.get(section)
+        if at is None:
+            break
+        if not isinstance(at, dict):
+            return [f"{override!r}: {'.'.join(sections[: depth + 1])} is {at!r}, not a section with fields"]
+    tree.values = _merge(tree.values, changes)
+    tree.places[name] = "override"
+    return []
+
+
+def _expand_paths(tree: _Tree, origin: str) -> list[str]:
+    problems = []
+    for name in PATH_FIELDS:
+        *sections, last = name.split(".")
+        section: Any = tree.values
+        for key in sections:
+            section = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or not isinstance(section.get(last), str):
+            continue
+        text = section[last]
+        missing = [var for var in re.findall(r"\$\{(\w+)\}", text) if var not in os.environ]
+        if missing:
+            where = _place(name, tree, origin)
+            problems.append(f"{where}: the environment variable {missing[0]} is not set, got {text!r}; set it")
+            continue
+        expanded = re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)
+        section[last] = os.path.expanduser(expanded)
+    return problems
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def _place(name: str, tree: _Tree, origin: str) -> str:
+    """`file:line: field`, with the line of the nearest section that was written."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        place = tree.places.get(".".join(parts[:length]))
+        if place is not None:
+            return f"{place}: {name}"
+    return f"{origin}: {name}" if name else origin
+
+
+def _sentence(finding: Any, tree: _Tree, origin: str) -> str:
+    """One of pydantic's findings as: place, what is wrong, the value given, what is allowed."""
+    loc = _field_path(finding["loc"])
+    where = _place(loc, tree, origin)
+    kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
+    if kind == "extra_forbidden":
+        *section, key = loc.split(".")
+        fields = _fields_at(section, tree.values)
+        near = difflib.get_close_matches(key, fields, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}: there is no such setting (got {given!r}); {hint}allowed here: {', '.join(sorted(fields))}"
+    if kind == "missing":
+        return f"{where}: is missing; it has no default"
+    if kind == "union_tag_invalid":
+        key = "method" if loc.endswith("pruning") else "kind"
+        allowed = context["expected_tags"].replace("'", "")
+        return f"{where}.{key}: must be one of {allowed}, got {context['tag']!r}"
+    if kind == "union_tag_not_found":
+        key = "method" if loc.endswith("pruning") else "kind"
+        return f"{where}.{key}: is missing; it says which fields belong here, got {given!r}"
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    message = finding["msg"].removeprefix("Input ").replace("should", "must").replace("valid ", "")
+    return f"{where}: {message}, got {given!r}"
+
+
+def _field_path(loc: tuple[Any, ...]) -> str:
+    """pydantic's location without the names of union members, which are no fields of the user's."""
+    names: list[str] = []
+    here: Any = Experiment
+    for part in loc:
+        models = _models_of(here)
+        known = {name: info for model in models for name, info in model.model_fields.items()}
+        if isinstance(part, str) and part not in known and names and not _is_leaf_key(part, models):
+            continue
+        names.append(str(part))
+        here = known[part].annotation if part in known else None
+    return ".".join(names)
+
+
+def _is_leaf_key(part: str, models: list[type[BaseModel]]) -> bool:
+    """Whether `part` is a (misspelt) key of the user's, and not pydantic's name for a union member."""
+    tags = {get_args(m.model_fields[d].annotation)[0] for m in models for d in DISCRIMINATORS if _tags(m, d)}
+    kinds = {"int", "float", "str", "constrained-int", "constrained-str"} | {model.__name__ for model in models}
+    return bool(models) and part not in tags and part not in kinds and "[" not in part
+
+
+def _tags(model: type[BaseModel], name: str) -> bool:
+    return name in model.model_fields and bool(get_args(model.model_fields[name].annotation))
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    """All settings models that an annotation admits."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_of(argument)]
+
+
+def _fields_at(section: list[str], values: Any) -> list[str]:
+    """The names allowed in a section, those of the chosen method or kind where there are several."""
+    here: Any = Experiment
+    for key in section:
+        values = values.get(key) if isinstance(values, dict) else None
+        known = {name: info.annotation for model in _models_of(here) for name, info in model.model_fields.items()}
+        here = known.get(key)
+    models = _models_of(here)
+    for name in DISCRIMINATORS:
+        chosen = values.get(name) if isinstance(values, dict) else None
+        chosen = METHOD_ALIASES.get(chosen, chosen) if isinstance(chosen, str) else None
+        chosen_models = [m for m in models if _tags(m, name) and chosen in get_args(m.model_fields[name].annotation)]
+        models = chosen_models or models
+    return sorted({name for model in models for name in model.model_fields})

@@ -1,0 +1,43 @@
+"""metrics.jsonl: what a run reports, on disk line by line, whatever else records it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raypp.storage import Location
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, on disk before `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line. Raises ValueError, naming the key, for a value that is not finite."""
+        for key, value in metrics.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key}: {value} at step {step} is not a finite number")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All reports, in order. A last line that a crash cut short is left out; any other bad line is a ValueError."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
+        records = []
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: not a JSON object: {error}") from error
+        return records
+
+    def cut(self, step: int) -> None:
+        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line."""
+        if self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+            Location.of(self.path).write_text("".join(kept))

@@ -1,0 +1,288 @@
+"""Pretrained models and tokenizers: finding them, checking that they fit the task, loading them.
+
+A model is named by a folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package. Only safetensors are
+loaded: nothing a stranger could have pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raypp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raypp.config import Experiment
+    from raypp.tasks import Task
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "spm.model",
+)
+# What a model folder's behaviour depends on, and what is fetched from the hub.
+MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+
+def resolve_model(reference: str, revision: str | None, field: str) -> Path:
+    """The local folder of a model, downloaded from the hub if need be.
+
+    Raises:
+        ConfigError: naming `field`, if there is no such model or it lacks its configuration or safetensors.
+    """
+    if reference.startswith("package:"):
+        folder = _package_folder(reference, field)
+    elif Path(reference).is_dir():
+        folder = Path(reference).resolve()
+    else:
+        folder = _hub_folder(reference, revision, field)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{field}: {reference!r} has no config.json in {folder}; give a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{field}: {reference!r} has no *.safetensors in {folder}; other weight formats may hold pickled code and "
+            "are not loaded: convert it with save_pretrained"
+        )
+    return folder
+
+
+def _package_folder(reference: str, field: str) -> Path:
+    package, _, subfolder = reference.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{field}: {reference!r}: the Python package {package!r} is not installed")
+    folder = Path(next(iter(spec.submodule_search_locations)), subfolder)
+    if not folder.is_dir():
+        raise ConfigError(f"{field}: {reference!r}: the package has no folder {subfolder!r}")
+    return folder
+
+
+def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
+    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise ConfigError(f"{field}: {reference!r} is not a folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(MODEL_FILE_PATTERNS)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{field}: {reference!r} is neither a folder nor to be had from the hub ({reason}); give a folder, a hub name "
+            "or package:NAME/SUBFOLDER"
+        ) from None
+
+
+@functools.lru_cache(maxsize=32)
+def model_fingerprint(folder: Path) -> str:
+    """sha256 of everything in a model folder that its outputs depend on: configuration, weights, tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)}):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; ConfigError naming `field` if it has none."""
+    from transformers import AutoTokenizer
+
+    # Without its files, transformers would build a tokenizer with an empty vocabulary and say nothing.
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def load_model_config(folder: Path, field: str) -> Any:
+    """The `transformers` configuration of a model folder, for an encoder that can classify sequences."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{field}: {folder}/config.json cannot be used: {error}") from error
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ConfigError(f"{field}: model_type {config.model_type!r} in {folder} has no sequence classification model")
+    return config
+
+
+def max_positions(config: Any) -> int:
+    """Longest sequence, in tokens, that the model's positions admit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return 1 << 30
+    # RoBERTa's family counts positions from the padding token's id + 1.
+    offset = (
+        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    )
+    return int(positions) - offset
+
+
+def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, field: str) -> None:
+    """Refuses a length or a vocabulary that the model has no embeddings for."""
+    problems = []
+    if max_length > max_positions(config):
+        problems.append(f"data.max_length: {max_length} is more than the {max_positions(config)} positions of {field}")
+    if len(tokenizer) > config.vocab_size:
+        problems.append(f"{field}: the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _label_names(config: Any) -> list[str]:
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+
+def _is_generic(names: Sequence[str]) -> bool:
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
+
+
+def label_permutation(config: Any, task: Task, field: str) -> list[int]:
+    """Where each label of the task stands among the outputs of a fine-tuned model: `logits[:, permutation]` is in task order.
+
+    Raises:
+        ConfigError: the model has other labels, another number of them, or another kind of output.
+    """
+    names = _label_names(config)
+    if task.kind == "regression":
+        if len(names) != 1:
+            raise ConfigError(
+                f"{field}: {task.name} is a regression task, but the model has {len(names)} outputs {names}"
+            )
+        return [0]
+    if len(names) == len(task.labels) and _is_generic(names):
+        return list(range(len(names)))
+    wanted, given = [label.lower() for label in task.labels], [name.lower() for name in names]
+    if sorted(wanted) != sorted(given):
+        raise ConfigError(
+            f"{field}: the model's labels {names} are not the labels of {task.name}, {list(task.labels)}; they are matched "
+            "by name (id2label in its config.json)"
+        )
+    return [given.index(label) for label in wanted]
+
+
+def load_classifier(folder: Path, task: Task, seed: int) -> PreTrainedModel:
+    """The pretrained encoder with a head for the task, in float32.
+
+    The head is kept if the folder holds one that was trained for these labels in this order; otherwise it is initialised
+    from `seed`, the same in every process.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    labels = task.labels or ("score",)
+    with quiet_loading():
+        torch.manual_seed(seed)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type="regression" if task.kind == "regression" else "single_label_classification",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+        lost = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+        if any(".pooler." not in name for name in lost):
+            raise ConfigError(
+                f"{folder}: the weights lack {len(lost)} tensors of the encoder, {sorted(lost)[0]} among them"
+            )
+        if not info["missing_keys"] and not _head_fits(folder, task):
+            _reset_head(model, seed)
+    return model
+
+
+def _head_fits(folder: Path, task: Task) -> bool:
+    from transformers import AutoConfig
+
+    names = _label_names(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+    return task.kind == "regression" or _is_generic(names) or names == list(task.labels)
+
+
+def _reset_head(model: PreTrainedModel, seed: int) -> None:
+    torch.manual_seed(seed)
+    for name, module in model.named_children():
+        if name == model.base_model_prefix:
+            continue
+        for part in (*module.modules(), *module.parameters()):
+            # transformers marks what it loaded, and initialises only what bears no mark.
+            vars(part).pop("_is_hf_initialized", None)
+        module.apply(model._init_weights)
+
+
+def load_finetuned(folder: Path, permutation: Sequence[int], field: str) -> PreTrainedModel:
+    """A fine-tuned classifier as it is, in float32 and evaluation mode.
+
+    Args:
+        permutation: where the task's labels stand among its outputs, from `label_permutation`.
+
+    Raises:
+        ConfigError: naming `field`, if its weights lack a head, or its outputs are not those of its configuration.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with quiet_loading():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(
+            f"{field}: {folder} is not fine-tuned: its weights lack {missing}; give a fine-tuned classifier"
+        )
+    if sorted(permutation) != list(range(model.config.num_labels)):
+        raise ConfigError(
+            f"{field}: {folder} has {model.config.num_labels} outputs, the task {len(permutation)} labels"
+        )
+    return model.eval()
+
+
+def freezes_embeddings(experiment: Experiment) -> bool:
+    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes."""
+    chosen = experiment.train.freeze_embeddings
+    return experiment.pruning is not None if chosen is None else chosen
+
+
+def embeddings_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The module that is kept as it is when embeddings are frozen: tokens, positions, token types, their LayerNorm."""
+    encoder = model.base_model
+    embeddings: torch.nn.Module = getattr(encoder, "embeddings", None) or encoder.get_input_embeddings()
+    return embeddings
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Any:
+    """Keeps transformers' loading bars and reports off the terminal; what matters in them is checked above."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

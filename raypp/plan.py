@@ -1,0 +1,269 @@
+"""From an experiment to everything that must hold before a worker starts: inputs found, read and hashed, settings that fit.
+
+All problems are collected into one `ConfigError`. Nothing is written here but the probe for a writable storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raypp.config import DistillationSettings, EvaluationSettings, Experiment, StudentSettings, TeacherSettings
+from raypp.data.features import features_key, tokenizer_fingerprint
+from raypp.data.sources import RawData, open_source
+from raypp.errors import ConfigError
+from raypp.identity import identity_hash, run_identity, run_name
+from raypp.models import (
+    check_fit,
+    label_permutation,
+    load_finetuned,
+    load_model_config,
+    load_tokenizer,
+    model_fingerprint,
+    resolve_model,
+)
+from raypp.pruning.pruner import select_layers
+from raypp.pruning.schedule import PruningSchedule
+from raypp.runs import check_writable
+from raypp.steps import StepPlan, plan_steps
+from raypp.storage import Location
+from raypp.store import Store
+from raypp.tasks import Task, default_source, resolve_task
+
+Value = TypeVar("Value")
+TRAIN_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A pretrained or fine-tuned model, found and hashed."""
+
+    folder: Path
+    fingerprint: str
+    tokenizer: str
+    """Fingerprint of its tokenizer: models that share it share features."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, checked and named."""
+
+    experiment: Experiment
+    """With every default filled in that depends on something else."""
+    task: Task
+    raw: RawData
+    student: ModelInput
+    teacher: ModelInput | None
+    """A teacher that is fine-tuned already."""
+    teacher_plan: Plan | None
+    """A teacher that must be trained first: a dense run of its own."""
+    micro_batches: int
+    steps: StepPlan
+    digest: str
+    run: Location
+    store: Store
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that a run reads: training and evaluation."""
+        return (TRAIN_SPLIT, *self.task.eval_splits)
+
+    def trained_model(self) -> ModelInput:
+        """The model that the finished run left, known by what it was made from."""
+        folder = (self.run / "model").download(Path(tempfile.mkdtemp(prefix="raypp-")))
+        return ModelInput(folder, self.digest, self.student.tokenizer)
+
+    def features_key(self, split: str, tokenizer: str) -> str:
+        """Content key of a split's features under a tokenizer."""
+        return features_key(
+            raw_fingerprint=self.raw.fingerprint(split),
+            tokenizer_fingerprint=tokenizer,
+            task=self.task,
+            max_length=self.experiment.data.max_length,
+        )
+
+
+class _Problems:
+    """Collects what is wrong, so that one message can say it all."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            self.found += error.problems
+
+    def attempt(self, make: Callable[[], Value]) -> Value | None:
+        with self.collect():
+            return make()
+        return None
+
+    def stop(self) -> None:
+        if self.found:
+            raise ConfigError(self.found)
+
+
+def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
+    """Checks an experiment against the world and lays its run out.
+
+    Args:
+        runs: folder that holds the run; `<storage>/<name>` unless it is a teacher's.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = _Problems()
+    task = problems.attempt(lambda: resolve_task(experiment.task, experiment.data.source))
+    storage = Location.of(experiment.cluster.storage, "cluster.storage")
+    store = Location.of(experiment.cluster.store, "cluster.store") if experiment.cluster.store else storage / "store"
+    with problems.collect():
+        _check_sections(experiment)
+    with problems.collect():
+        check_writable(storage, "cluster.storage")
+    if task is not None and task.train_split is None:
+        problems.found.append(
+            f"task: {task.name} is only a test set; train another task and `raypp evaluate` it on this"
+        )
+    if task is None or task.train_split is None:
+        problems.stop()
+        raise AssertionError("a task that cannot be trained is a problem")
+    experiment = _fill_in(experiment, task)
+    assert experiment.data.source is not None
+    source = experiment.data.source
+    raw = problems.attempt(lambda: open_source(task, source, max_train_rows=experiment.data.max_train_rows))
+    student = problems.attempt(lambda: _student(experiment))
+    teacher = problems.attempt(lambda: _given_teacher(experiment, task))
+    problems.stop()
+    assert raw is not None and student is not None
+
+    rows = _count_rows(raw, task, experiment, student, Store(store), problems)
+    micro_batches = _micro_batches(experiment)
+    steps = problems.attempt(
+        lambda: plan_steps(experiment.train, experiment.evaluation, rows, experiment.cluster.checkpoint_every_steps)
+    )
+    if steps is not None and experiment.pruning is not None:
+        pruning = experiment.pruning
+        problems.attempt(lambda: PruningSchedule(pruning, steps.total, steps.warmup))
+    teacher_plan = problems.attempt(lambda: _teacher_plan(experiment, store))
+    problems.stop()
+    assert steps is not None
+
+    inputs = {split: raw.fingerprint(split) for split in (TRAIN_SPLIT, *task.eval_splits)}
+    followed = teacher.fingerprint if teacher else teacher_plan.digest if teacher_plan else None
+    digest = identity_hash(
+        run_identity(experiment, {**inputs, "student": student.fingerprint}, micro_batches, followed)
+    )
+    name = experiment.run or run_name(experiment, digest)
+    run = (runs or storage / experiment.name) / name
+    return Plan(experiment, task, raw, student, teacher, teacher_plan, micro_batches, steps, digest, run, Store(store))
+
+
+def _check_sections(experiment: Experiment) -> None:
+    """What one section says about another."""
+    problems = []
+    if experiment.distillation is not None and experiment.teacher is None:
+        problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _fill_in(experiment: Experiment, task: Task) -> Experiment:
+    """Fills in the defaults that depend on another section."""
+    changes: dict[str, Any] = {}
+    if experiment.data.source is None:
+        changes["data"] = experiment.data.model_copy(update={"source": default_source(task)})
+    if experiment.teacher is not None and experiment.distillation is None:
+        changes["distillation"] = DistillationSettings()
+    return experiment.model_copy(update=changes)
+
+
+def _micro_batches(experiment: Experiment) -> int:
+    chosen = experiment.train.micro_batches
+    return max(1, experiment.cluster.max_workers) if chosen == "auto" else int(chosen)
+
+
+def _model_input(reference: str, revision: str | None, experiment: Experiment, field: str) -> ModelInput:
+    folder = resolve_model(reference, revision, field)
+    config = load_model_config(folder, field)
+    tokenizer = load_tokenizer(folder, field)
+    check_fit(config, tokenizer, experiment.data.max_length, field)
+    return ModelInput(folder, model_fingerprint(folder), tokenizer_fingerprint(tokenizer))
+
+
+def _student(experiment: Experiment) -> ModelInput:
+    settings = experiment.student
+    student = _model_input(settings.model, settings.revision, experiment, "student.model")
+    if experiment.pruning is not None:
+        select_layers(meta_model(student.folder), experiment.pruning.layers)
+    return student
+
+
+def meta_model(folder: Path) -> Any:
+    """The model of a folder without its weights: enough to see which layers it has."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(load_model_config(folder, "student.model"))
+
+
+def _given_teacher(experiment: Experiment, task: Task) -> ModelInput | None:
+    settings = experiment.teacher
+    if settings is None or settings.model is None or settings.train is not None:
+        return None
+    teacher = _model_input(settings.model, settings.revision, experiment, "teacher.model")
+    permutation = label_permutation(load_model_config(teacher.folder, "teacher.model"), task, "teacher.model")
+    load_finetuned(teacher.folder, permutation, "teacher.model")
+    return teacher
+
+
+def _teacher_plan(experiment: Experiment, store: Location) -> Plan | None:
+    settings = experiment.teacher
+    if settings is None or settings.train is None:
+        return None
+    return make_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
+
+
+def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Experiment:
+    """The dense run that makes the teacher."""
+    assert settings.train is not None
+    model = settings.model or experiment.student.model
+    revision = settings.revision if settings.model else experiment.student.revision
+    return experiment.model_copy(
+        update={
+            "name": "teachers",
+            "run": None,
+            "student": StudentSettings(model=model, revision=revision),
+            "teacher": None,
+            "pruning": None,
+            "distillation": None,
+            "train": settings.train,
+            "evaluation": EvaluationSettings.model_validate({}),
+        }
+    )
+
+
+def _count_rows(
+    raw: RawData, task: Task, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
+) -> int:
+    """Rows of the training split. Reads every split once, so that a bad row is found now; what is in the store was read."""
+    counts = {}
+    for split in (TRAIN_SPLIT, *task.eval_splits):
+        with problems.collect():
+            key = features_key(
+                raw_fingerprint=raw.fingerprint(split),
+                tokenizer_fingerprint=student.tokenizer,
+                task=task,
+                max_length=experiment.data.max_length,
+            )
+            artifact = store.find("features", key)
+            counts[split] = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
+    problems.stop()
+    return counts[TRAIN_SPLIT]

@@ -1,0 +1,245 @@
+"""One live progress display for the whole of a command, fed with events.
+
+Events are small frozen dataclasses that pickle, so that another process can send them through a queue. On a terminal
+each running phase is one line that moves; what is finished stays above. Elsewhere (a log file, `ray job`) plain lines
+appear now and then, without control characters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+BAR_COLUMNS = (8, 24)
+FORMATS = dict(epoch="epoch {:.1f}", loss="loss {:.3f}", density="density {:.3f}", rows_per_second="{:,.0f} rows/s")
+# Where the terminal is narrow, what stands last here is left out first.
+PRIORITY = ("end", "progress", "left", "loss", "density", "metric", "epoch", "rows_per_second")
+PLAIN_SECONDS = 30.0  # a phase writes a plain line when it is a tenth further, or after so long
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase begins, or begins again after a failure: 'features train', 'teacher', 'teacher logits', 'student', …"""
+
+    phase: str
+    total: int | None = None
+    """How many things (rows, steps) there are to do; None while unknown."""
+
+
+@dataclass(frozen=True)
+class PhaseAdvanced:
+    """A phase has done `done` things. What is None keeps the value that was shown last."""
+
+    phase: str
+    done: int
+    total: int | None = None
+    step: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    density: float | None = None
+    metric: tuple[str, float] | None = None
+    """Name and value of the latest evaluation's headline metric."""
+    rows_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class PhaseFinished:
+    """A phase is done, after `seconds`, or needed no work, for which `note` gives the reason ('from the store')."""
+
+    phase: str
+    seconds: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line that the user should see, such as a warning."""
+
+    text: str
+
+
+Event = PhaseStarted | PhaseAdvanced | PhaseFinished | Message
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """What is known of a running phase. Times are the clock's, in seconds."""
+
+    latest: PhaseAdvanced
+    first: tuple[float, int] | None = None
+    """When the first advance came, and what was done by then (more than 0 in a resumed run)."""
+    last_time: float = 0.0
+    """When the latest advance came."""
+    printed: tuple[float, int] = (0.0, 0)
+    """When the last plain line was written, and what was done by then."""
+
+    def advanced(self, event: PhaseAdvanced, now: float) -> _Phase:
+        news = {name: value for name, value in vars(event).items() if value is not None}
+        return replace(self, latest=replace(self.latest, **news), first=self.first or (now, event.done), last_time=now)
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.latest.done / self.latest.total) if self.latest.total else 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether to write a plain line: a tenth further than the last one, or so much later."""
+        time_printed, done_printed = self.printed
+        tenth = self.latest.total is not None and self.latest.done - done_printed >= self.latest.total / 10
+        return tenth or now - time_printed >= PLAIN_SECONDS
+
+    def seconds_left(self, now: float) -> float | None:
+        """Expected from the pace since the first advance; None before the second one."""
+        if self.first is None or self.latest.total is None or self.latest.done <= self.first[1]:
+            return None
+        pace = (self.last_time - self.first[0]) / (self.latest.done - self.first[1])
+        return max(0.0, self.last_time + pace * (self.latest.total - self.latest.done) - now)
+
+    def parts(self, now: float | None = None) -> dict[str, str]:
+        """What there is to say, as {what: text}, in the order shown; without a time, what is left is left out."""
+        latest, parts = self.latest, {}
+        if latest.done or latest.total:
+            parts["progress"] = f"{latest.done}/{latest.total}" if latest.total else str(latest.done)
+        for name, form in FORMATS.items():
+            if (value := getattr(latest, name)) is not None:
+                parts[name] = form.format(value)
+        if latest.metric is not None:
+            parts["metric"] = f"{latest.metric[0].removeprefix('eval/')} {latest.metric[1]:.3f}"
+        left = None if now is None else self.seconds_left(now)
+        if left is not None:
+            parts["left"] = f"{_clock_time(left)} left"
+        return parts
+
+
+class NullDisplay:
+    """Shows nothing: for use from Python."""
+
+    def handle(self, event: Event) -> None:
+        """Takes one event; may be called from any thread."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Display(NullDisplay):
+    """Shows the phases of a command on `console` (standard error by default) while it is entered."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console or Console(stderr=True)
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Replaced as a whole, never changed: the live display's own thread reads it without our lock.
+        self._running: dict[str, _Phase] = {}
+        unicode = self.console.encoding.lower().startswith("utf")
+        self._spinner, self._good, self._bad, self._bar = (
+            ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "✓", "✗", "━") if unicode else ("|/-\\", "*", "x", "#")
+        )
+        self._live: Live | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            for phase in self._running.values():
+                self._end(phase, "stopped", self._bad, "red")
+            self._running = {}
+        if self._live is not None:
+            self._live.stop()
+
+    def handle(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case Message():
+                    self._say(event.text, "yellow")
+                case PhaseStarted():
+                    self._start(PhaseAdvanced(event.phase, 0, event.total))
+                    if self._live is None:
+                        self._say(f"{event.phase}: started")
+                case PhaseAdvanced():
+                    self._advance(event)
+                case PhaseFinished():
+                    phase = self._running.get(event.phase, _Phase(PhaseAdvanced(event.phase, 0)))
+                    self._running = {name: other for name, other in self._running.items() if name != event.phase}
+                    seconds = None if event.seconds is None else f"done in {_duration(event.seconds)}"
+                    self._end(phase, event.note or seconds or "done", self._good, "green")
+
+    def _start(self, first: PhaseAdvanced) -> None:
+        self._running = {**self._running, first.phase: _Phase(first, printed=(self._clock(), first.done))}
+
+    def _advance(self, event: PhaseAdvanced) -> None:
+        if event.phase not in self._running:
+            self._start(event)
+        now = self._clock()
+        phase = self._running[event.phase].advanced(event, now)
+        if self._live is None and phase.is_due(now):
+            phase = replace(phase, printed=(now, event.done))
+            self._say("  ".join([f"{event.phase}:", *phase.parts(now).values()]))
+        self._running = {**self._running, event.phase: phase}
+
+    def _end(self, phase: _Phase, how: str, mark: str, style: str) -> None:
+        parts = {**phase.parts(), "end": how}
+        if self._live is None:
+            self._say("  ".join([f"{phase.latest.phase}:", *parts.values()]))
+        else:
+            self.console.print(_line(Text(mark, style), phase.latest.phase, parts, self.console.width))
+
+    def _say(self, text: str, style: str = "") -> None:
+        encoding = self.console.encoding
+        shown = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+        # soft_wrap: a long line (a command to copy) stays one line.
+        self.console.print(Text(shown.encode(encoding, "replace").decode(encoding), style), soft_wrap=True)
+
+    def _render(self) -> Group:
+        now, phases = self._clock(), self._running
+        width = self.console.width
+        names = min(max(map(len, phases), default=0), width // 3)
+        mark = Text(self._spinner[int(now * 8) % len(self._spinner)], "cyan")
+        return Group(
+            *(
+                _line(mark, name[:names].ljust(names), phase.parts(now), width, self._bar, phase.fraction)
+                for name, phase in phases.items()
+            )
+        )
+
+
+def _line(mark: Text, name: str, parts: dict[str, str], width: int, bar: str = "", fraction: float = 0.0) -> Text:
+    """One line of at most `width` columns: as many of the parts as fit, the important ones first, then a bar."""
+    room, chosen = width - len(name) - 2, set()
+    for what in PRIORITY:
+        if what in parts and len(parts[what]) < room:
+            chosen.add(what)
+            room -= len(parts[what]) + 1
+    texts = [text for what, text in parts.items() if what in chosen]
+    gap = "  " if len(texts) <= room else " "
+    room -= len(texts) + 2
+    line = Text.assemble(mark, " ", (name, "bold"), no_wrap=True, overflow="crop")
+    if bar and room >= BAR_COLUMNS[0]:
+        columns = min(room, BAR_COLUMNS[1])
+        done = round(columns * fraction)
+        line.append("  ").append(bar * done, "green").append(bar * (columns - done), "bright_black")
+    for text in texts:
+        line.append(gap + text)
+    return line
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else _clock_time(seconds)

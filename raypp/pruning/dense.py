@@ -1,0 +1,48 @@
+"""The null object beside `Pruner`: a dense run goes through the same loop, with nothing to prune."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from raypp.config import PruningSettings
+from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.pruner import Pruner
+from raypp.pruning.schedule import PruningSchedule, SchedulePoint
+
+
+class NoPruner:
+    """Leaves a model as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def scores(self) -> list[tuple[str, nn.Parameter]]:
+        return []
+
+    def refresh(self, point: SchedulePoint, *, noise_seed: int | None = None) -> None:
+        pass
+
+    def penalty(self) -> Tensor:
+        raise AssertionError("a dense run has no penalty")
+
+    def density(self) -> DensityReport:
+        return count_density(self.model)
+
+    def fold(self) -> nn.Module:
+        return self.model
+
+
+class NoSchedule:
+    """Always at its end."""
+
+    def at(self, step: int) -> SchedulePoint:
+        return SchedulePoint(step=step, value=None, progress=1.0, penalty_lambda=0.0, is_final=True)
+
+
+def build_pruning(
+    model: nn.Module, settings: PruningSettings | None, total_steps: int, warmup_steps: int, seed: int
+) -> tuple[Pruner, PruningSchedule] | tuple[NoPruner, NoSchedule]:
+    """The pruner of a model and its schedule; their null objects for a dense run."""
+    if settings is None:
+        return NoPruner(model), NoSchedule()
+    return Pruner(model, settings, seed=seed), PruningSchedule(settings, total_steps, warmup_steps)

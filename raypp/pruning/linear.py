@@ -1,0 +1,207 @@
+"""A linear layer whose weight is multiplied by a mask, and which linear layers of a model get one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raypp.config import LayerRule
+from raypp.errors import ConfigError
+from raypp.pruning.masks import hard_concrete
+
+# Parts of a module's dotted name that are never pruned and do not count as encoder: embeddings and their projections
+# (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in), pooler and head. Heads of Hugging Face models
+# lie outside the base encoder anyway; the names are for encoders and heads in a module of somebody's own.
+_NOT_ENCODER = re.compile(
+    r"(^|\.)([^.]*embed[^.]*|pooler|pre_classifier|classifier|head|lm_head|score|qa_outputs)(\.|$)"
+)
+
+
+class _ApplyMask(torch.autograd.Function):
+    """weight * mask, with a gradient for the scores that the mask came from.
+
+    Straight-through (Bengio et al. 2013; Sanh et al. 2020, equation 4): d loss / d scores = d loss / d masked * weight,
+    also where the mask is 0. With `gate_slope` = d mask / d scores (hard concrete) the chain rule holds exactly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor | None, mask: Tensor, gate_slope: Tensor | None) -> Tensor:
+        needs_weight, needs_scores = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            mask if needs_weight else None, weight if needs_scores else None, gate_slope if needs_scores else None
+        )
+        return (weight * mask).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        mask, weight, gate_slope = ctx.saved_tensors
+        for_weight = None if mask is None else gradient * mask
+        for_scores = None if weight is None else gradient * weight
+        if for_scores is not None and gate_slope is not None:
+            for_scores = for_scores * gate_slope
+        return for_weight, for_scores, None, None
+
+
+class MaskedLinear(nn.Module):
+    """`nn.Linear` with a mask on its weight.
+
+    `weight` (out, in), `bias` (out) or None, and `mask_scores` (out, in), None where the method has no scores: the
+    names of the original, so that its checkpoints load. `mask` (out, in) is bool, or float for hard concrete gates. It
+    is not saved: it follows from the scores (or weights), and is set from outside once per optimizer step
+    (`Pruner.refresh`), so forwards, micro-batches and evaluation share one selection. Loading a state dict leaves it
+    stale until then.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    mask_scores: nn.Parameter | None
+    mask: Tensor
+    gate_slope: Tensor | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, mask_scores: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_parameter("bias", bias)
+        self.register_parameter("mask_scores", mask_scores)
+        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool), persistent=False)
+        self.register_buffer("gate_slope", None, persistent=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scores: Tensor | None = None) -> MaskedLinear:
+        """Takes over a linear layer's own parameters (no copy); everything is kept until a mask is set.
+
+        Args:
+            linear: the layer to mask.
+            scores: initial scores, shaped as its weight; None for a method without scores.
+        """
+        if scores is not None and scores.shape != linear.weight.shape:
+            raise ValueError(f"scores are {tuple(scores.shape)}, but the weight is {tuple(linear.weight.shape)}")
+        parameter = None if scores is None else nn.Parameter(scores.to(linear.weight.device))
+        # torch declares both as Tensor
+        weight, bias = cast(nn.Parameter, linear.weight), cast("nn.Parameter | None", linear.bias)
+        return cls(weight, bias, parameter).train(linear.training)
+
+    def set_gates(self, noise: Tensor | None) -> None:
+        """Makes the mask hard concrete gates of the scores (`hard_concrete`), with the noise of one optimizer step.
+
+        The gates' derivative is computed here and kept, so that each micro-batch's backward needs no graph of its own
+        back to the scores.
+        """
+        assert self.mask_scores is not None, "gates need scores"
+        with torch.enable_grad():
+            log_alpha = self.mask_scores.detach().requires_grad_()
+            gates = hard_concrete(log_alpha, noise)
+            (self.gate_slope,) = torch.autograd.grad(gates.sum(), log_alpha)
+        self.mask = gates.detach()
+
+    def masked_weight(self) -> Tensor:
+        """weight * mask, (out, in), differentiable in weight and scores."""
+        masked = _ApplyMask.apply(self.weight, self.mask_scores, self.mask, self.gate_slope)  # type: ignore[no-untyped-call]
+        return cast(Tensor, masked)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(…, in) -> (…, out)."""
+        return functional.linear(inputs, self.masked_weight(), self.bias)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """A plain layer that computes the same; the weights that the mask removes are exactly 0.0."""
+        # On the meta device, so that no random number is drawn and no memory taken for weights that are replaced.
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        folded = self.masked_weight().masked_fill(self.mask == 0, 0.0)  # a product may be -0.0
+        linear.weight = nn.Parameter(folded, requires_grad=self.weight.requires_grad)
+        if self.bias is not None:
+            linear.bias = self.bias
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        scores = "no scores" if self.mask_scores is None else "scores"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {scores}"
+        )
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The base encoder of a Hugging Face model (its `base_model`); any other module itself."""
+    base = getattr(model, "base_model", None)
+    return base if isinstance(base, nn.Module) else model
+
+
+def is_encoder_name(name: str) -> bool:
+    """Whether a module of this dotted name inside the base encoder is neither embeddings, pooler nor head."""
+    return _NOT_ENCODER.search(name) is None
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The plain linear layers that may be pruned, by name inside the encoder; a shared layer stands once.
+
+    Exactly `nn.Linear`: a subclass computes something else, or (as in torch's MultiheadAttention) is never called.
+    """
+    modules = encoder_of(model).named_modules()
+    return {name: module for name, module in modules if type(module) is nn.Linear and is_encoder_name(name)}
+
+
+def masked_layers(model: nn.Module) -> dict[str, MaskedLinear]:
+    """The masked layers, by name inside the encoder; a shared layer stands once."""
+    return {name: module for name, module in encoder_of(model).named_modules() if isinstance(module, MaskedLinear)}
+
+
+def select_layers(model: nn.Module, rule: LayerRule) -> dict[str, nn.Linear]:
+    """The linear layers that a rule prunes, by name inside the encoder. Reads no weights: a meta-device model will do.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression or matches no layer, or a rule that leaves none.
+    """
+    available = linear_layers(model)
+    if not available:
+        raise ConfigError(f"pruning.layers: the encoder of {type(model).__name__} has no linear layer to prune")
+    matched: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    problems: list[str] = []
+    for field, patterns in (("include", rule.include), ("exclude", rule.exclude)):
+        for pattern in patterns:
+            try:
+                found = {name for name in available if re.search(pattern, name)}
+            except re.error as error:
+                problems.append(f"pruning.layers.{field}: {pattern!r} is not a regular expression: {error}")
+                continue
+            if not found:
+                problems.append(
+                    f"pruning.layers.{field}: {pattern!r} matches no layer; there are {_summary(available)}"
+                )
+            matched[field] |= found
+    chosen = {name: available[name] for name in available if name in matched["include"] - matched["exclude"]}
+    if not problems and not chosen:
+        problems.append(
+            f"pruning.layers: include={list(rule.include)} and exclude={list(rule.exclude)} leave no layer; "
+            f"there are {_summary(available)}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    _refuse_fused(model, chosen)
+    return chosen
+
+
+def _summary(names: Mapping[str, object]) -> str:
+    """Layer names with numbers starred and counted: `encoder.layer.*.output.dense (12)`."""
+    groups = list(Counter(re.sub(r"(?<=\.)\d+(?=\.)|^\d+|\d+$", "*", name) for name in names).items())
+    shown = ", ".join(f"{name} ({count})" for name, count in groups[:20])
+    return shown + (f" and {len(groups) - 20} more kinds" if len(groups) > 20 else "")
+
+
+def _refuse_fused(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:
+    """torch's own TransformerEncoderLayer reads its layers' weights without calling them, past any mask."""
+    layers = set(chosen.values())
+    for name, module in encoder_of(model).named_modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and layers.intersection(module.modules()):
+            raise ConfigError(
+                f"pruning.layers: {name or 'the model'} is torch's fused TransformerEncoderLayer, in which masks would "
+                "not act; exclude its layers"
+            )

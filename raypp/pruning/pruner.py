@@ -1,0 +1,223 @@
+"""Puts masks on an already loaded model's linear layers, keeps them up to date, and takes them off again.
+
+A method is three things: where importance comes from (`_importance`), how it is selected (`refresh`, with `masks.py`),
+and how a selection acts on the weight (`MaskedLinear`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raypp.config import (
+    DensitySchedule,
+    FloorPruning,
+    L0Pruning,
+    PruningSettings,
+    ScoredPruning,
+    ScoreInitialization,
+    SigmoidThresholdPruning,
+)
+from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
+from raypp.pruning.masks import (
+    above_threshold,
+    floor_count,
+    keep_largest,
+    keep_largest_global,
+    kept_count,
+    named_seed,
+)
+from raypp.pruning.penalty import penalty
+from raypp.pruning.schedule import SchedulePoint
+
+__all__ = ["Pruner", "initial_scores", "select_layers"]
+
+
+class Pruner:
+    """Owns the masks of one model.
+
+    Replaces the chosen linear layers by `MaskedLinear`, in place; `fold` puts plain ones back. Between the two, whoever
+    trains calls `refresh` once per optimizer step, and after loading a state dict.
+    """
+
+    def __init__(self, model: nn.Module, settings: PruningSettings, *, seed: int = 0) -> None:
+        """Patches `model`.
+
+        Args:
+            model: an already loaded Hugging Face model of any family, a bare encoder, or any module.
+            settings: method, layers, initial scores.
+            seed: for the initial scores and the order of ties; each matrix's follows from it and the matrix's name.
+
+        Raises:
+            ConfigError: the layer rule fits no layer (see `select_layers`).
+            ValueError: the model is patched already.
+        """
+        if masked_layers(model):
+            raise ValueError("the model is patched already; fold it first")
+        self.model = model
+        self.settings = settings
+        self.seed = seed
+        self.layers: dict[str, MaskedLinear] = {}
+        self._folded = False
+        chosen = select_layers(model, settings.layers)
+        for name, linear in chosen.items():
+            scores = None
+            if isinstance(settings, ScoredPruning):
+                scores = initial_scores(linear.weight.shape, settings.score_initialization, named_seed(seed, name))
+            self.layers[name] = MaskedLinear.from_linear(linear, scores)
+            if isinstance(settings, L0Pruning):
+                self.layers[name].set_gates(None)  # all ones would have no derivative
+        self._replace({linear: self.layers[name] for name, linear in chosen.items()})
+
+    def scores(self) -> list[tuple[str, nn.Parameter]]:
+        """The learned scores with their layers' names; none for a method without scores."""
+        return [(name, layer.mask_scores) for name, layer in self.layers.items() if layer.mask_scores is not None]
+
+    @torch.no_grad()
+    def refresh(self, point: SchedulePoint, *, noise_seed: int | None = None) -> None:
+        """Recomputes all masks from the present scores (magnitude: weights).
+
+        Args:
+            point: the schedule's density or threshold.
+            noise_seed: for l0, samples the gates (training); None gives the deterministic ones (evaluation). The other
+                methods have no noise.
+
+        Raises:
+            FloatingPointError: a score (magnitude: a weight) is NaN; names the layers.
+        """
+        self._require_patched()
+        self._refuse_nan()
+        settings = self.settings
+        if isinstance(settings, L0Pruning):
+            for name, layer in self.layers.items():
+                layer.set_gates(None if noise_seed is None else _noise(layer, named_seed(noise_seed, name)))
+            return
+        assert point.value is not None, f"{settings.method} needs a schedule with a value"
+        if isinstance(settings, DensitySchedule) and settings.scope == "global":
+            self._select_globally(point.value)
+            return
+        for name, layer in self.layers.items():
+            importance = self._importance(layer)
+            tie_seed = named_seed(self.seed, name)
+            if isinstance(settings, FloorPruning):
+                minimum = floor_count(settings.density_floor, importance.numel())
+                layer.mask = above_threshold(importance, point.value, minimum, tie_seed)
+            else:
+                layer.mask = keep_largest(importance, kept_count(point.value, importance.numel()), tie_seed)
+
+    def penalty(self) -> Tensor:
+        """The unweighted penalty on the scores, a scalar; 0 where the settings have none. Multiply it by the lambda."""
+        self._require_patched()
+        settings = self.settings
+        if not isinstance(settings, ScoredPruning) or settings.penalty is None:
+            return torch.zeros((), device=next(iter(self.layers.values())).weight.device)
+        return penalty([scores for _, scores in self.scores()], settings.penalty.kind, settings.penalty.mean)
+
+    def describe(self, point: SchedulePoint) -> dict[str, float]:
+        """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty."""
+        settings = self.settings
+        described: dict[str, float] = {}
+        if point.value is not None:
+            name = "requested_density" if isinstance(settings, DensitySchedule) else "threshold"
+            described[f"prune/{name}"] = point.value
+        if isinstance(settings, ScoredPruning) and settings.penalty is not None:
+            described["prune/penalty_lambda"] = point.penalty_lambda
+        return described
+
+    def density(self) -> DensityReport:
+        """Achieved density with the masks as they are now; after `fold`, of the folded model's same layers."""
+        return count_density(self.model, self.layers)
+
+    def fold(self) -> nn.Module:
+        """Puts plain linear layers back, pruned weights exactly 0.0, and returns the model. The pruner is done then."""
+        self._require_patched()
+        self._replace({layer: layer.to_linear() for layer in self.layers.values()})
+        self._folded = True
+        return self.model
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads a state dict of the original movement-pruning code: `….mask_scores` beside `….weight`.
+
+        Masks are stale afterwards: call `refresh`.
+
+        Raises:
+            ValueError: missing or unexpected keys, or shapes that do not fit; nothing is loaded then.
+        """
+        self._require_patched()
+        # The original's transformers saved this constant with the embeddings; today's computes it.
+        given = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
+        expected = self.model.state_dict()
+        problems = [f"missing: {key}" for key in expected if key not in given]
+        problems += [f"unexpected: {key}" for key in given if key not in expected]
+        problems += [
+            f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in given and given[key].shape != value.shape
+        ]
+        if problems:
+            raise ValueError("the state dict does not fit the patched model: " + "; ".join(problems))
+        self.model.load_state_dict(given)
+
+    def _select_globally(self, density: float) -> None:
+        importances = [self._importance(layer) for layer in self.layers.values()]
+        count = kept_count(density, sum(importance.numel() for importance in importances))
+        masks = keep_largest_global(importances, count, [named_seed(self.seed, name) for name in self.layers])
+        for layer, mask in zip(self.layers.values(), masks, strict=True):
+            layer.mask = mask
+
+    def _importance(self, layer: MaskedLinear) -> Tensor:
+        if layer.mask_scores is None:
+            return layer.weight.abs()
+        if isinstance(self.settings, SigmoidThresholdPruning):
+            return torch.sigmoid(layer.mask_scores.float())
+        return layer.mask_scores
+
+    def _refuse_nan(self) -> None:
+        """One wait for the device: any NaN makes a sum NaN, and a sum is cheap; the exact check is for that case."""
+        sources = {
+            name: layer.weight if layer.mask_scores is None else layer.mask_scores
+            for name, layer in self.layers.items()
+        }
+        if not bool(torch.stack([source.sum(dtype=torch.float32) for source in sources.values()]).isnan().any()):
+            return
+        if names := [name for name, source in sources.items() if bool(source.isnan().any())]:
+            kind = "scores" if self.settings.learns_scores else "weights"
+            raise FloatingPointError(f"NaN in the {kind} of {', '.join(names[:5])}" + (" …" if len(names) > 5 else ""))
+
+    def _require_patched(self) -> None:
+        if self._folded:
+            raise RuntimeError("the model is folded: it has no masks any more")
+
+    def _replace(self, replacements: Mapping[nn.Module, nn.Module]) -> None:
+        """Exchanges modules wherever they stand, a shared one at each of its places."""
+        for parent in list(self.model.modules()):
+            for name, child in list(parent._modules.items()):  # named_children() would skip a shared one's second place
+                if child is not None and child in replacements:
+                    setattr(parent, name, replacements[child])
+
+
+def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed: int) -> Tensor:
+    """Initial scores of one matrix: float32 on the CPU, from a generator of their own, so the same on every machine.
+
+    Args:
+        shape: (out, in).
+        initialization: constant; uniform in [-scale, scale]; or kaiming (He et al. 2015 with a = sqrt(5), that is
+            uniform in [-1, 1] / sqrt(in)), times scale.
+        seed: of this matrix.
+    """
+    if initialization.kind == "constant":
+        return torch.full(shape, initialization.scale, dtype=torch.float32)
+    bound = initialization.scale / (math.sqrt(shape[1]) if initialization.kind == "kaiming" else 1.0)
+    return torch.empty(shape, dtype=torch.float32).uniform_(
+        -bound, bound, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def _noise(layer: MaskedLinear, seed: int) -> Tensor:
+    """Uniform noise for one matrix's gates, drawn on the CPU so that it is the same for every device."""
+    noise = torch.rand(layer.weight.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(seed))
+    return noise.to(layer.weight.device)

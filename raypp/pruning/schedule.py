@@ -1,0 +1,103 @@
+"""The cubic schedule of the density or threshold, and of the penalty's lambda with it.
+
+Steps are counted from 0: optimizer step `s` uses the masks of `at(s)`, and the evaluation after the last step those of
+`at(total_steps)`, which is always at the final value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raypp.config import DensitySchedule, FloorPruning, PruningSettings, ScoredPruning
+from raypp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SchedulePoint:
+    """What the schedule says at one step; plain numbers, so `dataclasses.asdict` of it is JSON."""
+
+    step: int
+    value: float | None
+    """Density (topk, magnitude) or threshold (sigmoid_threshold, threshold); None for l0, which has neither."""
+    progress: float
+    """0 until the initial warmup ends, 1 from the final warmup on, cubic between."""
+    penalty_lambda: float
+    """Weight of the penalty; 0 without one."""
+    is_final: bool
+    """Whether the density is the final one already: a checkpoint of this step may be delivered."""
+
+
+class PruningSchedule:
+    """Initial value, cubic descent, final value (Zhu and Gupta 2017; Sanh et al. 2020, section 5).
+
+    With iw = initial_warmup * warmup_steps and fw = final_warmup * warmup_steps, for iw < step <= total_steps - fw:
+        value = final + (initial - final) * (1 - (step - iw) / (total_steps - iw - fw)) ** 3
+    and lambda = final_lambda * progress. For the paper's soft movement pruning (initial threshold 0) this is the
+    original's lambda = final_lambda * value / final. Elsewhere it differs on purpose: that formula divided by zero at a
+    final threshold of 0, let lambda fall for topk, and held it constant from the first step on for l0.
+    """
+
+    def __init__(self, settings: PruningSettings, total_steps: int, warmup_steps: int) -> None:
+        """Raises ConfigError where the cubic phase would have no step: the schedule could not reach its end."""
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.first_step = settings.initial_warmup * warmup_steps
+        self.last_step = total_steps - settings.final_warmup * warmup_steps
+        if self.last_step <= self.first_step:
+            raise ConfigError(_unreachable(settings, total_steps, warmup_steps))
+        self.initial, self.final = _ends(settings)
+        # A threshold that does not move says nothing about the density, which falls as long as lambda rises.
+        self._constant_density = isinstance(settings, DensitySchedule) and self.initial == self.final
+        penalty = settings.penalty if isinstance(settings, ScoredPruning) else None
+        self.final_lambda = 0.0 if penalty is None else penalty.final_lambda
+
+    def at(self, step: int) -> SchedulePoint:
+        """The point of optimizer step `step` (0 …); steps beyond `total_steps` are final."""
+        if step < 0:
+            raise ValueError(f"steps are counted from 0, got {step}")
+        if step <= self.first_step:
+            remaining = 1.0
+        elif step >= self.last_step:
+            remaining = 0.0
+        else:
+            remaining = (1 - (step - self.first_step) / (self.last_step - self.first_step)) ** 3
+        progress = 1.0 - remaining
+        return SchedulePoint(
+            step=step,
+            value=self._value(remaining),
+            progress=progress,
+            penalty_lambda=self.final_lambda * progress,
+            is_final=progress == 1.0 or self._constant_density,
+        )
+
+    def _value(self, remaining: float) -> float | None:
+        if self.initial is None or self.final is None:
+            return None
+        if remaining == 1.0:  # the formula's rounding must not turn a density of 1 into less
+            return self.initial
+        return self.final + (self.initial - self.final) * remaining
+
+
+def _ends(settings: PruningSettings) -> tuple[float | None, float | None]:
+    """The scheduled number's initial and final value; None for a method without one."""
+    if isinstance(settings, DensitySchedule):
+        return settings.initial_density, settings.final_density
+    if isinstance(settings, FloorPruning):
+        return settings.initial_threshold, settings.final_threshold
+    return None, None
+
+
+def _unreachable(settings: PruningSettings, total_steps: int, warmup_steps: int) -> str:
+    warmups = settings.initial_warmup + settings.final_warmup
+    allowed = [f"at least {warmups * warmup_steps + 1} training steps"]
+    if warmups and total_steps > 0:
+        most = (total_steps - 1) // warmups
+        allowed.append(f"train.warmup_steps of at most {most} (train.warmup_fraction {most / total_steps:.3g})")
+    if warmup_steps and total_steps > 0:
+        allowed.append(f"initial_warmup + final_warmup of at most {(total_steps - 1) // warmup_steps}")
+    return (
+        f"pruning.initial_warmup={settings.initial_warmup}, pruning.final_warmup={settings.final_warmup} and "
+        f"train.warmup_steps={warmup_steps} leave no step to prune in: the warmups take "
+        f"({settings.initial_warmup} + {settings.final_warmup}) * {warmup_steps} = {warmups * warmup_steps} steps of "
+        f"{total_steps} (train.epochs or train.max_steps). Allowed: " + ", or ".join(allowed)
+    )

@@ -1,0 +1,137 @@
+"""A run's folder: who may write to it, what it was started with, and whether it is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from raypp.config import Experiment
+from raypp.errors import ConfigError
+from raypp.storage import Location
+
+logger = logging.getLogger("raypp")
+
+LOCK_POLL_SECONDS = 0.5
+
+
+def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
+    """The result of a finished run, or None if there is none yet.
+
+    Raises:
+        ConfigError: the folder holds a run of other settings.
+    """
+    recorded = _recorded(run)
+    if recorded is not None and recorded.get("identity") != digest:
+        raise ConfigError(
+            f"run: the folder {run} holds a run with other settings or other input; name another run, or start it over "
+            "with --fresh"
+        )
+    if not (run / "result.json").is_file():
+        return None
+    return dict((run / "result.json").read_json())
+
+
+def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
+    """Writes experiment.yaml, or, when going on, warns of versions that have changed since."""
+    recorded = _recorded(run)
+    if recorded is None:
+        provenance = {"identity": digest, "versions": dict(versions)}
+        content = {**experiment.model_dump(mode="json"), "provenance": provenance}
+        header = "# The resolved experiment of this run. `provenance` is recorded and not read again.\n"
+        (run / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        return
+    before = recorded.get("versions", {})
+    changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
+    if changed:
+        logger.warning(
+            "this run was started with other versions: %s; its result may differ a little", ", ".join(changed)
+        )
+
+
+def clear_run(run: Location) -> None:
+    """Removes what an earlier run left, but not the lock that is held."""
+    for child in run.children():
+        if child.name != ".lock":
+            child.delete()
+
+
+def _recorded(run: Location) -> dict[str, Any] | None:
+    file = run / "experiment.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return dict(yaml.safe_load(file.read_text())["provenance"])
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file}: is not what raypp wrote ({error}); move it away or start over with --fresh"
+        ) from None
+
+
+def run_experiment(run: Location) -> Experiment:
+    """The experiment that a run was started with."""
+    values = yaml.safe_load((run / "experiment.yaml").read_text())
+    values.pop("provenance")
+    return Experiment.model_validate(values, strict=False)
+
+
+def check_writable(location: Location, field: str) -> None:
+    """Raises ConfigError naming `field` if nothing can be written there."""
+    probe = location / f".raypp-{os.getpid()}"
+    try:
+        location.make_folder()
+        probe.write_bytes(b"")
+        probe.delete()
+    except OSError as error:
+        raise ConfigError(f"{field}: {location} cannot be written to: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
+    """Holds the run for this process; the system lets go of it however the process ends.
+
+    Args:
+        wait: until another process that holds it is done.
+
+    Raises:
+        ConfigError: another process holds it, and there is no waiting.
+    """
+    if not run.is_local:
+        yield
+        return
+    Path(run.path).mkdir(parents=True, exist_ok=True)
+    path = Path(run.path, ".lock")
+    while (file := _try_lock(path)) is None:
+        if not wait:
+            holder = path.read_text() if path.exists() else ""
+            raise ConfigError(f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or end it")
+        time.sleep(LOCK_POLL_SECONDS)
+    with file:
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The holder before may have removed the file between our opening and locking it.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    except BlockingIOError:
+        pass
+    file.close()
+    return None

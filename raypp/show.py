@@ -1,0 +1,33 @@
+"""`raypp show`: the experiment as it would run, with everything that follows from it."""
+
+from __future__ import annotations
+
+import yaml
+
+from raypp.config import Experiment
+from raypp.plan import Plan, make_plan, meta_model
+from raypp.pruning.pruner import select_layers
+
+
+def show(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, and as comments what it comes to: run folder, steps, layers."""
+    plan = make_plan(experiment)
+    settings = yaml.safe_dump(plan.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return "\n".join([*(f"# {line}" for line in _facts(plan)), settings.rstrip()])
+
+
+def _facts(plan: Plan) -> list[str]:
+    steps = plan.steps
+    facts = [
+        f"run folder: {plan.run}",
+        f"{steps.total} steps, {steps.per_epoch} an epoch; {steps.warmup} of warmup; evaluated every "
+        f"{steps.between_evaluations}; {plan.micro_batches} micro-batches a global batch",
+    ]
+    if plan.teacher_plan is not None:
+        facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")
+    if plan.experiment.pruning is not None:
+        layers = select_layers(meta_model(plan.student.folder), plan.experiment.pruning.layers)
+        weights = sum(layer.weight.numel() for layer in layers.values())
+        facts.append(f"pruned: {len(layers)} linear layers, {weights:,} weights")
+        facts += [f"  {name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]
+    return facts

@@ -1,0 +1,152 @@
+"""Files in a folder of any filesystem that pyarrow knows: local, NFS, s3://, gs://.
+
+Object stores have no rename and no append, so nothing here relies on either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from raypp.errors import ConfigError
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: a filesystem and a path in it. `location / "name"` goes down."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, uri: str | Path, field: str = "path") -> Location:
+        """Opens a local path or a URI; raises ConfigError naming `field` if it is neither."""
+        text = str(uri)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), os.path.abspath(text))
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{field}: {text!r} cannot be opened: {error}") from error
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.filesystem, self.path.rstrip("/").rsplit("/", 1)[0])
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def is_file(self) -> bool:
+        return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.File)
+
+    def is_folder(self) -> bool:
+        return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory)
+
+    def size_bytes(self) -> int:
+        return int(self.filesystem.get_file_info(self.path).size)
+
+    def make_folder(self) -> Location:
+        self.filesystem.create_dir(self.path, recursive=True)
+        return self
+
+    def children(self) -> list[Location]:
+        """Files and folders directly inside, by name; empty where there is no such folder."""
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return [self / info.base_name for info in sorted(infos, key=lambda info: info.base_name)]
+
+    def files(self) -> list[Location]:
+        """All files below this folder, by path."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return [Location(self.filesystem, i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
+
+    def delete(self) -> None:
+        """Removes the file or folder; nothing to remove is fine (somebody else may have been first)."""
+        kind = self.filesystem.get_file_info(self.path).type
+        try:
+            if kind == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind == pafs.FileType.File:
+                self.filesystem.delete_file(self.path)
+        except FileNotFoundError:
+            pass
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8")
+
+    def read_json(self) -> Any:
+        return json.loads(self.read_text())
+
+    def write_bytes(self, content: bytes) -> None:
+        """Writes the whole file. Local writes go through a temporary name, so a reader never sees half of it."""
+        if not self.is_local:
+            with self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(content)
+            return
+        temporary = f"{self.path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    def write_text(self, content: str) -> None:
+        self.write_bytes(content.encode("utf-8"))
+
+    def write_json(self, content: Any) -> None:
+        self.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's content, a MiB at a time."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def download(self, folder: Path) -> Path:
+        """A local copy of this folder under `folder`; the folder itself if it is local already."""
+        if self.is_local:
+            return Path(self.path)
+        pafs.copy_files(self.path, str(folder), source_filesystem=self.filesystem, chunk_size=CHUNK_BYTES)
+        return folder
+
+    def upload(self, folder: Path) -> None:
+        """Copies a local folder's files to this folder."""
+        self.make_folder()
+        pafs.copy_files(
+            str(folder), self.path, destination_filesystem=self.filesystem, source_filesystem=pafs.LocalFileSystem()
+        )

@@ -1,0 +1,249 @@
+"""Finished artifacts (features, teachers, teacher logits) by content key, on any filesystem that pyarrow knows.
+
+    <store>/v1/<kind>/<key>/<build>/part-….parquet     written by any number of nodes, under unique names
+    <store>/v1/<kind>/<key>/<build>/manifest.json      written last: from then on the artifact exists
+
+The key is a hash of everything that determines the content, so all builds of one key are equal and it does no harm when
+several run at once: each writes a folder of its own, and readers take the first intact one. Nothing is renamed (S3 has
+no rename) and nothing is locked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raypp.errors import ConfigError
+from raypp.storage import Location
+
+logger = logging.getLogger("raypp")
+
+LAYOUT = "v1"  # a later layout begins beside this one, so that two versions of raypp can share a store
+MANIFEST = "manifest.json"
+ABANDONED_AFTER_SECONDS = 24 * 3600  # a live builder writes every few seconds; one silent for a day is dead
+READ_THREADS = 8
+# What this process knows of finished builds, by their place. They never change: each is hashed, or warned of, once.
+_intact: set[str] = set()
+_damaged: set[str] = set()
+
+
+def content_key(**parts: Any) -> str:
+    """The sha256 (hex) of `parts` as canonical JSON. Refuses NaN (ValueError) and what JSON cannot hold (TypeError)."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an artifact: its name inside the build's folder, its size and its checksum (hex)."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact. Pickles (the filesystem too), so that workers on other nodes can read it."""
+
+    kind: str
+    key: str
+    location: Location
+    files: tuple[StoredFile, ...]
+    rows: int
+    description: dict[str, Any]
+    extra: dict[str, Any]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the Parquet files."""
+        return tuple(file.name for file in self.files if file.name.endswith(".parquet"))
+
+    def read_part(self, name: str) -> pa.Table:
+        """One Parquet file, whole."""
+        place = self.location / name
+        with storage_errors(place), place.filesystem.open_input_file(place.path) as source:
+            return pq.ParquetFile(source).read()
+
+    def read_table(self) -> pa.Table:
+        """All Parquet files as one table, sorted by the column `row`: the order of the source."""
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            table = pa.concat_tables(threads.map(self.read_part, self.parts))
+        assert table.num_rows == self.rows, f"{self.location}: {table.num_rows} rows, but the manifest says {self.rows}"
+        return table.sort_by("row")
+
+
+@dataclass
+class Build:
+    """An artifact under construction, invisible to readers until `finish`. Made by `Store.build`."""
+
+    kind: str
+    key: str
+    description: Mapping[str, Any]
+    location: Location
+    artifact: Artifact | None = None
+
+    def finish(self, rows: int, extra: Mapping[str, Any], files: Sequence[StoredFile] | None = None) -> Artifact:
+        """Writes the manifest. `files`: those that count, as `write_part` returned them (what a restarted task wrote
+        twice counts once); None: every file in the folder, hashed now. ConfigError: a node wrote to a disk of its own.
+        """
+        assert self.artifact is None, "a build is finished once"
+        version = next((found.version for found in importlib.metadata.distributions(name="raypp")), "not installed")
+        with storage_errors(self.location):
+            found = _files_in(self.location)
+            if files is None:
+                files = [StoredFile(name, info.size, (self.location / name).sha256()) for name, info in found.items()]
+            hidden = [file.name for file in files if file.name not in found or found[file.name].size != file.num_bytes]
+            if hidden:
+                raise ConfigError(
+                    f"cluster.store: {self.location} is not the same folder on every node: {hidden[0]} was written "
+                    "there by another node and is not seen here. Use a shared filesystem or a bucket"
+                )
+            manifest = {"kind": self.kind, "key": self.key, "description": dict(self.description), "rows": rows}
+            manifest |= {"extra": dict(extra), "files": [asdict(file) for file in files]}
+            manifest |= {"created_seconds": round(time.time(), 3), "raypp_version": version}
+            (self.location / MANIFEST).write_json(manifest)
+            self.artifact = _read_manifest(self.location)
+        return self.artifact
+
+
+@dataclass(frozen=True)
+class Store:
+    """Artifacts below one folder, which every node of the cluster sees under the same path."""
+
+    location: Location
+
+    def find(self, kind: str, key: str, *, verify: bool = True) -> Artifact | None:
+        """The artifact, or None where none is finished and intact.
+
+        Sizes are always checked, checksums (with `verify`) once per process; a damaged build is passed over with a
+        warning, for the caller to build again. Raises ConfigError where the store cannot be read.
+        """
+        folder = self.location / LAYOUT / kind / key
+        with storage_errors(folder):
+            for build in folder.children():
+                if str(build) in _damaged or not (build / MANIFEST).is_file():
+                    continue
+                try:
+                    return _open_build(build, verify)
+                except FileNotFoundError:  # another builder is just removing it
+                    continue
+                except _DamagedError as damage:
+                    _damaged.add(str(build))
+                    logger.warning("store: %s; this copy of the %s is not used and will be rebuilt", damage, kind)
+        return None
+
+    @contextmanager
+    def build(self, kind: str, key: str, description: Mapping[str, Any]) -> Iterator[Build]:
+        """A folder to write the artifact's files into; `Build.finish` makes them an artifact.
+
+        Left without `finish` (an error, an interrupt), it is removed. A finished build also removes what others of the
+        same key left: damaged copies that this process has met, and folders abandoned a day ago.
+        """
+        folder = self.location / LAYOUT / kind / key
+        # The time comes first, so readers keep to the oldest intact build and do not wander as later ones finish.
+        location = folder / f"{time.time_ns() // 1_000_000:013d}-{uuid.uuid4().hex[:12]}"
+        with storage_errors(location):
+            location.make_folder()
+        build = Build(kind, key, description, location)
+        try:
+            yield build
+            assert build.artifact is not None, "a build was left without finish()"
+        finally:
+            if build.artifact is None:
+                with _tidying(location):
+                    location.delete()
+        with _tidying(folder):
+            for other in folder.children():
+                if str(other) in _damaged or _is_abandoned(other):
+                    other.delete()
+
+
+def write_part(folder: Location, table: pa.Table) -> StoredFile:
+    """Writes a table to a Parquet file of unique name in a build's folder; any node may, at any time."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    content = buffer.getvalue().to_pybytes()
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    with storage_errors(folder):
+        (folder / name).write_bytes(content)
+    return StoredFile(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+@contextmanager
+def storage_errors(place: Location) -> Iterator[None]:
+    """Turns what the filesystem refuses into a ConfigError that names the setting and the place."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cluster.store: {place} is no folder that all nodes can read and write: {error}") from error
+
+
+@contextmanager
+def _tidying(place: Location) -> Iterator[None]:
+    """What is not removed only costs space, so failing to is reported and the work goes on."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("store: %s cannot be tidied up (%s)", place, error)
+
+
+class _DamagedError(Exception):
+    """A finished build whose files are not what its manifest says."""
+
+
+def _open_build(build: Location, verify: bool) -> Artifact:
+    """The artifact of a folder that has a manifest; raises _DamagedError naming the file that is wrong."""
+    try:
+        artifact = _read_manifest(build)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"{build / MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
+    found = _files_in(build)
+    hashing = verify and str(build) not in _intact
+
+    def check(file: StoredFile) -> None:
+        if file.name not in found or found[file.name].size != file.num_bytes:
+            raise _DamagedError(f"{build / file.name} is not there with its {file.num_bytes} bytes")
+        if hashing and (build / file.name).sha256() != file.sha256:
+            raise _DamagedError(f"{build / file.name} has another checksum than when it was written")
+
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        list(threads.map(check, artifact.files))
+    if verify:
+        _intact.add(str(build))
+    return artifact
+
+
+def _read_manifest(build: Location) -> Artifact:
+    fields = (build / MANIFEST).read_json()
+    files = tuple(StoredFile(**file) for file in fields["files"])
+    named = {name: fields[name] for name in ("kind", "key", "rows", "description", "extra")}
+    return Artifact(location=build, files=files, **named)
+
+
+def _files_in(folder: Location) -> dict[str, pafs.FileInfo]:
+    """Every file below a folder, by its name relative to it."""
+    infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True, allow_not_found=True))
+    return {info.path[len(folder.path) :].lstrip("/"): info for info in infos if info.is_file}
+
+
+def _is_abandoned(build: Location) -> bool:
+    """Whether a build has no manifest and has written nothing for a day."""
+    started, found = build.name.partition("-")[0], _files_in(build)
+    if MANIFEST in found or not started.isdigit():  # not a number: not a build, but somebody else's file
+        return False
+    newest_seconds: float = max([int(started) / 1000, *(info.mtime.timestamp() for info in found.values())])
+    return time.time() - newest_seconds > ABANDONED_AFTER_SECONDS

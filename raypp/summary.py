@@ -1,0 +1,56 @@
+"""What a run came to, as `raypp train` prints it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
+
+
+def summary_table(result: Mapping[str, Any]) -> Table:
+    """The numbers of a result (the content of result.json): dense against pruned metrics, densities, time.
+
+    The headline metric comes first; the teacher's column is there if there was a teacher.
+    """
+    density, teacher = result["density"], result["teacher_metrics"] or {}
+    is_pruned = density is not None and density["linear"] < 0.999
+    table = Table(title=f"{result['name']} / {result['run']}", title_style="bold", title_justify="left")
+    table.add_column("")
+    if teacher:
+        table.add_column("dense (teacher)", justify="right")
+    table.add_column("pruned" if is_pruned else "student" if teacher else "dense", justify="right")
+
+    def row(label: str, value: str, of_teacher: str = "", style: str = "") -> None:
+        table.add_row(label, *([of_teacher] if teacher else []), value, style=style)
+
+    headline, metrics = result["headline"], result["metrics"]
+    for key in [headline, *(key for key in metrics if key != headline)]:
+        dense = f"{teacher[key]:.4f}" if key in teacher else ""
+        row(key.removeprefix("eval/"), f"{metrics[key]:.4f}", dense, "bold" if key == headline else "")
+    table.add_section()
+    if result["requested_density"] is not None:
+        row("requested density", f"{result['requested_density']:.4g}")
+    if density is not None:
+        row("density of the linear weights", f"{density['linear']:.4f}")
+        row("density of the encoder", f"{density['encoder']:.4f}")
+        row("density of the model", f"{density['model']:.4f}")
+    table.add_section()
+    row("steps", f"{result['steps']:,}")
+    row("seconds", f"{result['seconds']:,.1f}")
+    row("tokens per second", f"{result['tokens_per_second']:,.0f}")
+    return table
+
+
+def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the table, and below it where the model, the figures and the logs are, each on a line to copy from."""
+    console = console or Console()
+    console.print(summary_table(result))
+    for key, label in PATHS.items():
+        if result["paths"][key] is not None:
+            # soft_wrap: the terminal may break the line, but what is copied from it is whole.
+            console.print(Text(f"{label + ':':<14} {result['paths'][key]}"), soft_wrap=True)

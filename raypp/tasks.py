@@ -1,0 +1,249 @@
+"""The task table: what each task's examples, labels, files and metrics are. Adding a task is adding a row.
+
+The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, and three synthetic tasks. `resolve_task` turns what
+an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits the experiment's source.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from raypp.config import FilesSource, HubSource, OwnTask, Source, SyntheticSource
+from raypp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """One file of the official layout; its columns by name, or by position (from 0) where the file has no header."""
+
+    split: str
+    name: str
+    sentences: tuple[str | int, ...]
+    label: str | int | None = None
+
+    @property
+    def has_header(self) -> bool:
+        """Whether the first line names the columns."""
+        return isinstance(self.sentences[0], str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task: what one example is, what is predicted, how it is measured, and where the official files keep it."""
+
+    name: str
+    """Name in experiments, folders and tables."""
+    title: str
+    """Name as it is published; submission files are called so."""
+    kind: Literal["classification", "regression"] = "classification"
+    """Classes, or one real number."""
+    pair: bool = False
+    """Whether each example is a pair of sentences."""
+    labels: tuple[str, ...] = ()
+    """Label names in the order of the model's outputs (the hub's order); empty for regression."""
+    metrics: tuple[str, ...]
+    """Names of `raypp.metrics`; the first is the headline."""
+    train_split: str | None = "train"
+    """None for a diagnostic set, which nobody trains on."""
+    eval_splits: tuple[str, ...] = ("dev",)
+    """Labelled splits that are evaluated."""
+    test_splits: tuple[str, ...] = ("test",)
+    """Splits to predict; GLUE publishes them without labels."""
+    official: tuple[OfficialFile, ...] = ()
+    """The official files, one for each split; empty where there are none."""
+    digit_labels: bool = False
+    """Whether official files and submissions write a label as its number instead of its name."""
+    skips_cut_rows: bool = False
+    """Whether labelled official files are known to hold rows that lack fields; those are skipped and counted."""
+    hub_config: str | None = None
+    """Configuration in the hub's `nyu-mll/glue`; None where it has none."""
+    hub_columns: tuple[str, ...] = ()
+    """The hub's columns of the sentences."""
+    value_range: tuple[float, float] | None = None
+    """Range of a regression task's values; submissions are clipped to it."""
+    synthetic: bool = False
+    """Whether raypp's own grammar writes the examples."""
+
+    @property
+    def headline(self) -> str:
+        """The metric that tables show and `select: best` compares, on the first evaluation split."""
+        return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits: training, evaluation, test."""
+        return (*((self.train_split,) if self.train_split else ()), *self.eval_splits, *self.test_splits)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a model for this task: one logit a label, or one number."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    def official_file(self, split: str) -> OfficialFile:
+        """The official file of a split of this task."""
+        return next(file for file in self.official if file.split == split)
+
+    def submission_file(self, split: str) -> str:
+        """Name of the GLUE submission file of a test split: `MRPC.tsv`, `MNLI-mm.tsv`."""
+        part = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
+        return f"{self.title}{part}.tsv"
+
+
+_PAIR = ("sentence1", "sentence2")
+_SENTIMENT = ("negative", "positive")
+_EQUIVALENCE = ("not_equivalent", "equivalent")
+_ENTAILMENT = ("entailment", "not_entailment")
+# The hub's order. The processors of older transformers had contradiction, entailment, neutral: a model fine-tuned with
+# them has its outputs in that order, and has to be matched by label name.
+_INFERENCE = ("entailment", "neutral", "contradiction")
+_ACCURACY = ("accuracy",)
+_ACCURACY_F1 = ("accuracy", "f1")
+_CORRELATIONS = ("pearson", "spearman")
+
+
+def _glue(title: str, label: str | int, *sentences: str | int, test: tuple[str, ...] = (), **rest: Any) -> Task:
+    """A GLUE task of three files with these columns; `test` names the sentences where train and dev have no header."""
+    name = title.lower().replace("-", "")
+    columns = test or tuple(str(sentence) for sentence in sentences)
+    files = (
+        OfficialFile("train", "train.tsv", sentences, label),
+        OfficialFile("dev", "dev.tsv", sentences, label),
+        OfficialFile("test", "test.tsv", columns),
+    )
+    defaults: dict[str, Any] = {
+        "pair": len(sentences) == 2,
+        "official": files,
+        "hub_config": name,
+        "hub_columns": columns,
+    }
+    return Task(name=name, title=title, **defaults | rest)
+
+
+def _synthetic(name: str, **rest: Any) -> Task:
+    """A task of raypp's own grammar."""
+    return Task(name=name, title=name, synthetic=True, **rest)
+
+
+_MNLI_FILES = (
+    OfficialFile("train", "train.tsv", _PAIR, "gold_label"),
+    OfficialFile("dev_matched", "dev_matched.tsv", _PAIR, "gold_label"),
+    OfficialFile("dev_mismatched", "dev_mismatched.tsv", _PAIR, "gold_label"),
+    OfficialFile("test_matched", "test_matched.tsv", _PAIR),
+    OfficialFile("test_mismatched", "test_mismatched.tsv", _PAIR),
+)
+
+_ROWS = (
+    _glue(
+        "CoLA",
+        *(1, 3),
+        test=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews", "accuracy"),
+        digit_labels=True,
+    ),
+    _glue("SST-2", "label", "sentence", labels=_SENTIMENT, metrics=_ACCURACY, digit_labels=True),
+    _glue(
+        "MRPC",
+        *("Quality", "#1 String", "#2 String"),
+        hub_columns=_PAIR,
+        labels=_EQUIVALENCE,
+        metrics=_ACCURACY_F1,
+        digit_labels=True,
+    ),
+    _glue(
+        "QQP",
+        *("is_duplicate", "question1", "question2"),
+        labels=("not_duplicate", "duplicate"),
+        metrics=_ACCURACY_F1,
+        digit_labels=True,
+        skips_cut_rows=True,
+    ),
+    _glue("STS-B", "score", *_PAIR, kind="regression", metrics=_CORRELATIONS, value_range=(0.0, 5.0)),
+    Task(
+        name="mnli",
+        title="MNLI",
+        pair=True,
+        labels=_INFERENCE,
+        metrics=_ACCURACY,
+        eval_splits=("dev_matched", "dev_mismatched"),
+        test_splits=("test_matched", "test_mismatched"),
+        official=_MNLI_FILES,
+        hub_config="mnli",
+        hub_columns=("premise", "hypothesis"),
+    ),
+    _glue("QNLI", "label", "question", "sentence", labels=_ENTAILMENT, metrics=_ACCURACY),
+    _glue("RTE", "label", *_PAIR, labels=_ENTAILMENT, metrics=_ACCURACY),
+    _glue("WNLI", "label", *_PAIR, labels=("not_entailment", "entailment"), metrics=_ACCURACY, digit_labels=True),
+    Task(
+        # Predicted with a model of MNLI. GLUE keeps the labels, and measures Matthews' correlation over three classes.
+        name="ax",
+        title="AX",
+        pair=True,
+        labels=_INFERENCE,
+        metrics=("matthews",),
+        train_split=None,
+        eval_splits=(),
+        official=(OfficialFile("test", "diagnostic.tsv", _PAIR),),
+        hub_config="ax",
+        hub_columns=("premise", "hypothesis"),
+    ),
+    _synthetic("sentiment", labels=_SENTIMENT, metrics=_ACCURACY),
+    _synthetic("paraphrase", pair=True, labels=_EQUIVALENCE, metrics=_ACCURACY_F1),
+    _synthetic("similarity", pair=True, kind="regression", metrics=_CORRELATIONS, value_range=(0.0, 5.0)),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+"""Every task by name."""
+
+_SPELLINGS = {"sst": "sst2", "sts": "stsb", "diagnostic": "ax"}
+
+
+def find_task(name: str) -> Task:
+    """The table's row of that name, in any usual spelling ('SST-2', 'sts_b'); ConfigError for an unknown one."""
+    plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    plain = _SPELLINGS.get(plain, plain)
+    if plain in TASKS:
+        return TASKS[plain]
+    near = difflib.get_close_matches(plain, TASKS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"task: there is no task {name!r}; {hint}Allowed: {', '.join(TASKS)}, or your own: {{name, kind, pair, labels}}"
+    )
+
+
+def resolve_task(task: str | OwnTask, source: Source | None) -> Task:
+    """The task as this source offers it (`source` None: the default one); ConfigError where they do not go together.
+
+    The user's own files have one dev and at most one test split, also for a task of the table that has two.
+    """
+    if isinstance(task, OwnTask):
+        if not isinstance(source, FilesSource):
+            given = "null" if source is None else f"kind: {source.kind}"
+            raise ConfigError(f"data.source: the task {task.name!r} is your own and needs kind: files, got {given}")
+        return _own(task)
+    found = find_task(task)
+    if found.synthetic and not isinstance(source, SyntheticSource | None):
+        raise ConfigError(f"data.source: {found.name} is a synthetic task and needs kind: synthetic, got {source.kind}")
+    if not found.synthetic and isinstance(source, SyntheticSource):
+        raise ConfigError(f"data.source: got kind: synthetic for {found.name}; allowed: official, hub, files")
+    if not isinstance(source, FilesSource):
+        return found
+    if found.train_split is None:
+        raise ConfigError(f"data.source: {found.name} is only a test set; allowed: official, hub; got files")
+    return replace(found, eval_splits=("dev",), test_splits=("test",))
+
+
+def default_source(task: Task) -> Source:
+    """Where a task comes from if the experiment does not say: the grammar for a synthetic task, else the hub."""
+    return SyntheticSource(kind="synthetic") if task.synthetic else HubSource(kind="hub")
+
+
+def _own(task: OwnTask) -> Task:
+    """A user's own task as a row like the table's."""
+    if task.kind == "regression":
+        metrics = _CORRELATIONS
+    else:
+        metrics = _ACCURACY_F1 if len(task.labels) == 2 else ("accuracy", "macro_f1")
+    return Task(name=task.name, title=task.name, kind=task.kind, pair=task.pair, labels=task.labels, metrics=metrics)

@@ -1,0 +1,273 @@
+"""THE loop: fine-tuning with pruning and distillation, read from top to bottom in `fit`.
+
+It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; what differs is its `Worker`. Nothing in
+it depends on how many workers there are: a global batch is cut into fixed shares, each with a seed of its own, and whatever
+a step needs (batch, learning rates, threshold, dropout) is a function of its number, so that a run goes on from a checkpoint as
+if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raypp.checkpoint import Checkpoints, capture, restore
+from raypp.config import Experiment
+from raypp.data.batches import GlobalBatch, plan_epoch
+from raypp.data.features import Features
+from raypp.deliver import deliver
+from raypp.distillation.objective import Objective
+from raypp.errors import RunFailed
+from raypp.evaluate import Predictions, evaluate, headline_key
+from raypp.models import (
+    embeddings_of,
+    freezes_embeddings,
+    load_classifier,
+    load_tokenizer,
+    max_positions,
+    resolve_model,
+)
+from raypp.optim import build_optimizer, rate_factor, set_learning_rates
+from raypp.progress import PhaseAdvanced
+from raypp.pruning.dense import build_pruning
+from raypp.recording import Progress, Recorder, Window, schedule_metrics
+from raypp.steps import StepPlan, plan_steps
+from raypp.stopwatch import Stopwatch, peak_memory_bytes
+from raypp.storage import Location
+from raypp.store import Artifact
+from raypp.tasks import Task
+from raypp.worker import Worker
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# Below this the float16 scaler has halved its scale so often that the run itself is broken.
+SMALLEST_LOSS_SCALE = 2.0**-14
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, ready to train: everything is resolved, checked and in the store."""
+
+    experiment: Experiment
+    task: Task
+    run: Location
+    """The run's folder."""
+    phase: str
+    """What the display calls it: student or teacher."""
+    micro_batches: int
+    """Shares of a global batch."""
+    train: Artifact
+    """Features of the training split."""
+    evaluation: Mapping[str, Artifact]
+    """Features of every evaluation split."""
+    teacher_logits: Artifact | None = None
+    """Teacher logits of the training split, joined by row."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the result records besides: versions, teacher metrics, content keys."""
+
+
+def fit(job: Job, worker: Worker) -> dict[str, Any]:
+    """Trains a run to its end, from its last checkpoint if it has one, and delivers its model.
+
+    Returns:
+        The run's result (as in result.json), the same on every worker.
+
+    Raises:
+        RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
+    """
+    experiment, settings, task = job.experiment, job.experiment.train, job.task
+    watch = Stopwatch()
+    folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
+    tokenizer = load_tokenizer(folder, "student.model")
+    with watch("data"):
+        features = _training_features(job)
+        splits = {split: Features.from_table(artifact.read_table()) for split, artifact in job.evaluation.items()}
+    lengths = features.lengths
+    steps = plan_steps(settings, experiment.evaluation, len(features), experiment.cluster.checkpoint_every_steps)
+
+    model = load_classifier(folder, task, settings.seed).to(worker.device)
+    if freezes_embeddings(experiment):
+        embeddings_of(model).requires_grad_(False)
+    pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
+    mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
+    optimizer = build_optimizer(model, [scores for _, scores in pruner.scores()], settings, mask_rate)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    objective = Objective.build(task.kind == "regression", experiment.distillation)
+    autocast, scaler = _precision(settings.precision, worker.device)
+    longest = max_positions(model.config)
+
+    checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
+    latest = checkpoints.latest()
+    progress = Progress()
+    if latest is not None:
+        restore(latest, model, optimizer)
+        scaler.load_state_dict(latest.state["scaler"])
+        progress = Progress(**latest.state["progress"])
+    start, tokens_before, seconds_before = progress.steps, progress.tokens, progress.seconds
+    recorder = Recorder.open(job.run, experiment, worker, start if latest else None)
+    window = Window(tuple(objective.weights))
+    predictions: dict[str, Predictions] | None = None
+    plan: Sequence[GlobalBatch] = ()
+
+    for step in range(start, steps.total):
+        epoch, place = divmod(step, steps.per_epoch)
+        with watch("data"):
+            if place == 0 or not plan:
+                plan = plan_epoch(
+                    lengths,
+                    seed=settings.seed,
+                    epoch=epoch,
+                    batch_size=settings.batch_size,
+                    micro_batches=job.micro_batches,
+                )
+        batch = plan[place]
+        point = schedule.at(step)
+        set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
+        with watch("masks"):
+            pruner.refresh(point, noise_seed=seed_of(settings.seed, step))
+
+        # A share's loss is its part of the global batch's mean; the sums of the terms ride along for the log.
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(window.terms) + 2, dtype=torch.float64)
+        for share in worker.shares(job.micro_batches):
+            rows = batch.shares[share]
+            if not len(rows):
+                continue
+            with watch("data"):
+                inputs = features.collate(rows, tokenizer.pad_token_id, max_padded=longest)
+                sums[-2:] += torch.tensor([lengths[rows].sum(), inputs["input_ids"].numel()])
+                inputs = {name: value.to(worker.device) for name, value in inputs.items()}
+            torch.manual_seed(seed_of(settings.seed, step, share))
+            with watch("forward"), autocast():
+                terms = objective(model, inputs)
+            with watch("backward"):
+                scaler.scale(objective.loss(terms, len(batch))).backward()
+            sums[:-2] += torch.stack([terms[name].detach() for name in window.terms]).double().cpu()
+        if worker.is_first and point.penalty_lambda:
+            # The penalty is the whole model's and not a share's: once, on one worker.
+            with watch("backward"):
+                scaler.scale(point.penalty_lambda * pruner.penalty()).backward()
+
+        with watch("optimizer"):
+            sums = worker.sum_gradients(parameters, sums)
+            scaler.unscale_(optimizer)
+            norm = clip_gradients(parameters, settings.max_gradient_norm)
+            if not (scaler.is_enabled() or math.isfinite(norm) and bool(sums.isfinite().all())):
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
+            scaler.step(optimizer)
+            scaler.update()
+            if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
+
+        done = step + 1
+        window.add(sums.tolist(), len(batch), norm)
+        if done % settings.log_every_steps == 0 or steps.saves_after(done):
+            progress.tokens += window.tokens
+            metrics = window.drain(objective.weights) | schedule_metrics(experiment.pruning, point) | _rates(optimizer)
+            metrics |= {"train/epoch": done / steps.per_epoch, "perf/peak_memory_bytes": peak_memory_bytes()}
+            recorder.log(done, metrics | watch.speed(done - start, progress.tokens - tokens_before))
+            worker.on_event(_advanced(job, done, steps, metrics))
+        if steps.evaluates_after(done):
+            point = schedule.at(done)
+            with watch("evaluation"):
+                pruner.refresh(point, noise_seed=None)
+                metrics, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
+            progress.note(done, metrics[headline_key(task)], eligible=point.is_final)
+            metrics |= schedule_metrics(experiment.pruning, point) | {"prune/density": pruner.density().linear}
+            recorder.log(done, metrics)
+            worker.on_event(_advanced(job, done, steps, metrics))
+            worker.on_report({"step": done, **metrics})
+        if steps.saves_after(done):
+            progress.steps, progress.seconds = done, seconds_before + watch.elapsed_seconds
+            if worker.is_first:
+                with watch("checkpoint"):
+                    state = {"progress": asdict(progress), "best": progress.best, "scaler": scaler.state_dict()}
+                    checkpoints.write(capture(done, model, optimizer, state))
+                recorder.save()
+
+    checkpoints.wait()
+    best = progress.best if experiment.evaluation.select == "best" else None
+    if best is not None and best["step"] != steps.total:
+        chosen = checkpoints.read(int(best["step"]))
+        if chosen is None:
+            raise RunFailed(f"the checkpoint of the best evaluation, step {best['step']:.0f}, cannot be read")
+        restore(chosen, model)
+        predictions = None
+    pruner.refresh(schedule.at(steps.total), noise_seed=None)
+    if predictions is None:
+        _, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
+    density = pruner.density()
+    plain = pruner.fold()
+    return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, recorder)
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for torch from numbers such as (seed, step, share): far apart for near numbers, the same everywhere."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
+    """Scales all gradients together down to `max_norm`; returns their norm before that."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
+
+
+def _training_features(job: Job) -> Features:
+    """The training split in memory, with the teacher's logits beside each row."""
+    features = Features.from_table(job.train.read_table())
+    if job.teacher_logits is None:
+        return features
+    table = job.teacher_logits.read_table()
+    if not np.array_equal(table["row"].to_numpy(), features.rows):
+        raise RunFailed(f"the teacher's logits in {job.teacher_logits.location} are of other rows than the features")
+    return features.with_teacher_logits(np.stack(table["logits"].to_numpy(zero_copy_only=False)))
+
+
+def _precision(
+    name: str, device: torch.device
+) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], torch.amp.GradScaler]:
+    """The context of a forward pass, and the scaler that keeps float16's small gradients."""
+    scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
+    if name == "float32":
+        return contextlib.nullcontext, scaler
+    return lambda: torch.autocast(device.type, AUTOCAST[name]), scaler
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    rates = {f"train/{group['name']}_learning_rate": group["lr"] for group in optimizer.param_groups}
+    return {name.replace("weights_", ""): rate for name, rate in rates.items()}
+
+
+def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]) -> PhaseAdvanced:
+    """What the display shows of a report."""
+    headline = headline_key(job.task)
+    return PhaseAdvanced(
+        job.phase,
+        done,
+        total=steps.total,
+        step=done,
+        epoch=done / steps.per_epoch,
+        loss=metrics.get("train/loss"),
+        density=metrics.get("prune/density"),
+        metric=(headline, metrics[headline]) if headline in metrics else None,
+    )
+
+
+def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
+    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups)
+    return (
+        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-2].tolist()}, gradient norm "
+        f"{norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
+    )

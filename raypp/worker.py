@@ -1,0 +1,93 @@
+"""What the training loop knows of where it runs: its rank, its device, how to add things up over all workers.
+
+The loop is the same in this process (`Worker()`), in a Tune trial's actor and in every TorchTrainer worker; only what is
+built here differs. Collectives go through torch.distributed where there is more than one worker.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def _ignore(_: Any) -> None:
+    """Nobody is watching."""
+
+
+@dataclass
+class Worker:
+    """One of `world_size` processes that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    on_event: Callable[[Any], None] = _ignore
+    """Takes progress events for the display; may be called often."""
+    on_report: Callable[[dict[str, Any]], None] = _ignore
+    """Takes the metrics of every report, on every worker at the same step."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def shares(self, micro_batches: int) -> range:
+        """The shares of a global batch that this worker computes: share m runs on worker m mod world_size."""
+        return range(self.rank, micro_batches, self.world_size)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
+        """Adds the gradients of all workers up, in place, and returns the sum of `numbers` (float64 [n]).
+
+        A parameter that got no gradient on any worker keeps none, so that the optimizer passes it over everywhere alike.
+        """
+        if self.world_size == 1:
+            return numbers
+        used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float64)
+        flags = torch.cat([used.to(self.device), numbers.to(self.device)])
+        dist.all_reduce(flags)
+        gradients = []
+        for parameter, count in zip(parameters, flags[: len(parameters)].tolist(), strict=True):
+            if count == 0:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            dist.all_reduce(flat)
+            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return flags[len(parameters) :].to(numbers.device)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, by rank, on every worker."""
+        if self.world_size == 1:
+            return [value]
+        content = pickle.dumps(value)
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, content)
+        return [pickle.loads(item) for item in gathered]  # noqa: S301  (our own workers wrote it)
+
+    def barrier(self) -> None:
+        """Waits until all workers are here."""
+        if self.world_size > 1:
+            self.gather(None)
+
+
+def _buckets(gradients: Sequence[Tensor], bucket_bytes: int = 64 << 20) -> list[list[Tensor]]:
+    """Gradients in runs of about `bucket_bytes`: few messages, and no second copy of the whole model."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for gradient in gradients:
+        size = gradient.numel() * gradient.element_size()
+        if size > room:
+            buckets.append([])
+            room = bucket_bytes
+        buckets[-1].append(gradient)
+        room -= size
+    return buckets

@@ -1,0 +1,214 @@
+"""Preparation on Ray: the same features and logits as without it, from the store the second time, and plain errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raypp.cluster.prepare import PART_ROWS, featurize, logits_key, teacher_logits
+from raypp.config import OfficialSource
+from raypp.data.features import Features, tokenize_batch
+from raypp.data.sources import open_source
+from raypp.errors import ConfigError, RunFailed
+from raypp.storage import Location
+from raypp.store import Artifact, Store
+from raypp.tasks import find_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+MRPC = find_task("mrpc")
+MAX_LENGTH = 44  # cuts some pairs of MRPC, and is no multiple of 8
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(Location.of(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def raw(glue_dir: Path) -> Any:
+    return open_source(MRPC, OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
+
+
+@pytest.fixture(scope="module")
+def dev(raw: Any, minilm_dir: Path, store: Store, ray_session: None) -> Artifact:
+    return featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+
+
+def ignore(done: int, total: int) -> None:
+    """Nobody is watching."""
+
+
+def refuse(done: int, total: int) -> None:
+    raise AssertionError("what is in the store is not computed again")
+
+
+def tokenized_here(raw: Any, split: str, folder: Path) -> pa.Table:
+    from transformers import AutoTokenizer
+
+    table = pa.Table.from_batches(raw.read(split))
+    return tokenize_batch(table, AutoTokenizer.from_pretrained(folder), MRPC, MAX_LENGTH)
+
+
+def test_features_are_those_made_without_ray_and_are_made_once(
+    raw: Any, minilm_dir: Path, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[int, int]] = []
+    made = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, lambda *numbers: calls.append(numbers))
+    assert capfd.readouterr() == ("", "")
+    assert made.rows == 3668
+    assert len(made.parts) == -(-3668 // PART_ROWS) > 1
+    assert made.read_table() == tokenized_here(raw, "train", minilm_dir)
+    assert made.extra == {"max_length": MAX_LENGTH, "pad_token_id": 0}
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (3668, 3668)
+    assert len(calls) == len(made.parts)
+
+    again = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, refuse)
+    assert again == made
+    assert featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore).key != made.key
+
+
+def test_damaged_features_are_made_again(raw: Any, minilm_dir: Path, tmp_path: Path) -> None:
+    store = Store(Location.of(tmp_path))
+    broken = featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    Path((broken.location / broken.parts[0]).path).write_bytes(b"")
+    rebuilt = featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    assert rebuilt.location != broken.location
+    assert rebuilt.read_table() == tokenized_here(raw, "dev", minilm_dir)
+    assert not broken.location.is_folder()
+
+
+class BadSecondBatch:
+    """A source whose second batch cannot be read."""
+
+    def fingerprint(self, split: str) -> str:
+        return "bad"
+
+    def read(self, split: str) -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"row": [0], "sentence1": ["a"], "sentence2": ["b"], "label": [1]})
+        raise ConfigError("data.source: train.tsv line 2: 3 fields instead of 5")
+
+
+def test_row_that_cannot_be_read_leaves_nothing_behind(minilm_dir: Path, tmp_path: Path) -> None:
+    raw: Any = BadSecondBatch()
+    with pytest.raises(ConfigError, match=r"train\.tsv line 2"):
+        featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, Store(Location.of(tmp_path)), ignore)
+    assert Location.of(tmp_path).files() == []
+
+
+def test_store_that_cannot_be_written_is_named(raw: Any, minilm_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = Store(Location.of(tmp_path / "file" / "store"))
+    with pytest.raises(ConfigError, match=rf"cluster\.store: {tmp_path}/file/store"):
+        featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+
+
+@pytest.fixture(scope="module")
+def teacher(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM with a head for two labels, and with its default dropout."""
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm_dir, num_labels=2)
+    assert model.config.hidden_dropout_prob > 0
+    folder = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(folder)
+    return folder
+
+
+def forward_row_by_row(folder: Path, table: pa.Table, names: tuple[str, ...]) -> np.ndarray:
+    """The reference: every row alone, unpadded."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = [
+            model(**{name: torch.tensor([row[name]]) for name in names}).logits[0].numpy() for row in table.to_pylist()
+        ]
+    return np.stack(logits)
+
+
+def logits_of(artifact: Artifact) -> np.ndarray:
+    return np.stack(artifact.read_table().column("logits").to_numpy())
+
+
+def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teacher: Path, store: Store) -> None:
+    calls: list[tuple[int, int]] = []
+    made = teacher_logits(
+        dev, str(teacher), "teacher", [1, 0], store, lambda *numbers: calls.append(numbers), tokens_per_batch=2000
+    )
+    table = made.read_table()
+    assert table.column("row").to_pylist() == dev.read_table().column("row").to_pylist()
+    assert table.schema.field("logits").type == pa.list_(pa.float32())
+    reference = forward_row_by_row(teacher, dev.read_table(), ("input_ids", "token_type_ids"))
+    assert np.ptp(reference[:, 0]) > 0.1
+    np.testing.assert_allclose(logits_of(made), reference[:, ::-1], rtol=0, atol=1e-5)
+    assert calls[-1] == (408, 408)
+
+    assert teacher_logits(dev, str(teacher), "teacher", [1, 0], store, refuse) == made
+    features = Features.from_table(dev.read_table()).with_teacher_logits(logits_of(made))
+    assert features.collate([3], 0)["teacher_logits"].shape == (1, 2)
+
+
+def test_logits_key_changes_with_each_of_its_parts(dev: Artifact, raw: Any, minilm_dir: Path, store: Store) -> None:
+    train = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    keys = [
+        logits_key(dev, "teacher", [0, 1], "float32"),
+        logits_key(train, "teacher", [0, 1], "float32"),
+        logits_key(dev, "another", [0, 1], "float32"),
+        logits_key(dev, "teacher", [1, 0], "float32"),
+        logits_key(dev, "teacher", [0, 1], "bfloat16"),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def tiny_distilbert(folder: Path, **changes: Any) -> Path:
+    """A random model of a family without token types, with one output."""
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 30522, "dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2} | changes
+    DistilBertForSequenceClassification(DistilBertConfig(num_labels=1, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_teacher_without_token_types_in_half_precision(dev: Artifact, store: Store, tmp_path: Path) -> None:
+    folder = tiny_distilbert(tmp_path)
+    made = teacher_logits(dev, str(folder), "tiny", [0], store, ignore, precision="bfloat16", gpus=True)
+    reference = forward_row_by_row(folder, dev.read_table(), ("input_ids",))
+    np.testing.assert_allclose(logits_of(made), reference, rtol=0, atol=0.02)
+    assert not np.allclose(logits_of(made), reference, rtol=0, atol=1e-6)
+
+
+def test_workers_config_error_arrives_as_it_was(dev: Artifact, store: Store, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = tiny_distilbert(tmp_path) / "model.safetensors"
+    save_file(load_file(weights) | {"classifier.bias": torch.tensor([torch.nan])}, weights, {"format": "pt"})
+    with pytest.raises(ConfigError) as caught:
+        teacher_logits(dev, str(tmp_path), "not finite", [0], store, ignore)
+    assert type(caught.value) is ConfigError
+    assert caught.value.problems == ("teacher.model: its logits for row 0 are not finite in float32",)
+    assert store.find("logits", logits_key(dev, "not finite", [0], "float32")) is None
+
+
+def test_other_failures_of_a_worker_are_told_in_one_line(dev: Artifact, store: Store, tmp_path: Path) -> None:
+    folder = tiny_distilbert(tmp_path, vocab_size=200)  # MRPC's ids are beyond it
+    with pytest.raises(RunFailed, match=r"^teacher logits: a worker failed: IndexError: index out of range in self$"):
+        teacher_logits(dev, str(folder), "too small", [0], store, ignore)
+
+
+def test_teachers_that_cannot_teach_are_refused_before_any_worker_starts(
+    dev: Artifact, minilm_dir: Path, teacher: Path, store: Store
+) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.model: .* is not fine-tuned, it lacks classifier"):
+        teacher_logits(dev, str(minilm_dir), "encoder", [0, 1], store, refuse)
+    with pytest.raises(ConfigError, match=r"teacher\.model: .* has 2 outputs, but the task needs 3"):
+        teacher_logits(dev, str(teacher), "teacher", [0, 1, 2], store, refuse)

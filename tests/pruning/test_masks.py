@@ -1,0 +1,227 @@
+"""Masks against full sorts: exact counts, ties in the seeded order, any layout; thresholds; hard concrete gates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from raypp.pruning.masks import (
+    above_threshold,
+    floor_count,
+    hard_concrete,
+    keep_largest,
+    keep_largest_global,
+    kept_count,
+    named_seed,
+    tie_order,
+)
+
+
+def reference_order(index: int, seed: int) -> int:
+    """The hash again, in Python's unbounded integers reduced modulo 2**32."""
+    x = (index ^ seed) % 2**32
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**32
+    return x ^ (x >> 16)
+
+
+def reference_masks(scores: list[Tensor], count: int, seeds: list[int]) -> list[list[bool]]:
+    """Sorts everything: highest score first, then lowest hash, then first matrix."""
+    entries = [
+        (-score, reference_order(index, seed % 2**32), matrix, index)
+        for matrix, (values, seed) in enumerate(zip(scores, seeds, strict=True))
+        for index, score in enumerate(values.flatten().tolist())
+    ]
+    kept = {(matrix, index) for *_, matrix, index in sorted(entries)[:count]}
+    return [[(m, i) in kept for i in range(values.numel())] for m, values in enumerate(scores)]
+
+
+def scores_of_kind(kind: str, seed: int, shape: tuple[int, int] = (23, 17)) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(shape, generator=generator)
+    return {
+        "distinct": normal,
+        "constant": torch.zeros(shape),
+        "two_valued": torch.where(normal > 0.3, 0.01, -0.01),
+        "few_valued": (normal * 2).round(),
+        "signed_zeros": torch.where(normal > 0, 0.0, -0.0),
+        "infinite": torch.where(normal > 0.5, math.inf, torch.where(normal < -0.5, -math.inf, normal)),
+        "halves": normal.bfloat16(),
+        "integers": (normal * 3).long(),
+    }[kind]
+
+
+KINDS = ["distinct", "constant", "two_valued", "few_valued", "signed_zeros", "infinite", "halves", "integers"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_keep_largest_is_the_head_of_a_full_sort(kind: str, seed: int) -> None:
+    scores = scores_of_kind(kind, seed)
+    for count in (0, 1, 2, 57, 195, 390, 391):
+        mask = keep_largest(scores, count, tie_seed=seed)
+        assert mask.dtype == torch.bool
+        assert mask.shape == scores.shape
+        assert mask.flatten().tolist() == reference_masks([scores], count, [seed])[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keep_largest_global_is_the_head_of_one_sort_over_all_matrices(kind: str) -> None:
+    shapes = [(7, 5), (1, 1), (11, 3), (4, 9)]
+    scores = [scores_of_kind(kind, seed, shape) for seed, shape in enumerate(shapes)]
+    seeds = [5, 5, 2**40 + 3, 8]
+    total = sum(matrix.numel() for matrix in scores)
+    for count in (0, 1, 13, total // 2, total - 1, total):
+        masks = keep_largest_global(scores, count, seeds)
+        assert [mask.shape for mask in masks] == [matrix.shape for matrix in scores]
+        assert [mask.flatten().tolist() for mask in masks] == reference_masks(scores, count, seeds)
+
+
+@pytest.mark.parametrize("kind", ["distinct", "constant", "two_valued"])
+def test_masks_do_not_depend_on_memory_layout(kind: str) -> None:
+    scores = scores_of_kind(kind, 3, (12, 10))
+    expected = keep_largest(scores, 40, tie_seed=9)
+    transposed = scores.t().contiguous().t()
+    strided = torch.stack([scores, scores], dim=-1)[..., 0]
+    expanded_rows = scores[:1].expand(12, 10)
+    for view in (transposed, strided):
+        assert not view.is_contiguous()
+        assert torch.equal(keep_largest(view, 40, tie_seed=9), expected)
+        above = above_threshold(view, 0.0, 1, tie_seed=9)
+        assert above.is_contiguous()
+        assert torch.equal(above, above_threshold(scores, 0.0, 1, tie_seed=9))
+    assert int(keep_largest(expanded_rows, 40, tie_seed=9).sum()) == 40
+    assert torch.equal(keep_largest(expanded_rows, 40, 9), keep_largest(expanded_rows.contiguous(), 40, 9))
+
+
+def test_masks_do_not_depend_on_the_number_of_threads() -> None:
+    scores = scores_of_kind("few_valued", 0, (400, 300))
+    threads = torch.get_num_threads()
+    try:
+        masks = []
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            masks.append(keep_largest(scores, 50_001, tie_seed=1))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+    assert int(masks[0].sum()) == 50_001
+
+
+def test_ties_are_kept_all_over_the_matrix_and_differently_for_each_seed() -> None:
+    scores = torch.zeros(64, 64)
+    masks = [keep_largest(scores, 1024, tie_seed=named_seed(0, f"layer.{i}")) for i in range(8)]
+    for mask in masks:
+        # A quarter of each row and column, within five standard deviations of a random choice (sigma = 3.5).
+        assert mask.sum(0).min() > 0
+        assert mask.sum(0).max() < 16 + 17
+        assert mask.sum(1).max() < 16 + 17
+        assert mask.sum(1).min() > 0
+    for other in masks[1:]:
+        assert 150 < int((masks[0] & other).sum()) < 362  # 256 expected of two independent choices
+
+
+def test_a_lower_count_keeps_a_subset() -> None:
+    scores = scores_of_kind("few_valued", 1)
+    larger, smaller = keep_largest(scores, 200, 4), keep_largest(scores, 100, 4)
+    assert torch.equal(larger & smaller, smaller)
+
+
+def test_the_tie_order_is_a_bijection_that_never_leaves_32_bits() -> None:
+    index = torch.cat([torch.arange(100_000), torch.arange(2**32 - 100_000, 2**32)])
+    for seed in (0, 1, 2**32 - 1, named_seed(3, "x")):
+        order = tie_order(index, seed)
+        assert len(order.unique()) == len(index)
+        assert int(order.min()) >= 0
+        assert int(order.max()) < 2**32
+        some = [0, 1, 12_345, 99_999, 100_000, 199_999]
+        assert [int(order[i]) for i in some] == [reference_order(int(index[i]), seed % 2**32) for i in some]
+
+
+def test_the_tie_order_stays_as_it_is() -> None:
+    # Pinned: another order would give another model for the same settings.
+    assert tie_order(torch.arange(4), 42).tolist() == [reference_order(i, 42) for i in range(4)]
+    assert keep_largest(torch.zeros(8), 3, tie_seed=42).nonzero().flatten().tolist() == [1, 2, 6]
+    assert named_seed(42, "encoder.layer.0.output.dense") == 229831698016647452
+
+
+@pytest.mark.parametrize("count", [-1, 7])
+def test_impossible_counts_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"cannot keep {count} of 6"):
+        keep_largest(torch.zeros(2, 3), count, 0)
+
+
+@pytest.mark.parametrize(
+    ("density", "total", "expected"),
+    [
+        (0.29, 100, 29),  # 0.29 * 100 == 28.999999999999996
+        (0.15, 20, 3),
+        (0.57, 100, 57),  # 0.57 * 100 == 56.99999999999999
+        (0.15, 19, 2),
+        (0.1, 19, 1),
+        (1.0, 19, 19),
+        (0.999999, 1000, 999),
+        (0.001, 19, 1),  # never nothing
+        (0.15, 768 * 3072, 353_894),  # 353894.4
+    ],
+)
+def test_kept_count_is_int_of_the_product(density: float, total: int, expected: int) -> None:
+    assert kept_count(density, total) == expected
+
+
+def test_kept_count_takes_every_percentage_as_the_decimal_it_was_written_as() -> None:
+    for total in (100, 1000, 147_456, 2_359_296):
+        assert [kept_count(percent / 100, total) for percent in range(1, 101)] == [
+            max(1, percent * total // 100) for percent in range(1, 101)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("floor", "total", "expected"),
+    [(0.005, 1000, 6), (0.005, 147_456, 738), (0.0, 10, 1), (0.999, 10, 10), (0.5, 1, 1)],
+)
+def test_floor_count_is_the_originals(floor: float, total: int, expected: int) -> None:
+    assert floor_count(floor, total) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_above_threshold_compares_strictly_and_keeps_the_minimum(seed: int) -> None:
+    values = torch.sigmoid(scores_of_kind("distinct", seed))
+    for threshold in (0.0, 0.2, 0.5, 0.9):
+        mask = above_threshold(values, threshold, 5, tie_seed=0)
+        assert mask.flatten().tolist() == [value > threshold for value in values.flatten().tolist()]
+    floored = above_threshold(values, 2.0, 5, tie_seed=0)
+    assert set(values[floored].tolist()) == set(sorted(values.flatten().tolist())[-5:])
+
+
+def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> None:
+    # The original's floor kept what was greater than the kth value: nothing, where all are equal.
+    mask = above_threshold(torch.zeros(30, 40), 0.0, 7, tie_seed=3)
+    assert int(mask.sum()) == 7
+    assert torch.equal(mask, keep_largest(torch.zeros(30, 40), 7, tie_seed=3))
+
+
+def test_hard_concrete_gates_are_the_closed_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_alpha = torch.randn(50, generator=generator, dtype=torch.float64) * 3
+    noise = torch.rand(50, generator=generator, dtype=torch.float64)
+    noise[:2] = torch.tensor([0.0, 1.0])
+    for alpha, u, gate in zip(
+        log_alpha.tolist(), noise.tolist(), hard_concrete(log_alpha, noise).tolist(), strict=True
+    ):
+        u = min(max(u, 1e-4), 1 - 1e-4)
+        concrete = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + alpha) * 1.5))
+        assert gate == pytest.approx(min(1.0, max(0.0, concrete * 1.2 - 0.1)), abs=1e-9)
+    for alpha, gate in zip(log_alpha.tolist(), hard_concrete(log_alpha, None).tolist(), strict=True):
+        assert gate == pytest.approx(min(1.0, max(0.0, 1.2 / (1 + math.exp(-alpha)) - 0.1)), abs=1e-9)
+
+
+def test_hard_concrete_gates_are_differentiable() -> None:
+    log_alpha = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
+    noise = torch.linspace(0.2, 0.8, 9, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda scores: hard_concrete(scores, noise), (log_alpha,))
+    assert torch.autograd.gradcheck(lambda scores: hard_concrete(scores, None), (log_alpha,))

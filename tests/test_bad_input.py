@@ -1,0 +1,188 @@
+"""Bad input: exit status 2, one message that names place, value and what is allowed, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raypp.cli import main
+
+
+@dataclass
+class World:
+    """A good experiment on a few rows, for a case to spoil."""
+
+    folder: Path
+    minilm: Path
+    experiment: dict[str, Any]
+
+    def write(self, name: str, text: str) -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    def model(self, name: str, leave_out: str = "", **config: Any) -> str:
+        """A copy of the encoder, without some files, with another configuration."""
+        folder = self.folder / name
+        shutil.copytree(self.minilm, folder, ignore=shutil.ignore_patterns("1_Pooling", *leave_out.split()))
+        if config:
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return str(folder)
+
+    def set(self, path: str, value: Any) -> None:
+        *sections, last = path.split(".")
+        section = self.experiment
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+
+
+HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+ROWS = "".join(f"{row % 2}\t{row}\t{row}\tthe {row} man ran .\tthe man {row} ran .\n" for row in range(40))
+STS_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+STS_ROW = "0\tg\tf\t2012\t1\tn\tn\tA plane .\tA plane .\t{score}\n"
+
+
+@pytest.fixture
+def world(tmp_path: Path, minilm_dir: Path) -> World:
+    world = World(tmp_path, minilm_dir, {})
+    for split in ("train", "dev"):
+        world.write(f"MRPC/{split}.tsv", HEADER + ROWS)
+    world.experiment = {
+        "task": "mrpc",
+        "data": {"source": {"kind": "official", "directory": str(tmp_path / "MRPC")}, "max_length": 32},
+        "student": {"model": str(minilm_dir)},
+        "train": {"epochs": 1, "batch_size": 8},
+        "cluster": {"workers": 0, "storage": str(tmp_path / "runs")},
+        "tracking": {"wandb": "off"},
+    }
+    return world
+
+
+def unlabelled_teacher(world: World) -> str:
+    return world.model("teacher", id2label={"0": "spam", "1": "ham"}, label2id={"spam": 0, "ham": 1})
+
+
+def pickled(world: World) -> str:
+    folder = world.model("pickled", "*.safetensors")
+    Path(folder, "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def sts(world: World, score: str) -> str:
+    for split in ("train", "dev"):
+        world.write(f"STS-B/{split}.tsv", STS_HEADER + STS_ROW.format(score="1.0") + STS_ROW.format(score=score))
+    world.set("task", "stsb")
+    return str(world.folder / "STS-B")
+
+
+def own(world: World, content: str, **task: Any) -> None:
+    train, dev = world.write("own/train.csv", content), world.write("own/dev.csv", content)
+    world.set("task", {"name": "own", "labels": ["bad", "good"], **task})
+    world.set("data.source", {"kind": "files", "train": train, "dev": dev})
+
+
+PRUNING = {"method": "topk", "final_density": 0.5}
+
+# What spoils the experiment, and what the message must say.
+CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
+    "unknown task": (lambda w: w.set("task", "mprc"), ("task", "'mprc'", "did you mean 'mrpc'", "cola")),
+    "misspelt field": (lambda w: w.set("train.epoch", 1), ("train.epoch", "did you mean 'epochs'")),
+    "wrong type": (lambda w: w.set("train.batch_size", "many"), ("train.batch_size", "'many'", "integer")),
+    "out of range": (lambda w: w.set("pruning", PRUNING | {"final_density": 1.5}), ("final_density", "1.5", "1")),
+    "field of another method": (
+        lambda w: w.set("pruning", PRUNING | {"final_threshold": 0.1}),
+        ("pruning.final_threshold", "allowed here", "final_density"),
+    ),
+    "penalty without scores": (
+        lambda w: w.set("pruning", {"method": "magnitude", "penalty": {"kind": "l1", "final_lambda": 1.0}}),
+        ("pruning.penalty", "allowed here"),
+    ),
+    "missing folder": (
+        lambda w: w.set("data.source.directory", str(w.folder / "nowhere")),
+        ("data.source.directory", "nowhere"),
+    ),
+    "missing file": (lambda w: (w.folder / "MRPC/dev.tsv").unlink(), ("dev.tsv",)),
+    "malformed row": (lambda w: w.write("MRPC/dev.tsv", HEADER + ROWS + "1\t2\t3\n"), ("dev.tsv", "42")),
+    "unknown label": (lambda w: w.write("MRPC/train.tsv", HEADER + ROWS + "7\t1\t1\ta\tb\n"), ("train.tsv", "42", "7")),
+    "empty split": (lambda w: w.write("MRPC/dev.tsv", HEADER), ("dev.tsv",)),
+    "missing column": (lambda w: w.write("MRPC/dev.tsv", "a\tb\n1\t2\n"), ("dev.tsv", "Quality")),
+    "not a number": (lambda w: w.set("data.source.directory", sts(w, "much")), ("train.tsv", "3", "much")),
+    "NaN score": (lambda w: w.set("data.source.directory", sts(w, "nan")), ("train.tsv", "3", "nan")),
+    "not utf-8": (
+        lambda w: (w.folder / "MRPC/train.tsv").write_bytes((HEADER + ROWS).encode() + b"1\t1\t1\t\xff\xfe\tb\n"),
+        ("train.tsv", "42"),
+    ),
+    "unknown column": (lambda w: own(w, "text,stars\nfine,good\n"), ("train.csv", "sentence1", "text")),
+    "own label unknown": (lambda w: own(w, "sentence1,label\nfine,great\n"), ("train.csv", "great", "bad", "good")),
+    "own task without files": (
+        lambda w: w.set("task", {"name": "own", "labels": ["bad", "good"]}),
+        ("data.source", "files"),
+    ),
+    "synthetic data for a real task": (lambda w: w.set("data.source", {"kind": "synthetic"}), ("data.source", "synthetic")),
+    "schedule that cannot end": (
+        lambda w: (w.set("pruning", PRUNING | {"initial_warmup": 3, "final_warmup": 5}), w.set("train.warmup_steps", 1)),
+        ("pruning.initial_warmup", "pruning.final_warmup", "train.warmup_steps"),
+    ),
+    "warmup longer than the run": (lambda w: w.set("train.warmup_steps", 50), ("train.warmup_steps", "50", "5")),
+    "no such layer": (
+        lambda w: w.set("pruning", PRUNING | {"layers": {"include": ["decoder"]}}),
+        ("pruning.layers", "decoder"),
+    ),
+    "too long for the model": (lambda w: w.set("data.max_length", 600), ("data.max_length", "600", "512")),
+    "model that is nowhere": (lambda w: w.set("student.model", "no/such-model"), ("student.model", "no/such-model")),
+    "package that is not installed": (
+        lambda w: w.set("student.model", "package:no_such_package/model"),
+        ("student.model", "no_such_package"),
+    ),
+    "model without tokenizer": (
+        lambda w: w.set("student.model", w.model("bare", "tokenizer* vocab.txt")),
+        ("student.model", "tokenizer"),
+    ),
+    "model without configuration": (
+        lambda w: w.set("student.model", w.model("bare", "config.json")),
+        ("student.model", "config.json"),
+    ),
+    "model of pickled weights": (lambda w: w.set("student.model", pickled(w)), ("student.model", "safetensors")),
+    "teacher of other labels": (
+        lambda w: w.set("teacher", {"model": unlabelled_teacher(w)}),
+        ("teacher.model", "spam", "not_equivalent"),
+    ),
+    "teacher that is not fine-tuned": (
+        lambda w: w.set("teacher", {"model": str(w.minilm)}),
+        ("teacher.model", "not fine-tuned"),
+    ),
+    "distillation without a teacher": (
+        lambda w: w.set("distillation", {"soft_weight": 0.5}),
+        ("distillation", "teacher is null"),
+    ),
+    "storage that cannot be written": (
+        lambda w: w.set("cluster.storage", w.write("file", "") + "/runs"),
+        ("cluster.storage", "cannot be written"),
+    ),
+    "storage of an unknown kind": (lambda w: w.set("cluster.storage", "ftp://x/y"), ("cluster.storage", "ftp://x/y")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_refused_before_anything_starts(case: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, expected = CASES[case]
+    spoil(world)
+    path = world.write("experiment.yaml", yaml.safe_dump(world.experiment))
+    status = main(["train", path])
+    errors = capsys.readouterr().err
+    assert status == 2, errors
+    for words in expected:
+        assert words in errors, errors
+    assert "Traceback" not in errors
+    left = [file for file in (world.folder / "runs").rglob("*") if file.is_file()]
+    assert not left, "nothing is half-written"

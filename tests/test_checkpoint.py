@@ -1,0 +1,106 @@
+"""Checkpoints: exact, complete or absent, bounded in number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raypp.checkpoint import Checkpoints, capture, restore
+from raypp.errors import RunFailed, StorageFailed
+from raypp.storage import Location
+
+
+def trained(seed: int, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
+    model[0].bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+    train(model, optimizer, 0, steps)
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, steps: int) -> None:
+    for step in range(start, start + steps):
+        optimizer.zero_grad()
+        torch.manual_seed(1000 + step)
+        model(torch.randn(8, 5)).square().sum().backward()
+        optimizer.step()
+
+
+def test_going_on_from_a_checkpoint_is_bitwise_going_on(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=1, steps=4)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
+    checkpoints.write(capture(4, model, optimizer, {"note": [1, 2]}))
+    train(model, optimizer, 4, 3)
+    checkpoints.wait()
+
+    other, other_optimizer = trained(seed=1, steps=0)
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert (latest.step, latest.state) == (4, {"note": [1, 2]})
+    restore(latest, other, other_optimizer)
+    train(other, other_optimizer, 4, 3)
+    for expected, got in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(expected, got)
+
+
+def test_a_snapshot_does_not_move_with_the_model(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=2, steps=1)
+    before = model[0].weight.detach().clone()
+    snapshot = capture(1, model, optimizer, {})
+    train(model, optimizer, 1, 1)
+    assert torch.equal(snapshot.parameters["0.weight"], before)
+    assert "0.bias" not in snapshot.parameters, "what is frozen comes from the pretrained model"
+
+
+def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=3, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
+    for step in (10, 20, 30, 40, 50):
+        checkpoints.write(capture(step, model, optimizer, {"best": {"step": 20, "value": 1.0} if step >= 20 else None}))
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 40, 50]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_is_used(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = trained(seed=4, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
+    for step in (1, 2):
+        checkpoints.write(capture(step, model, optimizer, {}))
+    checkpoints.wait()
+    file = tmp_path / "step-00000002" / name
+    file.write_bytes(file.read_bytes()[:-3])
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 1
+    assert "step-00000002 is damaged" in caplog.text
+
+
+def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=5, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
+    checkpoints.write(capture(1, model, optimizer, {}))
+    checkpoints.wait()
+    (tmp_path / "step-00000001" / "manifest.json").unlink()
+    assert checkpoints.latest() is None
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=6, steps=1)
+    with pytest.raises(RunFailed, match="belongs to another model"):
+        restore(capture(1, model, optimizer, {}), nn.Linear(5, 7))
+
+
+def test_storage_that_fails_is_reported_when_the_writing_is_waited_for(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=7, steps=1)
+    (tmp_path / "file").write_text("not a folder")
+    checkpoints = Checkpoints(Location.of(tmp_path / "file"), keep=1)
+    checkpoints.write(capture(1, model, optimizer, {}))
+    with pytest.raises(StorageFailed, match="cannot be written"):
+        checkpoints.wait()

@@ -1,0 +1,133 @@
+"""Reading experiments: bases, overrides, and messages that say where, what and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raypp.config import SigmoidThresholdPruning, TopKPruning
+from raypp.errors import ConfigError
+from raypp.load_config import load_experiment
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(path for path in (REPOSITORY / "experiments").rglob("*.yaml"))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def problems_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, overrides)
+    return "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY / "experiments")))
+def test_every_shipped_experiment_loads_and_says_what_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLUE_DIR", "/data/glue")
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem
+    assert path.read_text().startswith("# "), "the first comment says what, why and the command"
+
+
+def test_nine_tasks_have_a_dense_a_topk_and_a_soft_file() -> None:
+    names = {path.stem for path in SHIPPED if path.parent.name == "glue"}
+    tasks = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+    assert names == {f"{task}-{kind}" for task in tasks for kind in ("dense", "topk", "soft")}
+
+
+def test_a_base_is_merged_key_by_key_and_a_changed_method_starts_anew(tmp_path: Path) -> None:
+    write(tmp_path, "base/a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.1}\n")
+    topk = write(tmp_path, "topk.yaml", "base: base/a.yaml\npruning: {initial_warmup: 3}\ntrain: {epochs: 2}\n")
+    soft = write(tmp_path, "soft.yaml", "base: topk.yaml\npruning: {method: sigmoid_threshold}\n")
+    experiment = load_experiment(topk)
+    assert isinstance(experiment.pruning, TopKPruning)
+    assert (experiment.pruning.final_density, experiment.pruning.initial_warmup) == (0.1, 3)
+    assert experiment.train.epochs == 2
+    changed = load_experiment(soft).pruning
+    assert isinstance(changed, SigmoidThresholdPruning)
+    assert changed.initial_warmup == 1, "the fields of another method do not carry over"
+
+
+def test_of_two_ways_to_say_one_thing_the_later_holds(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\ntrain: {epochs: 2, warmup_steps: 7}\n")
+    train = load_experiment(path, ["train.max_steps=5"]).train
+    assert (train.epochs, train.max_steps, train.warmup_steps, train.warmup_fraction) == (None, 5, 7, None)
+    assert "exclude each other" in problems_of(
+        write(tmp_path, "b.yaml", path.read_text() + "  \n"), "train={epochs: 1, max_steps: 2}"
+    )
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\ntrain: {learning_rate: 3e-5, weight_decay: 1e-2}\n"
+    )
+    train = load_experiment(path, ["train.adam_epsilon=1e-6"]).train
+    assert (train.learning_rate, train.weight_decay, train.adam_epsilon) == (3e-5, 1e-2, 1e-6)
+
+
+def test_the_originals_spellings_are_accepted(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topK}\n")
+    assert isinstance(load_experiment(path).pruning, TopKPruning)
+    soft = load_experiment(path, ["pruning={method: sigmoied_threshold}"]).pruning
+    assert isinstance(soft, SigmoidThresholdPruning)
+
+
+def test_paths_alone_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/data")
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "task: mrpc\nstudent: {model: ~/m}\ncluster: {storage: '${WHERE}/runs'}\ntracking: {project: '${WHERE}'}\n"
+    experiment = load_experiment(write(tmp_path, "a.yaml", text))
+    assert experiment.student.model == "/home/me/m"
+    assert experiment.cluster.storage == "/data/runs"
+    assert experiment.tracking.project == "${WHERE}", "not a path: taken as it is written"
+
+
+def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "bad.yaml",
+        "task: mrpc\nstudent: {modle: x}\npruning: {method: topk, final_densty: 0.1}\ntrain: {batch_size: many}\n",
+    )
+    message = problems_of(path, "evaluation.select=bst")
+    assert f"{path}:2: student.model: is missing" in message
+    assert f"{path}:2: student.modle: there is no such setting (got 'x'); did you mean 'model'?" in message
+    assert "did you mean 'final_density'?" in message
+    assert f"{path}:4: train.batch_size: must be a integer, got 'many'" in message
+    assert "override: evaluation.select: must be 'last' or 'best', got 'bst'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: [", "is not YAML"),
+        ("- a\n- b\n", "an experiment is a mapping"),
+        ("task: mrpc\ntask: cola\nstudent: {model: m}\n", ":2: task: stands twice"),
+        ("base: nowhere.yaml\n", "nowhere.yaml: cannot be read"),
+        ("base: a.yaml\n", "name each other in a circle"),
+        ("base: 3\n", "base: must be the path"),
+        ("task: mrpc\nstudent: {model: '${UNSET_VARIABLE}/m'}\n", "environment variable UNSET_VARIABLE is not set"),
+        ("task: mrpc\nstudent: {model: m}\npruning: {method: random}\n", "pruning.method: must be one of topk, magnitude"),
+        ("task: mrpc\nstudent: {model: m}\npruning: {final_density: 0.1}\n", "pruning.method: is missing"),
+        ("task: mrpc\nstudent: {model: m}\ndata: {source: {kind: web}}\n", "data.source.kind: must be one of official"),
+        ("task: mrpc\nstudent: {model: m}\ntrain: {epochs: true}\n", "train.epochs: must be a number, got True"),
+        ("task: mrpc\nstudent: {model: m}\nteacher: {}\n", "teacher: give model"),
+        ("task: mrpc\nstudent: {model: m}\nname: 'a/b'\n", "name: "),
+        ("task: mrpc\nstudent: {model: m}\npruning: {method: magnitude, penalty: {kind: l1, final_lambda: 1}}\n", "pruning.penalty: there is no such setting"),
+        ("task: mrpc\nstudent: {model: m}\npruning: {method: topk, initial_density: 0.1, final_density: 0.5}\n", "final_density must not exceed"),
+        ("task: mrpc\nstudent: {model: m}\ncluster: {workers: [3, 1]}\n", "1 <= min <= max, got [3, 1]"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems_of(write(tmp_path, "a.yaml", text))
+
+
+def test_an_override_must_name_a_field(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\n")
+    assert "an override is written section.field=value" in problems_of(path, "epochs")
+    assert "not a section with fields" in problems_of(path, "task.name.x=1")
