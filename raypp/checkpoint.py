@@ -1,8 +1,8 @@
 """A run's checkpoints: complete or absent, verified before use, bounded in number, written in the background.
 
-A checkpoint is a folder `step-00000123` of safetensors and JSON; its manifest (sizes, checksums) is written last. What is
-not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions of the step and the seed,
-and frozen parameters come from the pretrained model.
+A checkpoint is a folder `step-00000123` of safetensors and JSON; its manifest (sizes, checksums) is written last.
+What is not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions of the
+step and the seed, and frozen parameters come from the pretrained model.
 """
 
 from __future__ import annotations

@@ -179,7 +179,8 @@ class TrainSettings(Settings):
             given = [key for key in (first, second) if values.get(key) is not None]
             if len(given) == 2:
                 raise ValueError(
-                    f"{first} and {second} exclude each other, got {first}={values[first]} and {second}={values[second]}"
+                    f"{first} and {second} exclude each other, got {first}={values[first]} and "
+                    f"{second}={values[second]}"
                 )
             if not given:
                 values[first] = default
@@ -401,7 +402,8 @@ class EvaluationSettings(Settings):
         given = [key for key in ("every_epochs", "every_steps") if values.get(key) is not None]
         if len(given) == 2:
             raise ValueError(
-                f"every_epochs and every_steps exclude each other, got {values['every_epochs']} and {values['every_steps']}"
+                f"every_epochs and every_steps exclude each other, got {values['every_epochs']} and "
+                f"{values['every_steps']}"
             )
         return values if given else {**values, "every_epochs": 1.0}
 

@@ -55,7 +55,8 @@ def headline_key(task: Task) -> str:
 def predict(
     model: nn.Module, features: Features, pad_id: int, worker: Worker, batch_size: int = EVALUATION_BATCH_SIZE
 ) -> Predictions:
-    """Logits of all rows, the same on every worker and for any number of workers. Leaves the model in evaluation mode."""
+    """Logits of all rows, the same on every worker and for any number of workers. Leaves the model in evaluation
+    mode."""
     model.eval()
     longest = max_positions(model.config)
     indices, outputs = [], []

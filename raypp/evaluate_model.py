@@ -1,4 +1,5 @@
-"""`raypp evaluate`: the metrics of any fine-tuned model on any task and data; for an unlabelled split, a GLUE submission file.
+"""`raypp evaluate`: the metrics of any fine-tuned model on any task and data; for an unlabelled split, a GLUE
+submission file.
 
 It runs in this process, without Ray and without the store: one pass over one split.
 """

@@ -90,7 +90,7 @@ def schedule_figure(records: Sequence[Record]) -> Figure:
         panels.append(("remaining linear weights", draw_densities))
     for key, label, color in (
         ("prune/threshold", "threshold", GREEN),
-        ("prune/lambda", "lambda of the penalty", PURPLE),
+        ("prune/penalty_lambda", "lambda of the penalty", PURPLE),
     ):
         if (series := _series(records, key)) is not None:
             panels.append((label, partial(_line, series=series, color=color)))

@@ -1,7 +1,7 @@
 """What determines a run's result, hashed: runs with the same settings and the same input content are the same run.
 
-Left out is what changes nothing: names, workers, storage, tracking, where a file lies. Library versions are recorded beside
-the run and a change is warned of.
+Left out is what changes nothing: names, workers, storage, tracking, where a file lies. Library versions are recorded
+beside the run and a change is warned of.
 """
 
 from __future__ import annotations

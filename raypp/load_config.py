@@ -1,8 +1,8 @@
 """From a YAML file and `section.field=value` overrides to an `Experiment`, or one `ConfigError` with every problem.
 
-A file may name another as its `base:` (a path relative to itself) and says only what differs: mappings are merged key by
-key, everything else is replaced. A section that changes its `method` or `kind` starts anew, since its fields belong to it; of two
-ways to say one thing (epochs, max_steps) the later replaces the other.
+A file may name another as its `base:` (a path relative to itself) and says only what differs: mappings are merged key
+by key, everything else is replaced. A section that changes its `method` or `kind` starts anew, since its fields
+belong to it; of two ways to say one thing (epochs, max_steps) the later replaces the other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":int", ":bool"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -173,7 +175,7 @@ def _apply_override(tree: _Tree, override: str) -> list[str]:
     if not equals or not name:
         return [f"{override!r}: an override is written section.field=value, for example train.epochs=2"]
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return [f"{override!r}: the value is not YAML: {text!r}"]
     *sections, last = name.split(".")

@@ -1,7 +1,7 @@
 """Pretrained models and tokenizers: finding them, checking that they fit the task, loading them.
 
-A model is named by a folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package. Only safetensors are
-loaded: nothing a stranger could have pickled.
+A model is named by a folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package. Only safetensors
+are loaded: nothing a stranger could have pickled.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise ConfigError(f"{field}: {reference!r} is not a folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(MODEL_FILE_PATTERNS)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{field}: {reference!r} is neither a folder nor to be had from the hub ({reason}); give a folder, a hub name "
-            "or package:NAME/SUBFOLDER"
+            f"{field}: {reference!r} is neither a folder nor to be had from the hub ({reason}); give a folder, a hub "
+            "name or package:NAME/SUBFOLDER"
         ) from None
 
 
@@ -160,7 +160,8 @@ def _is_generic(names: Sequence[str]) -> bool:
 
 
 def label_permutation(config: Any, task: Task, field: str) -> list[int]:
-    """Where each label of the task stands among the outputs of a fine-tuned model: `logits[:, permutation]` is in task order.
+    """Where each label of the task stands among the outputs of a fine-tuned model: `logits[:, permutation]` is in
+    task order.
 
     Raises:
         ConfigError: the model has other labels, another number of them, or another kind of output.
@@ -177,8 +178,8 @@ def label_permutation(config: Any, task: Task, field: str) -> list[int]:
     wanted, given = [label.lower() for label in task.labels], [name.lower() for name in names]
     if sorted(wanted) != sorted(given):
         raise ConfigError(
-            f"{field}: the model's labels {names} are not the labels of {task.name}, {list(task.labels)}; they are matched "
-            "by name (id2label in its config.json)"
+            f"{field}: the model's labels {names} are not the labels of {task.name}, {list(task.labels)}; they are "
+            "matched by name (id2label in its config.json)"
         )
     return [given.index(label) for label in wanted]
 
@@ -186,8 +187,8 @@ def label_permutation(config: Any, task: Task, field: str) -> list[int]:
 def load_classifier(folder: Path, task: Task, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a head for the task, in float32.
 
-    The head is kept if the folder holds one that was trained for these labels in this order; otherwise it is initialised
-    from `seed`, the same in every process.
+    The head is kept if the folder holds one that was trained for these labels in this order; otherwise it is
+    initialised from `seed`, the same in every process.
     """
     from transformers import AutoModelForSequenceClassification
 

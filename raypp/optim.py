@@ -15,7 +15,8 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 def build_optimizer(
     model: nn.Module, scores: Iterable[nn.Parameter], settings: TrainSettings, mask_learning_rate: float
 ) -> torch.optim.AdamW:
-    """Groups: weights with decay; biases and norms without; scores without (torch's default would decay them by 0.01)."""
+    """Groups: weights with decay; biases and norms without; scores without (torch's default would decay them by
+    0.01)."""
     score_parameters = list(scores)
     taken = {id(parameter) for parameter in score_parameters}
     decayed: list[nn.Parameter] = []
@@ -43,7 +44,8 @@ def build_optimizer(
 
 
 def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """What the peak learning rate is multiplied by at a step (counted from 0): a linear rise, then a linear fall to 0."""
+    """What the peak learning rate is multiplied by at a step (counted from 0): a linear rise, then a linear fall to
+    0."""
     if step < warmup_steps:
         return step / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

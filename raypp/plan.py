@@ -1,4 +1,5 @@
-"""From an experiment to everything that must hold before a worker starts: inputs found, read and hashed, settings that fit.
+"""From an experiment to everything that must hold before a worker starts: inputs found, read and hashed, settings
+that fit.
 
 All problems are collected into one `ConfigError`. Nothing is written here but the probe for a writable storage.
 """
@@ -141,7 +142,8 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     student = problems.attempt(lambda: _student(experiment))
     teacher = problems.attempt(lambda: _given_teacher(experiment, task))
     problems.stop()
-    assert raw is not None and student is not None
+    assert raw is not None
+    assert student is not None
 
     rows = _count_rows(raw, task, experiment, student, Store(store), problems)
     micro_batches = _micro_batches(experiment)
@@ -253,7 +255,8 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
 def _count_rows(
     raw: RawData, task: Task, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
 ) -> int:
-    """Rows of the training split. Reads every split once, so that a bad row is found now; what is in the store was read."""
+    """Rows of the training split. Reads every split once, so that a bad row is found now; what is in the store was
+    read."""
     counts = {}
     for split in (TRAIN_SPLIT, *task.eval_splits):
         with problems.collect():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raypp.config import DensitySchedule, Experiment, PruningSettings
+from raypp.config import Experiment
 from raypp.figures import run_figures, save
+from raypp.progress import Message
 from raypp.pruning.density import LayerDensity
-from raypp.pruning.schedule import SchedulePoint
 from raypp.storage import Location
-from raypp.tracking import MetricsFile, Tracker, make_tracker
+from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
 
 
@@ -30,7 +31,8 @@ class Window:
     computed_tokens: int = 0
 
     def add(self, sums: list[float], rows: int, norm: float) -> None:
-        """Adds one step: the sum of each term, then real and computed tokens; rows; the gradient norm before clipping."""
+        """Adds one step: the sum of each term, then real and computed tokens; rows; the gradient norm before
+        clipping."""
         *terms, tokens, computed = sums
         for name, value in zip(self.terms, terms, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -69,87 +71,72 @@ class Progress:
             self.best = {"step": step, "value": value}
 
 
-def schedule_metrics(settings: PruningSettings | None, point: SchedulePoint) -> dict[str, float]:
-    """What the schedule asks for at a step: the density or the threshold, and the penalty's lambda."""
-    metrics = {}
-    if isinstance(settings, DensitySchedule) and point.value is not None:
-        metrics["prune/requested_density"] = point.value
-    elif point.value is not None:
-        metrics["prune/threshold"] = point.value
-    if getattr(settings, "penalty", None) is not None:
-        metrics["prune/lambda"] = point.penalty_lambda
-    return metrics
-
-
 class Recorder:
-    """metrics.jsonl, W&B and figures of one run; on any worker but the first it does nothing."""
+    """metrics.jsonl, W&B and figures of one run. Use as a context manager: what fails is recorded as failed.
 
-    def __init__(self, run: Location, folder: Path, metrics: MetricsFile, tracker: Tracker) -> None:
-        self.run, self.folder, self.metrics, self.tracker = run, folder, metrics, tracker
+    On any worker but the first it does nothing.
+    """
 
-    @classmethod
-    def open(cls, run: Location, experiment: Experiment, worker: Worker, resume_step: int | None) -> Recorder:
+    def __init__(self, run: Location, experiment: Experiment, worker: Worker) -> None:
+        self.run, self.experiment, self.worker = run, experiment, worker
+        self.tracker: Tracker = NullTracker()
+        self.folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="raypp-"))
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.tracker.finish(1)
+            self.save()
+        if not self.run.is_local:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, resume_step: int | None) -> None:
         """Starts recording, or goes on: what was logged after `resume_step` is cut, since it will be logged again."""
-        if not worker.is_first:
-            return SilentRecorder()
-        folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="raypp-"))
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(folder / "metrics.jsonl")
-        if not run.is_local and (run / "metrics.jsonl").is_file():
-            metrics.path.write_bytes((run / "metrics.jsonl").read_bytes())
-        metrics.cut(resume_step or 0)
-        tracker = make_tracker(
-            experiment.tracking,
-            run_folder=folder,
-            run_name=f"{experiment.name}/{run.name}",
-            run_id=run.name,
-            group=experiment.name,
-            config=experiment.model_dump(mode="json"),
+        if not self.worker.is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.run.is_local and (self.run / "metrics.jsonl").is_file():
+            self.metrics.path.write_bytes((self.run / "metrics.jsonl").read_bytes())
+        self.metrics.cut(resume_step or 0)
+        self.tracker = make_tracker(
+            self.experiment.tracking,
+            run_folder=self.folder,
+            run_name=f"{self.experiment.name}/{self.run.name}",
+            run_id=f"{self.experiment.name}-{self.run.name}",
+            group=self.experiment.name,
+            config=self.experiment.model_dump(mode="json"),
             resume_step=resume_step,
-            rank=worker.rank,
+            warn=lambda text: self.worker.on_event(Message(text)),
         )
-        return cls(run, folder, metrics, tracker)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, one step of W&B."""
-        self.metrics.log(step, metrics)
-        self.tracker.log(step, dict(metrics))
+        if self.worker.is_first:
+            self.metrics.log(step, metrics)
+            self.tracker.log(step, metrics)
 
     def save(self) -> None:
-        """Uploads metrics.jsonl where the run's folder is not local."""
-        if not self.run.is_local:
-            (self.run / "metrics.jsonl").write_bytes(self.metrics.path.read_bytes())
+        """Uploads what is recorded so far, where the run's folder is not local."""
+        if self.worker.is_first and not self.run.is_local:
+            self.run.upload(self.folder)
 
     def finish(self, result: Mapping[str, Any], layers: Sequence[LayerDensity]) -> str | None:
-        """Draws the figures and closes W&B; returns the command that syncs an offline run."""
+        """Draws the figures and closes W&B; returns the command that syncs an offline run. On the first worker only."""
         figures = {}
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in run_figures(self.metrics.records(), layers).items():
             figures[name] = self.folder / "figures" / f"{name}.png"
             save(figure, figures[name])
         self.tracker.log_figures(figures)
-        self.tracker.summary({key: value for key, value in result["metrics"].items()} | _flat_density(result))
+        self.tracker.summary(result["metrics"] | _flat_density(result))
         self.tracker.finish(0)
         self.save()
-        if not self.run.is_local:
-            (self.run / "figures").upload(self.folder / "figures")
-        return self.tracker.sync_command()
-
-
-class SilentRecorder(Recorder):
-    """What the other workers have."""
-
-    def __init__(self) -> None:
-        pass
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def save(self) -> None:
-        pass
-
-    def finish(self, result: Mapping[str, Any], layers: Sequence[LayerDensity]) -> str | None:
-        return None
+        command = self.tracker.sync_command()
+        # Of a remote run, the files lie in the run's folder now, and are to be fetched from there first.
+        return command and command.replace(str(self.folder), str(self.run))
 
 
 def _flat_density(result: Mapping[str, Any]) -> dict[str, float]:

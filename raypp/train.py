@@ -1,9 +1,9 @@
 """THE loop: fine-tuning with pruning and distillation, read from top to bottom in `fit`.
 
-It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; what differs is its `Worker`. Nothing in
-it depends on how many workers there are: a global batch is cut into fixed shares, each with a seed of its own, and whatever
-a step needs (batch, learning rates, threshold, dropout) is a function of its number, so that a run goes on from a checkpoint as
-if nothing had happened.
+It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; what differs is its `Worker`.
+Nothing in it depends on how many workers there are: a global batch is cut into fixed shares, each with a seed of its
+own, and whatever a step needs (batch, learning rates, threshold, dropout) is a function of its number, so that a run
+goes on from a checkpoint as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from raypp.models import (
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.progress import PhaseAdvanced
 from raypp.pruning.dense import build_pruning
-from raypp.recording import Progress, Recorder, Window, schedule_metrics
+from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory_bytes
 from raypp.storage import Location
@@ -82,6 +82,11 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
     Raises:
         RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
     """
+    with Recorder(job.run, job.experiment, worker) as recorder:
+        return _fit(job, worker, recorder)
+
+
+def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     experiment, settings, task = job.experiment, job.experiment.train, job.task
     watch = Stopwatch()
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
@@ -111,7 +116,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         scaler.load_state_dict(latest.state["scaler"])
         progress = Progress(**latest.state["progress"])
     start, tokens_before, seconds_before = progress.steps, progress.tokens, progress.seconds
-    recorder = Recorder.open(job.run, experiment, worker, start if latest else None)
+    recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
     plan: Sequence[GlobalBatch] = ()
@@ -136,6 +141,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         # A share's loss is its part of the global batch's mean; the sums of the terms ride along for the log.
         model.train()
         optimizer.zero_grad(set_to_none=True)
+        penalty: Tensor | None = None
         sums = torch.zeros(len(window.terms) + 2, dtype=torch.float64)
         for share in worker.shares(job.micro_batches):
             rows = batch.shares[share]
@@ -154,13 +160,14 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         if worker.is_first and point.penalty_lambda:
             # The penalty is the whole model's and not a share's: once, on one worker.
             with watch("backward"):
-                scaler.scale(point.penalty_lambda * pruner.penalty()).backward()
+                penalty = pruner.penalty()
+                scaler.scale(point.penalty_lambda * penalty).backward()
 
         with watch("optimizer"):
             sums = worker.sum_gradients(parameters, sums)
             scaler.unscale_(optimizer)
             norm = clip_gradients(parameters, settings.max_gradient_norm)
-            if not (scaler.is_enabled() or math.isfinite(norm) and bool(sums.isfinite().all())):
+            if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
             scaler.step(optimizer)
             scaler.update()
@@ -171,7 +178,9 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         window.add(sums.tolist(), len(batch), norm)
         if done % settings.log_every_steps == 0 or steps.saves_after(done):
             progress.tokens += window.tokens
-            metrics = window.drain(objective.weights) | schedule_metrics(experiment.pruning, point) | _rates(optimizer)
+            metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)
+            if penalty is not None:
+                metrics["train/penalty"] = float(penalty.detach())
             metrics |= {"train/epoch": done / steps.per_epoch, "perf/peak_memory_bytes": peak_memory_bytes()}
             recorder.log(done, metrics | watch.speed(done - start, progress.tokens - tokens_before))
             worker.on_event(_advanced(job, done, steps, metrics))
@@ -181,7 +190,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
             progress.note(done, metrics[headline_key(task)], eligible=point.is_final)
-            metrics |= schedule_metrics(experiment.pruning, point) | {"prune/density": pruner.density().linear}
+            metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
             worker.on_event(_advanced(job, done, steps, metrics))
             worker.on_report({"step": done, **metrics})
@@ -268,6 +277,6 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
 def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
     rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups)
     return (
-        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-2].tolist()}, gradient norm "
-        f"{norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
+        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-2].tolist()}, gradient "
+        f"norm {norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
     )

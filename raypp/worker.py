@@ -1,7 +1,7 @@
 """What the training loop knows of where it runs: its rank, its device, how to add things up over all workers.
 
-The loop is the same in this process (`Worker()`), in a Tune trial's actor and in every TorchTrainer worker; only what is
-built here differs. Collectives go through torch.distributed where there is more than one worker.
+The loop is the same in this process (`Worker()`), in a Tune trial's actor and in every TorchTrainer worker; only what
+is built here differs. Collectives go through torch.distributed where there is more than one worker.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Worker:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
         """Adds the gradients of all workers up, in place, and returns the sum of `numbers` (float64 [n]).
 
-        A parameter that got no gradient on any worker keeps none, so that the optimizer passes it over everywhere alike.
+        A parameter that got no gradient on any worker keeps none, so that the optimizer passes it over everywhere
+        alike.
         """
         if self.world_size == 1:
             return numbers
@@ -71,7 +72,7 @@ class Worker:
         content = pickle.dumps(value)
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, content)
-        return [pickle.loads(item) for item in gathered]  # noqa: S301  (our own workers wrote it)
+        return [pickle.loads(item) for item in gathered]
 
     def barrier(self) -> None:
         """Waits until all workers are here."""

@@ -120,7 +120,9 @@ def fine_prune(
             with torch.no_grad():
                 wanted = followed(**inputs).logits
             soft = F.kl_div(
-                F.log_softmax(logits / temperature, dim=-1), F.softmax(wanted / temperature, dim=-1), reduction="batchmean"
+                F.log_softmax(logits / temperature, dim=-1),
+                F.softmax(wanted / temperature, dim=-1),
+                reduction="batchmean",
             )
             loss = soft_weight * soft * temperature**2 + (1 - soft_weight) * loss
         losses.append(float(loss.detach()))

@@ -1,4 +1,5 @@
-"""Bad input: exit status 2, one message that names place, value and what is allowed, no traceback, nothing half-written."""
+"""Bad input: exit status 2, one message that names place, value and what is allowed, no traceback, nothing
+half-written."""
 
 from __future__ import annotations
 
@@ -128,9 +129,15 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: w.set("task", {"name": "own", "labels": ["bad", "good"]}),
         ("data.source", "files"),
     ),
-    "synthetic data for a real task": (lambda w: w.set("data.source", {"kind": "synthetic"}), ("data.source", "synthetic")),
+    "synthetic data for a real task": (
+        lambda w: w.set("data.source", {"kind": "synthetic"}),
+        ("data.source", "synthetic"),
+    ),
     "schedule that cannot end": (
-        lambda w: (w.set("pruning", PRUNING | {"initial_warmup": 3, "final_warmup": 5}), w.set("train.warmup_steps", 1)),
+        lambda w: (
+            w.set("pruning", PRUNING | {"initial_warmup": 3, "final_warmup": 5}),
+            w.set("train.warmup_steps", 1),
+        ),
         ("pruning.initial_warmup", "pruning.final_warmup", "train.warmup_steps"),
     ),
     "warmup longer than the run": (lambda w: w.set("train.warmup_steps", 50), ("train.warmup_steps", "50", "5")),
@@ -174,7 +181,9 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_refused_before_anything_starts(case: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused_before_anything_starts(
+    case: str, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, expected = CASES[case]
     spoil(world)
     path = world.write("experiment.yaml", yaml.safe_dump(world.experiment))

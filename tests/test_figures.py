@@ -54,7 +54,11 @@ def training(steps: int = 1000) -> list[dict[str, float]]:
     records: list[dict[str, float]] = []
     for step in range(10, steps + 1, 10):
         record = {"step": step, "train/loss": 1 / step, "train/soft_loss": 2 / step, "train/hard_loss": 0.5}
-        record |= {"train/penalty": step / 7, "prune/requested_density": 1 - 0.85 * step / steps, "prune/lambda": step}
+        record |= {
+            "train/penalty": step / 7,
+            "prune/requested_density": 1 - 0.85 * step / steps,
+            "prune/penalty_lambda": step,
+        }
         if step % 250 == 0:
             record |= {"eval/accuracy": 0.7, "eval/f1": 0.8, "eval/entropy": 1.6, "prune/density": 1.0 - step / steps}
         records.append(record)
@@ -88,8 +92,8 @@ def test_other_endings_are_refused(tmp_path: Path, name: str) -> None:
 def test_the_global_state_of_pyplot_is_left_alone() -> None:
     program = (
         "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams); import raypp.figures as f;"
-        "f.save(f.schedule_figure([{'step': 1, 'prune/lambda': 2.0}]), pathlib.Path(tempfile.mkdtemp()) / 'a.png');"
-        "assert dict(m.rcParams) == before; print('matplotlib.pyplot' in sys.modules)"
+        "f.save(f.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]), pathlib.Path(tempfile.mkdtemp()) /"
+        "'a.png'); assert dict(m.rcParams) == before; print('matplotlib.pyplot' in sys.modules)"
     )
     environment = {"MPLBACKEND": "agg", "PATH": "", "HOME": str(Path.home())}
     root = Path(__file__).parent.parent

@@ -1,7 +1,7 @@
 """One experiment from its plan to its result: features, teacher, teacher logits, the run itself.
 
-Each stage looks first for what is there already: in the store, or in the run's folder. So the same command resumes what is
-unfinished and returns at once for what is finished.
+Each stage looks first for what is there already: in the store, or in the run's folder. So the same command resumes
+what is unfinished and returns at once for what is finished.
 """
 
 from __future__ import annotations

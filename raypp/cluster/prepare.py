@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def featurize(
 ) -> Artifact:
     """The features of a split: from the store, or tokenized now on all nodes of the cluster.
 
-    Raises ConfigError where a row cannot be read, the tokenizer cannot pad or the store cannot be written, and RunFailed
-    where a worker fails.
+    Raises ConfigError where a row cannot be read, the tokenizer cannot pad or the store cannot be written, and
+    RunFailed where a worker fails.
     """
     from raypp.models import load_tokenizer
 
@@ -144,22 +145,28 @@ def _collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str
             for answer in map(json.loads, batch["answer"].to_pylist()):
                 if "problems" in answer:
                     raise ConfigError(answer["problems"])
+                if "failure" in answer:
+                    raise RunFailed(f"{what}: a worker failed: {answer['failure']}") from RuntimeError(
+                        answer["traceback"]
+                    )
                 files.append(StoredFile(**answer["file"]))
                 done += answer["rows"]
                 progress(done, rows)
     except RayError as error:
-        raise RunFailed(f"{what}: a worker failed: {str(error).strip().splitlines()[-1]}") from error
+        raise RunFailed(f"{what}: a worker was lost: {str(error).strip().splitlines()[0]}") from error
     assert done == rows, f"{what}: {rows} rows went out, {done} came back"
     return files
 
 
 def _answer(folder: Location, make: Callable[[], pa.Table]) -> pa.Table:
-    """Makes a part, writes it, and tells the driver about it: a table of one row."""
+    """Makes a part, writes it, and tells the driver about it, or what went wrong: a table of one row."""
     try:
         table = make()
         answer = {"file": asdict(write_part(folder, table)), "rows": table.num_rows}
     except ConfigError as error:
         answer = {"problems": list(error.problems)}
+    except Exception as error:  # raised again in the driver, without Ray's wrapping
+        answer = {"failure": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     return pa.table({"answer": [json.dumps(answer)]})
 
 

@@ -105,8 +105,8 @@ class Session:
         asked = {"CPU": self.cpus_per_worker(), "GPU": settings.gpus_per_worker}
         fields = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}
         problems = [
-            f"cluster.workers: {least} workers with {each:g} {name} each ({fields[name]}) need {least * each:g} {name}, "
-            f"but the cluster has {reachable.get(name, 0):g} and cannot grow to more; ask for less"
+            f"cluster.workers: {least} workers with {each:g} {name} each ({fields[name]}) need {least * each:g} "
+            f"{name}, but the cluster has {reachable.get(name, 0):g} and cannot grow to more; ask for less"
             for name, each in asked.items()
             if least * each > reachable.get(name, 0)
         ]

@@ -1,7 +1,7 @@
 """The loss of fine-pruning as terms: the hard loss on labels and the soft loss on the teacher's logits.
 
-A term is a sum over a share's rows. It is divided by the term's count over the whole global batch, which is known before the
-forward pass, so that a global batch gives the same gradient however it is cut.
+A term is a sum over a share's rows. It is divided by the term's count over the whole global batch, which is known
+before the forward pass, so that a global batch gives the same gradient however it is cut.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, desti
 
 
 def load_saved(location: Location, device: torch.device | str = "cpu") -> Any:
-    """The model in a folder written by `save_model`, in float32 and evaluation mode, through the standard Auto class."""
+    """The model in a folder written by `save_model`, in float32 and evaluation mode, through the standard Auto
+    class."""
     from transformers import AutoModelForSequenceClassification
 
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():

@@ -25,6 +25,9 @@ class NoPruner:
     def penalty(self) -> Tensor:
         raise AssertionError("a dense run has no penalty")
 
+    def describe(self, point: SchedulePoint) -> dict[str, float]:
+        return {}
+
     def density(self) -> DensityReport:
         return count_density(self.model)
 

@@ -54,7 +54,8 @@ def test_same_arguments_same_plan_and_any_other_another() -> None:
 
 
 def test_plan_is_pinned() -> None:
-    """Runs of old must stay what they were: numpy's raw bits and stable sorting are the same everywhere and for ever."""
+    """Runs of old must stay what they were: numpy's raw bits and stable sorting are the same everywhere and for
+    ever."""
     plan = plan_epoch(np.array([5, 9, 3, 7, 5, 8, 4, 6, 5, 5]), seed=7, epoch=2, batch_size=4, micro_batches=2)
     assert [[share.tolist() for share in batch.shares] for batch in plan] == [
         [[7, 3], [5, 1]],
