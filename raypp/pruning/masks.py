@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,13 +98,23 @@ def keep_largest_global(scores: Sequence[Tensor], count: int, tie_seeds: Sequenc
     if count in (0, total):
         return [torch.full(matrix.shape, count > 0, dtype=torch.bool, device=matrix.device) for matrix in scores]
     together = flats[0] if len(flats) == 1 else torch.cat(flats)
-    smallest_kept = together.kthvalue(total - count + 1).values
+    smallest_kept = kth_smallest(together, total - count + 1)
     del together
     masks = [flat >= smallest_kept for flat in flats]
     surplus = int(torch.stack([mask.sum() for mask in masks]).sum()) - count
     if surplus:
         _drop_last_ties(flats, masks, smallest_kept, surplus, tie_seeds)
     return [mask.view(matrix.shape) for mask, matrix in zip(masks, scores, strict=True)]
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device. A selection, not a sort.
+
+    numpy's vectorised quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
+    """
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.int64):
+        return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
+    return values.kthvalue(k).values
 
 
 def _drop_last_ties(
@@ -117,7 +128,7 @@ def _drop_last_ties(
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
     order = torch.cat(orders)
-    last_kept = order.kthvalue(order.numel() - surplus).values
+    last_kept = kth_smallest(order, order.numel() - surplus)
     for mask, index, order in zip(masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
 
