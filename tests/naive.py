@@ -6,7 +6,7 @@ forward, batches padded to the maximal length, the teacher run beside the studen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+DENSE = ("attention.output.dense", "intermediate.dense", "output.dense")
 
 
 class StraightThrough(torch.autograd.Function):
@@ -31,10 +33,10 @@ class StraightThrough(torch.autograd.Function):
 class SortedLinear(nn.Module):
     """A linear layer that sorts all its scores whenever it is called."""
 
-    def __init__(self, linear: nn.Linear, method: str) -> None:
+    def __init__(self, linear: nn.Linear, method: str, scores: Tensor) -> None:
         super().__init__()
         self.weight, self.bias, self.method = linear.weight, linear.bias, method
-        self.mask_scores = nn.Parameter(torch.zeros_like(linear.weight))
+        self.mask_scores = nn.Parameter(scores.clone())
         self.value = 1.0
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -75,11 +77,13 @@ def fine_prune(
     final_warmup: int,
     learning_rate: float,
     mask_learning_rate: float,
+    scores_of: Callable[[str, torch.Size], Tensor],
+    adam_epsilon: float,
     final_lambda: float = 0.0,
     soft_weight: float = 0.9,
     temperature: float = 2.0,
     seed: int = 42,
-    max_length: int = 128,
+    max_length: int,
 ) -> list[float]:
     """Trains over `batches` (rows of each step) and returns the loss of every step, without the penalty."""
     tokenizer = AutoTokenizer.from_pretrained(str(student))
@@ -90,19 +94,20 @@ def fine_prune(
         followed = AutoModelForSequenceClassification.from_pretrained(str(teacher), dtype=torch.float32).eval()
     model.bert.embeddings.requires_grad_(False)
     pruned = []
-    for layer in model.bert.encoder.layer:
-        for parent, name in (
-            *((layer.attention.self, part) for part in ("query", "key", "value")),
-            (layer.attention.output, "dense"),
-            (layer.intermediate, "dense"),
-            (layer.output, "dense"),
-        ):
-            setattr(parent, name, SortedLinear(getattr(parent, name), method))
+    for number, layer in enumerate(model.bert.encoder.layer):
+        for path in (*(f"attention.self.{part}" for part in ("query", "key", "value")), *DENSE):
+            *parents, name = path.split(".")
+            parent = layer
+            for step_down in parents:
+                parent = getattr(parent, step_down)
+            linear = getattr(parent, name)
+            initial_scores = scores_of(f"encoder.layer.{number}.{path}", linear.weight.shape)
+            setattr(parent, name, SortedLinear(linear, method, initial_scores))
             pruned.append(getattr(parent, name))
     scores = [module.mask_scores for module in pruned]
     others = [p for n, p in model.named_parameters() if "mask_scores" not in n and p.requires_grad]
     groups = [{"params": others, "lr": learning_rate}, {"params": scores, "lr": mask_learning_rate}]
-    optimizer = torch.optim.AdamW(groups, eps=1e-8, weight_decay=0.0, foreach=False, fused=False)
+    optimizer = torch.optim.AdamW(groups, eps=adam_epsilon, weight_decay=0.0, foreach=False, fused=False)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: step / warmup if step < warmup else (total - step) / (total - warmup)
     )

@@ -53,7 +53,14 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
 
 
 def run_plan(
-    plan: Plan, session: Session, on_event: EventHandler, *, phase: str, fresh: bool = False, wait: bool = False
+    plan: Plan,
+    session: Session,
+    on_event: EventHandler,
+    *,
+    phase: str,
+    fresh: bool = False,
+    wait: bool = False,
+    features: dict[str, Artifact] | None = None,
 ) -> dict[str, Any]:
     """A planned run, from whatever of it is done.
 
@@ -61,6 +68,7 @@ def run_plan(
         phase: what the display calls it.
         fresh: delete first what an earlier run left.
         wait: for another process that works on the same run, instead of refusing.
+        features: of every split, where the caller has them already.
     """
     with locked(plan.run, wait=wait):
         if fresh:
@@ -69,7 +77,7 @@ def run_plan(
             on_event(PhaseFinished(phase, note="finished before"))
             return result
         start_run(plan.run.make_folder(), plan.experiment, plan.digest, versions())
-        features = _features(plan, plan.student, session, on_event)
+        features = features or _features(plan, plan.student, session, on_event)
         teacher_metrics, logits = _teacher(plan, features, session, on_event)
         job = Job(
             experiment=plan.experiment,
@@ -117,7 +125,8 @@ def _teacher(
 ) -> tuple[dict[str, float] | None, Artifact | None]:
     """The teacher's dev metrics and its logits over the training split; both None without a teacher."""
     if plan.teacher_plan is not None:
-        result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", wait=True)
+        shared = features if plan.teacher_plan.student.tokenizer == plan.student.tokenizer else None
+        result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", wait=True, features=shared)
         model = plan.teacher_plan.trained_model()
         own = _features_of(plan, model, features, session, on_event)
         return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)

@@ -40,7 +40,7 @@ MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
 
-_tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # this process runs many tasks; by fingerprint
+_tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker process runs many tasks
 
 
 def featurize(
@@ -68,12 +68,9 @@ def featurize(
     given = {"task": task.name, "split": split, "tokenizer": tokenizer_folder, "max_length": max_length}
     with store.build("features", key, given) as build:
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "task": task}
+        work |= {"max_length": max_length, "folder": build.location}
         answers = ray.data.from_arrow(parts).map_batches(
-            _tokenize_part,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            fn_kwargs=work | {"max_length": max_length, "folder": build.location},
+            _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
         )
         files = _collect(answers, table.num_rows, progress, f"features of {task.name} {split}")
         return build.finish(table.num_rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
@@ -119,14 +116,11 @@ def teacher_logits(
     with store.build("logits", key, {"teacher": model_folder, "features": features.description}) as build:
         work = {"model": ray.put(model), "features": features, "folder": build.location, "precision": precision}
         work |= {"label_permutation": list(label_permutation), "tokens_per_batch": tokens_per_batch}
+        work |= {"threads": resources.get("num_cpus")}
+        pool = ray.data.ActorPoolStrategy(size=size)
         parts = [{"part": name} for name in features.parts]
         answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-            _Teacher,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_kwargs=work | {"threads": resources.get("num_cpus")},
-            **resources,
+            _Teacher, batch_size=1, batch_format="pyarrow", compute=pool, fn_constructor_kwargs=work, **resources
         )
         files = _collect(answers, features.rows, progress, "teacher logits")
         return build.finish(features.rows, {"precision": precision}, files)
@@ -146,9 +140,8 @@ def _collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str
                 if "problems" in answer:
                     raise ConfigError(answer["problems"])
                 if "failure" in answer:
-                    raise RunFailed(f"{what}: a worker failed: {answer['failure']}") from RuntimeError(
-                        answer["traceback"]
-                    )
+                    cause = RuntimeError(answer["traceback"])
+                    raise RunFailed(f"{what}: a worker failed: {answer['failure']}") from cause
                 files.append(StoredFile(**answer["file"]))
                 done += answer["rows"]
                 progress(done, rows)

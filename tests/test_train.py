@@ -1,0 +1,266 @@
+"""The loop, in this process, on a real encoder: against an independent implementation, and against itself resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from naive import fine_prune
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from raypp.cluster.pipeline import train
+from raypp.config import ScoreInitialization
+from raypp.data.batches import plan_epoch
+from raypp.data.features import Features
+from raypp.errors import RunFailed
+from raypp.load_config import experiment_from
+from raypp.models import load_classifier, resolve_model
+from raypp.plan import make_plan
+from raypp.pruning.masks import named_seed
+from raypp.pruning.pruner import initial_scores
+from raypp.tasks import TASKS
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+Experiment = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, store: Path, minilm_dir: Path) -> Experiment:
+    """A small experiment on the synthetic sentiment task, with sections replaced."""
+
+    def make(**sections: Any) -> dict[str, Any]:
+        return {
+            "name": "small",
+            "task": "sentiment",
+            "data": {"source": {"kind": "synthetic", "train_rows": 96, "dev_rows": 48}, "max_length": 64},
+            "student": {"model": str(minilm_dir)},
+            "pruning": {"method": "topk", "final_density": 0.3, "final_warmup": 1},
+            "train": {"max_steps": 8, "batch_size": 16, "log_every_steps": 1, "learning_rate": 1e-4},
+            "cluster": {"workers": 0, "storage": str(tmp_path / "runs"), "store": str(store)},
+            "tracking": {"wandb": "off"},
+        } | sections
+
+    return make
+
+
+def run(values: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return train(experiment_from(values), **options)
+
+
+def records(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(result["paths"]["metrics"]).read_text().splitlines()]
+
+
+def losses(result: dict[str, Any]) -> list[float]:
+    return [record["train/loss"] for record in records(result) if "train/loss" in record]
+
+
+def weights(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    return load_file(Path(result["paths"]["model"], "model.safetensors"))
+
+
+def without_dropout(source: Path, folder: Path) -> Path:
+    """A copy of a model whose configuration has no dropout: what two implementations can agree on step by step."""
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def a_teacher(student: Path, folder: Path) -> Path:
+    """A fine-tuned looking classifier: the student's encoder with a head of decided opinions."""
+    model = load_classifier(student, TASKS["mrpc"], seed=7)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).write_bytes((student / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(("method", "teacher"), [("topk", True), ("sigmoid_threshold", False)])
+def test_twenty_steps_have_the_losses_of_the_naive_implementation(
+    method: str, teacher: bool, settings: Experiment, tmp_path: Path, minilm_dir: Path, glue_dir: Path
+) -> None:
+    student = without_dropout(minilm_dir, tmp_path / "student")
+    followed = a_teacher(student, tmp_path / "teacher") if teacher else None
+    scheduled: dict[str, Any] = {"method": method, "initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
+    # Scores that do not tie: which of equal scores stay is raypp's own order.
+    scheduled["score_initialization"] = {"kind": "uniform", "scale": 0.1}
+    if method == "topk":
+        first, last = 1.0, 0.3
+        scheduled |= {"initial_density": first, "final_density": last}
+    else:
+        first, last = 0.0, 0.499
+        scheduled |= {"initial_threshold": first, "final_threshold": last}
+        scheduled["penalty"] = {"kind": "l1", "final_lambda": 10.0}
+    values = settings(
+        task="mrpc",
+        data={
+            "source": {"kind": "official", "directory": str(glue_dir / "MRPC")},
+            "max_train_rows": 160,
+            "max_length": 64,
+        },
+        student={"model": str(student)},
+        teacher={"model": str(followed)} if followed else None,
+        pruning=scheduled,
+        # With Adam's usual epsilon the sign of a gradient near 0, which is rounding, would move a score by a whole step.
+        train={
+            "max_steps": 20,
+            "warmup_steps": 3,
+            "batch_size": 8,
+            "log_every_steps": 1,
+            "learning_rate": 3e-5,
+            "adam_epsilon": 1e-5,
+        },
+    )
+    result = run(values)
+    got = losses(result)
+    assert result["density"]["linear"] < 0.9, "masks took part"
+
+    plan = make_plan(experiment_from(values))
+    artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
+    assert artifact is not None
+    lengths = Features.from_table(artifact.read_table()).lengths
+    lines = (glue_dir / "MRPC" / "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
+    cells = [line.rstrip("\r").split("\t") for line in lines]
+    batches = [batch.indices.tolist() for batch in plan_epoch(lengths, seed=42, epoch=0, batch_size=8, micro_batches=1)]
+    expected = fine_prune(
+        student,
+        followed,
+        [(cell[3], cell[4]) for cell in cells],
+        [int(cell[0]) for cell in cells],
+        batches,
+        method=method,
+        total=20,
+        warmup=3,
+        initial=first,
+        final=last,
+        initial_warmup=1,
+        final_warmup=2,
+        learning_rate=3e-5,
+        mask_learning_rate=3e-2,
+        adam_epsilon=1e-5,
+        max_length=64,
+        scores_of=lambda name, shape: initial_scores(
+            shape, ScoreInitialization(kind="uniform", scale=0.1), named_seed(42, name)
+        ),
+        final_lambda=10.0 if method == "sigmoid_threshold" else 0.0,
+    )
+    assert len(got) == len(expected) == 20
+    np.testing.assert_allclose(got, expected, rtol=2e-3)
+
+
+def test_going_on_from_a_checkpoint_gives_the_uninterrupted_result(settings: Experiment, tmp_path: Path) -> None:
+    saved_often = {"workers": 0, "store": settings()["cluster"]["store"], "checkpoint_every_steps": 3}
+    whole = run(settings(cluster={**saved_often, "storage": str(tmp_path / "whole")}))
+    cut = run(settings(cluster={**saved_often, "storage": str(tmp_path / "cut")}))
+    folder = Path(cut["paths"]["run"])
+    # As a kill -9 after step 6 leaves it: nothing delivered, the log ahead of the checkpoint.
+    for file in ("result.json", "predictions.tsv"):
+        (folder / file).unlink()
+    (folder / "checkpoints" / "step-00000008" / "manifest.json").unlink()
+    resumed = run(settings(cluster={**saved_often, "storage": str(tmp_path / "cut")}))
+    assert resumed["metrics"] == whole["metrics"]
+    assert losses(resumed) == losses(whole)
+    assert [record["step"] for record in records(resumed)] == [record["step"] for record in records(whole)]
+    for name, value in weights(whole).items():
+        assert np.array_equal(value, weights(resumed)[name]), name
+
+
+def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused(settings: Experiment) -> None:
+    first = run(settings(run="mine"))
+    written = Path(first["paths"]["run"], "result.json").stat().st_mtime_ns
+    assert run(settings(run="mine")) == first
+    assert Path(first["paths"]["run"], "result.json").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        run(settings(run="mine", train={"max_steps": 9, "batch_size": 16}))
+    assert run(settings(run="mine", train={"max_steps": 9, "batch_size": 16}), fresh=True)["steps"] == 9
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_alike(precision: str, settings: Experiment) -> None:
+    train_settings = settings()["train"]
+    exact = run(settings())
+    rounded = run(settings(train={**train_settings, "precision": precision}))
+    np.testing.assert_allclose(losses(rounded), losses(exact), atol=0.05)
+    assert losses(rounded) != losses(exact)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(settings: Experiment, tmp_path: Path) -> None:
+    student = without_dropout(Path(settings()["student"]["model"]), tmp_path / "broken")
+    tensors = load_file(student / "model.safetensors")
+    tensors["encoder.layer.3.output.dense.bias"][0] = np.inf
+    save_file(tensors, student / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunFailed, match="not finite") as caught:
+        run(settings(student={"model": str(student)}))
+    message = str(caught.value)
+    assert message.startswith("step 0:")
+    assert "learning rates: weights 0, weights 0, mask 0" in message
+    assert len(message.rsplit("rows of the batch: ")[1].split(", ")) == 16
+
+
+def test_the_best_at_the_final_density_is_delivered(settings: Experiment) -> None:
+    result = run(
+        settings(
+            evaluation={"every_steps": 1, "select": "best"},
+            pruning={"method": "topk", "initial_density": 1.0, "final_density": 0.5, "final_warmup": 4},
+            train={"max_steps": 8, "warmup_steps": 1, "batch_size": 16, "learning_rate": 1e-4},
+        )
+    )
+    evaluations = [record for record in records(result) if "eval/accuracy" in record]
+    final = [record for record in evaluations if record["prune/requested_density"] == 0.5]
+    assert 1 < len(final) < len(evaluations)
+    best = max(final, key=lambda record: record["eval/accuracy"])
+    assert result["best"] == {"step": best["step"], "value": best["eval/accuracy"]}
+    assert result["metrics"]["eval/accuracy"] == best["eval/accuracy"]
+    assert result["density"]["linear"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "density"),
+    [
+        ({"method": "topk", "scope": "global", "final_density": 0.25}, 0.25),
+        ({"method": "magnitude", "final_density": 0.25}, 0.25),
+        ({"method": "sigmoid_threshold", "penalty": {"kind": "l1", "final_lambda": 100.0}}, None),
+        ({"method": "threshold", "final_threshold": 0.001}, None),
+        ({"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100.0}}, None),
+        (None, None),
+    ],
+)
+def test_every_method_runs_and_the_plain_model_holds_what_is_reported(
+    pruning: dict[str, Any] | None, density: float | None, settings: Experiment
+) -> None:
+    result = run(settings(pruning=pruning))
+    if density is not None:
+        assert result["density"]["linear"] == pytest.approx(density, abs=1e-5)
+    model = AutoModelForSequenceClassification.from_pretrained(result["paths"]["model"])
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    kept = [
+        (parameter != 0).float().mean().item()
+        for name, parameter in model.named_parameters()
+        if ".layer." in name and parameter.dim() == 2
+    ]
+    sizes = [p.numel() for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2]
+    assert np.average(kept, weights=sizes) == pytest.approx(result["density"]["linear"], abs=1e-6)
+    embeddings = load_file(resolve_model(settings()["student"]["model"], None, "") / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    unchanged = np.array_equal(embeddings[name], weights(result)[f"bert.{name}"])
+    assert unchanged == (pruning is not None), "embeddings are frozen when pruning, and only then"
