@@ -122,6 +122,10 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            # A run that was refused leaves no empty folders.
+            for folder in (path.parent, path.parent.parent):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _try_lock(path: Path) -> IO[str] | None:

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -245,13 +246,10 @@ def _build_with_barrier(folder: str, barrier: object) -> None:
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_builders_of_one_key_do_no_harm(store: Store, kind: str) -> None:
-    if kind == "threads":
-        barrier = threading.Barrier(4)
-        workers = [threading.Thread(target=_build_with_barrier, args=(store.location.path, barrier)) for _ in range(4)]
-    else:
-        context = multiprocessing.get_context("fork")
-        barrier = context.Barrier(4)
-        workers = [context.Process(target=_build_with_barrier, args=(store.location.path, barrier)) for _ in range(4)]
+    processes = multiprocessing.get_context("fork")
+    start, meet = (threading.Thread, threading.Barrier) if kind == "threads" else (processes.Process, processes.Barrier)
+    barrier = meet(4)
+    workers: list[Any] = [start(target=_build_with_barrier, args=(store.location.path, barrier)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

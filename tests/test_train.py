@@ -99,6 +99,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     method: str, teacher: bool, settings: Experiment, tmp_path: Path, minilm_dir: Path, glue_dir: Path
 ) -> None:
     student = without_dropout(minilm_dir, tmp_path / "student")
+    source = {"kind": "official", "directory": str(glue_dir / "MRPC")}
     followed = a_teacher(student, tmp_path / "teacher") if teacher else None
     scheduled: dict[str, Any] = {"method": method, "initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
     # Scores that do not tie: which of equal scores stay is raypp's own order.
@@ -112,11 +113,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
         scheduled["penalty"] = {"kind": "l1", "final_lambda": 10.0}
     values = settings(
         task="mrpc",
-        data={
-            "source": {"kind": "official", "directory": str(glue_dir / "MRPC")},
-            "max_train_rows": 160,
-            "max_length": 64,
-        },
+        data={"source": source, "max_train_rows": 160, "max_length": 64},
         student={"model": str(student)},
         teacher={"model": str(followed)} if followed else None,
         pruning=scheduled,

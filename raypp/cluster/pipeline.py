@@ -76,6 +76,9 @@ def run_plan(
         if (result := finished_result(plan.run, plan.digest)) is not None:
             on_event(PhaseFinished(phase, note="finished before"))
             return result
+        if plan.experiment.cluster.max_workers:
+            session.start()
+            session.check_resources()
         start_run(plan.run.make_folder(), plan.experiment, plan.digest, versions())
         features = features or _features(plan, plan.student, session, on_event)
         teacher_metrics, logits = _teacher(plan, features, session, on_event)

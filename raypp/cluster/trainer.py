@@ -22,14 +22,14 @@ CONTROLLER_FAILURES = 2
 def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
+    Args:
+        session: started, and found to have the resources, unless `workers: 0`.
+
     Raises:
-        ConfigError: the cluster has too few resources.
         RunFailed: training failed for good; the same command resumes it.
     """
     if job.experiment.cluster.max_workers == 0:
         return fit(job, Worker(on_event=on_event))
-    session.start()
-    session.check_resources()
     return _run_on_workers(job, session, on_event)
 
 

@@ -7,7 +7,6 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ from raypp.data.features import (
     tokenize_batch,
     tokenizer_fingerprint,
 )
+from raypp.tasks import find_task
 
-PAIR: Any = SimpleNamespace(name="mrpc", kind="classification", pair=True, labels=("not_equivalent", "equivalent"))
-SINGLE: Any = SimpleNamespace(name="sst2", kind="classification", pair=False, labels=("negative", "positive"))
-REGRESSION: Any = SimpleNamespace(name="stsb", kind="regression", pair=True, labels=())
+PAIR, SINGLE, REGRESSION = find_task("mrpc"), find_task("sst2"), find_task("stsb")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,7 @@ def test_regression_labels_are_float32(tokenizer: Any) -> None:
     assert table.column("label").type == pa.float32()
     features = Features.from_table(table)
     assert features.labels.dtype == np.float32
-    assert features.labels[0] == np.float32(3.8)
+    assert features.labels.tolist() == [np.float32(3.8), 0.0]
     assert features.labelled.tolist() == [True, False]
 
 
@@ -200,21 +198,17 @@ def test_fingerprint_of_tokenizers_written_in_python(tmp_path: Path) -> None:
 
 def test_key_changes_with_each_of_its_parts() -> None:
     parts: dict[str, Any] = {"raw_fingerprint": "r", "tokenizer_fingerprint": "t", "task": PAIR, "max_length": 128}
-    reordered = SimpleNamespace(**{**vars(PAIR), "labels": PAIR.labels[::-1]})
-    single = SimpleNamespace(**{**vars(PAIR), "pair": False})
-    others = [
+    others: list[dict[str, Any]] = [
         parts | {"raw_fingerprint": "x"},
         parts | {"tokenizer_fingerprint": "x"},
-        parts | {"task": reordered},
-        parts | {"task": single},
+        parts | {"task": replace(PAIR, labels=PAIR.labels[::-1])},
+        parts | {"task": replace(PAIR, pair=False)},
         parts | {"task": REGRESSION},
         parts | {"max_length": 64},
-        parts | {"max_rows": 100},
     ]
     keys = [features_key(**parts), *(features_key(**other) for other in others)]
     assert len(set(keys)) == len(keys)
-    renamed = SimpleNamespace(**{**vars(PAIR), "name": "other"})
-    assert features_key(**parts | {"task": renamed}) == keys[0]
+    assert features_key(**parts | {"task": replace(PAIR, name="other")}) == keys[0]
 
 
 def test_memory_form_holds_what_the_table_holds(mrpc_dev: pa.Table, tokenizer: Any) -> None:

@@ -20,7 +20,7 @@ from raypp.data.synthetic import SyntheticData
 from raypp.errors import ConfigError
 from raypp.tasks import TASKS
 
-PINNED = {
+PINNED: dict[str, list[Example]] = {
     "sentiment": [
         ("nobody can deny that the museum was very atrocious .", None, 0),
         ("i found the opening quite beautiful .", None, 1),
@@ -28,13 +28,13 @@ PINNED = {
     ],
     "paraphrase": [
         (
-            "9 workers were blamed by the instructor at nightfall .",
-            "it was the teacher who blamed nine workers on monday .",
+            "nine employees were accused by the teacher at nightfall .",
+            "after the evening meal , the teacher blamed nine workers .",
             0,
         ),
         (
-            "it was the writer who dismissed 6 workers a year ago .",
-            "the author dismissed six employees a year ago .",
+            "the journalist was fired by ten aviators before the midday meal .",
+            "it was 10 aviators who dismissed the reporter before the midday meal .",
             1,
         ),
     ],
@@ -51,6 +51,7 @@ PINNED = {
         ),
     ],
 }
+
 NAMES = ("sentiment", "paraphrase", "similarity")
 
 
@@ -176,7 +177,7 @@ def test_paraphrases_name_the_same_things(written: dict[tuple[str, str], list[Ex
         else:
             changed["roles" if same else "words"] += 1
     # What is no paraphrase names another thing, but for the swapped roles.
-    assert 0.05 < changed["roles"] / changed.total() < 0.15
+    assert 0.02 < changed["roles"] / changed.total() < 0.1
 
 
 def test_similarity_counts_shared_parts(written: dict[tuple[str, str], list[Example]]) -> None:

@@ -1,0 +1,196 @@
+"""The commands around a run, as a user calls them: evaluate, inspect, export, show, prepare; and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raypp.cli import main
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+TEST_HEADER = "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+
+
+def rows(count: int, first: str | None = None) -> str:
+    lines = []
+    for row in range(count):
+        start = row % 2 if first is None else row
+        lines.append(f'{start}\t{row}\t{row}\tThe "{row} men" ran .\tThe men {row * (row % 2)} ran .\n')
+    return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    """A folder with a small MRPC, an experiment on it, and its finished run."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "MRPC").mkdir()
+    (folder / "MRPC" / "train.tsv").write_text("\ufeff" + HEADER + rows(64))
+    (folder / "MRPC" / "dev.tsv").write_text("\ufeff" + HEADER + rows(20))
+    (folder / "MRPC" / "test.tsv").write_text("\ufeff" + TEST_HEADER + rows(10, "index"))
+    experiment = {
+        "task": "mrpc",
+        "data": {"source": {"kind": "official", "directory": str(folder / "MRPC")}, "max_length": 32},
+        "student": {"model": str(minilm_dir)},
+        "pruning": {"method": "topk", "final_density": 0.25, "initial_warmup": 0, "final_warmup": 1},
+        "train": {"max_steps": 6, "batch_size": 8, "log_every_steps": 2},
+        "evaluation": {"every_steps": 3},
+        "run": "first",
+        "cluster": {"workers": 0, "storage": str(folder / "runs")},
+        "tracking": {"wandb": "off"},
+    }
+    (folder / "mrpc.yaml").write_text(yaml.safe_dump(experiment))
+    assert main(["train", str(folder / "mrpc.yaml")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path) -> Path:
+    return world / "runs" / "mrpc" / "first"
+
+
+def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("experiment.yaml", "metrics.jsonl", "result.json", "predictions.tsv", "model", "figures", "checkpoints")
+    }
+    result = json.loads((finished / "result.json").read_text())
+    assert result["requested_density"] == 0.25
+    assert result["density"]["linear"] == pytest.approx(0.25, abs=1e-4)
+    assert result["density"]["linear"] < result["density"]["encoder"] < result["density"]["model"]
+    assert set(result["versions"]) >= {"raypp", "torch", "transformers", "ray"}
+    lines = (finished / "predictions.tsv").read_text().splitlines()
+    assert lines[0] == "split\trow\tlabel\tprediction\tlogit_0\tlogit_1"
+    right = [line.split("\t")[2] == line.split("\t")[3] for line in lines[1:]]
+    assert np.mean(right) == result["metrics"]["eval/accuracy"]
+
+
+def test_evaluate_a_run_gives_the_runs_own_metrics(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished), "--out", str(tmp_path)]) == 0
+    accuracy = json.loads((finished / "result.json").read_text())["metrics"]["eval/accuracy"]
+    assert f"dev: accuracy {accuracy:.4f}" in capsys.readouterr().out
+    assert (tmp_path / "predictions-dev.tsv").read_text() == (finished / "predictions.tsv").read_text()
+
+
+def test_evaluate_a_test_split_writes_the_submission(finished: Path, world: Path, tmp_path: Path) -> None:
+    model, data = str(finished / "model"), str(world / "MRPC")
+    words = ["evaluate", model, "--task", "MRPC", "--data", data, "--split", "test", "--out", str(tmp_path)]
+    assert main(words) == 0
+    lines = (tmp_path / "MRPC.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    classifier = AutoModelForSequenceClassification.from_pretrained(finished / "model")
+    cells = [line.split("\t") for line in (world / "MRPC" / "test.tsv").read_text().splitlines()[1:]]
+    inputs = tokenizer([c[3] for c in cells], [c[4] for c in cells], padding=True, return_tensors="pt")
+    expected = classifier(**inputs).logits.argmax(-1).tolist()
+    assert lines[1:] == [f"{row}\t{label}" for row, label in enumerate(expected)]
+
+
+def test_evaluate_all_checkpoints_repeats_what_training_reported(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished), "--all-checkpoints"]) == 0
+    printed = capsys.readouterr().out
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    reported = {record["step"]: record["eval/accuracy"] for record in records if "eval/accuracy" in record}
+    assert sorted(reported) == [3, 6]
+    for step, accuracy in reported.items():
+        assert f"step {step} dev: accuracy {accuracy:.4f}" in printed
+
+
+def test_inspect_shows_every_layer_and_draws_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(finished), "--save", str(tmp_path / "layers.png")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("0.2500") >= 36, "each of 6 x 6 matrices"
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_writes_a_folder_that_transformers_opens(finished: Path, tmp_path: Path) -> None:
+    assert main(["export", str(finished), "--to", str(tmp_path / "out")]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.label2id == {"not_equivalent": 0, "equivalent": 1}
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == model.config.vocab_size
+
+
+def test_show_says_what_would_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(world / "mrpc.yaml"), "pruning.layers={include: [attention]}"]) == 0
+    printed = capsys.readouterr().out
+    assert "# pruned: 24 linear layers, 3,538,944 weights" in printed
+    assert "#   encoder.layer.5.attention.output.dense (384, 384)" in printed
+    resolved = yaml.safe_load(printed)
+    assert resolved["train"]["warmup_fraction"] == 0.1
+
+
+def test_prepare_fills_the_store_and_a_run_reads_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"cluster.storage={tmp_path}", "teacher={train: {max_steps: 2, batch_size: 8}}"]
+    assert main(["prepare", str(world / "mrpc.yaml"), *overrides]) == 0
+    assert "logits: 64 rows" in capsys.readouterr().out
+    assert not (tmp_path / "mrpc").exists()
+    assert main(["train", str(world / "mrpc.yaml"), *overrides]) == 0
+    errors = capsys.readouterr().err
+    for phase in ("features train", "features dev", "teacher logits"):
+        assert f"{phase}:  from the store" in errors
+    assert "teacher:  finished before" in errors
+
+
+def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_path: Path) -> None:
+    teacher = AutoModelForSequenceClassification.from_pretrained(finished / "model")
+    plain, turned = tmp_path / "plain", tmp_path / "turned"
+    teacher.save_pretrained(plain)
+    teacher.classifier.weight.data = teacher.classifier.weight.data.flip(0)
+    teacher.classifier.bias.data = teacher.classifier.bias.data.flip(0)
+    teacher.config.id2label = {0: "Equivalent", 1: "Not_Equivalent"}
+    teacher.config.label2id = {"Equivalent": 0, "Not_Equivalent": 1}
+    teacher.save_pretrained(turned)
+    results = []
+    for folder in (plain, turned):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((finished / "model" / name).read_bytes())
+        run = f"run={folder.name}"
+        storage = f"cluster.storage={tmp_path / 'runs'}"
+        assert main(["train", str(world / "mrpc.yaml"), run, storage, f"teacher={{model: {folder}}}"]) == 0
+        results.append(json.loads((tmp_path / "runs" / "mrpc" / folder.name / "result.json").read_text()))
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=1e-6)
+    assert results[0]["teacher_metrics"] == pytest.approx(results[1]["teacher_metrics"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "RUN", "--split", "validation"], "allowed: train, dev, test"),
+        (["evaluate", "RUN/model"], "--task: is missing"),
+        (["evaluate", "RUN/model", "--task", "mnli", "--data", "WORLD/MRPC"], "data.source.directory"),
+        (["evaluate", "RUN/model", "--all-checkpoints", "--task", "mrpc", "--data", "WORLD/MRPC"], "no run folder"),
+        (["inspect", "WORLD/nowhere"], "MODEL"),
+        (["inspect", "RUN", "--save", "WORLD/figure.bmp"], ".png"),
+        (["export", "WORLD", "--to", "WORLD/out"], "no finished run"),
+        (["export", "RUN", "--to", "WORLD/MRPC"], "holds something already"),
+        (["train", "WORLD/mrpc.yaml", "cluster.workers=64"], "but the cluster has 4 and cannot grow"),
+        (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=8"], "but the cluster has 0"),
+        (["train", "WORLD/mrpc.yaml", "train.seed=1"], "holds a run with other settings"),
+        (["train", "WORLD/no.yaml"], "cannot be read"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_with_status_2(
+    words: list[str], expected: str, world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spelled = [word.replace("RUN", str(finished)).replace("WORLD", str(world)) for word in words]
+    if "workers" in words[-1] or "workers" in words[-2]:
+        spelled.append("run=other")
+    assert main(spelled) == 2
+    errors = capsys.readouterr().err
+    assert expected in errors
+    assert "Traceback" not in errors
+    assert not (world / "runs" / "mrpc" / "other").exists()
