@@ -36,7 +36,7 @@ from raypp.models import (
     resolve_model,
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
-from raypp.progress import PhaseAdvanced
+from raypp.progress import Message, PhaseAdvanced
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
@@ -83,7 +83,11 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
     """
     with Recorder(job.run, job.experiment, worker) as recorder:
-        return _fit(job, worker, recorder)
+        try:
+            return _fit(job, worker, recorder)
+        except FloatingPointError as error:
+            # Every worker has the same scores and the same predictions, so every worker is here.
+            raise RunFailed(str(error)) from error
 
 
 def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
@@ -115,6 +119,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         restore(latest, model, optimizer)
         scaler.load_state_dict(latest.state["scaler"])
         progress = Progress(**latest.state["progress"])
+        worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     start, tokens_before, seconds_before = progress.steps, progress.tokens, progress.seconds
     recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))

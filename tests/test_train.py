@@ -117,7 +117,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
         student={"model": str(student)},
         teacher={"model": str(followed)} if followed else None,
         pruning=scheduled,
-        # With Adam's usual epsilon the sign of a gradient near 0, which is rounding, would move a score by a whole step.
+        # With the usual epsilon the sign of a gradient near 0, which is rounding, would move a score by a whole step.
         train={
             "max_steps": 20,
             "warmup_steps": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import uuid
@@ -10,6 +11,7 @@ from typing import Any
 
 from raypp.cluster.session import Session
 from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.progress import Message
 from raypp.train import Job, fit
 from raypp.worker import Worker
 
@@ -119,6 +121,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         on_event=events.put_nowait if first else _ignore,
         on_report=ray.train.report,
     )
+    if first:
+        logging.getLogger("raypp").addHandler(_ToDisplay(events.put_nowait))
     try:
         return {"result": fit(config["job"], worker)}
     except StorageFailed:
@@ -126,6 +130,17 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     except RunFailed as failure:
         # Every worker fails alike and trying again would not help: returned, so that Ray Train does not.
         return {"failed": str(failure)}
+
+
+class _ToDisplay(logging.Handler):
+    """Sends warnings to the display: a worker's own log is hidden."""
+
+    def __init__(self, on_event: EventHandler) -> None:
+        super().__init__(logging.WARNING)
+        self.on_event = on_event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.on_event(Message(record.getMessage()))
 
 
 def _ignore(_: Any) -> None:
