@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(words)
     logging.basicConfig(format="raypp: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     # A scheduler stops a job with SIGTERM: the same clean end as Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
     try:
         options.run(options)
@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(what, f"the same command goes on from the last checkpoint (-v shows the traceback): {again}")
         return FAILED
     return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
