@@ -251,12 +251,10 @@ def load_finetuned(folder: Path, permutation: Sequence[int], field: str) -> PreT
         )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigError(
-            f"{field}: {folder} is not fine-tuned: its weights lack {missing}; give a fine-tuned classifier"
-        )
+        raise ConfigError(f"{field}: {folder} is not fine-tuned, it lacks {missing}; give a fine-tuned classifier")
     if sorted(permutation) != list(range(model.config.num_labels)):
         raise ConfigError(
-            f"{field}: {folder} has {model.config.num_labels} outputs, the task {len(permutation)} labels"
+            f"{field}: {folder} has {model.config.num_labels} outputs, but the task needs {len(permutation)}"
         )
     return model.eval()
 

@@ -72,7 +72,10 @@ class Location:
 
     def children(self) -> list[Location]:
         """Files and folders directly inside, by name; empty where there is no such folder."""
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        try:
+            infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        except FileNotFoundError:  # gone between pyarrow's look at it and its listing
+            return []
         return [self / info.base_name for info in sorted(infos, key=lambda info: info.base_name)]
 
     def files(self) -> list[Location]:

@@ -280,7 +280,7 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
 
 
 def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
-    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups)
+    rates = ", ".join(dict.fromkeys(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups))
     return (
         f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-2].tolist()}, gradient "
         f"norm {norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"

@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(settings: Exp
         run(settings(student={"model": str(student)}))
     message = str(caught.value)
     assert message.startswith("step 0:")
-    assert "learning rates: weights 0, weights 0, mask 0" in message
+    assert "learning rates: weights 0.0001, mask 0.01;" in message
     assert len(message.rsplit("rows of the batch: ")[1].split(", ")) == 16
 
 

@@ -29,7 +29,7 @@ from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 # that only tokenize do without it.
 if TYPE_CHECKING:
     import ray.data
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from raypp.data.sources import RawData
     from raypp.tasks import Task
@@ -108,7 +108,9 @@ def teacher_logits(
     key = logits_key(features, teacher_fingerprint, label_permutation, precision)
     if (found := store.find("logits", key)) is not None:
         return found
-    model = _load_teacher(model_folder, label_permutation)
+    from raypp.models import load_finetuned
+
+    model = load_finetuned(Path(model_folder), label_permutation, "teacher.model")
 
     import ray.data
 
@@ -173,24 +175,6 @@ def _tokenize_part(
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _tokenizers[fingerprint] = ray.get(tokenizer)
     return _answer(folder, lambda: tokenize_batch(part, _tokenizers[fingerprint], task, max_length))
-
-
-def _load_teacher(folder: str, label_permutation: Sequence[int]) -> PreTrainedModel:
-    """The teacher in float32, to be sent to the actors, whose nodes need not see its folder."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from raypp.models import quiet_loading
-
-    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    with quiet_loading():
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
-    if info["missing_keys"]:
-        lost = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigError(f"teacher.model: {folder} is not fine-tuned, it lacks {lost}; or give teacher.train")
-    if (given := model.config.num_labels) != (wanted := len(label_permutation)):
-        raise ConfigError(f"teacher.model: {folder} has {given} outputs, but the task needs {wanted}")
-    return model
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
