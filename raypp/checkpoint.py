@@ -36,7 +36,7 @@ class Checkpoint:
     moments: dict[str, Tensor]
     """AdamW's state: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
     state: dict[str, Any] = field(default_factory=dict)
-    """JSON: the best evaluation so far, the gradient scaler's state."""
+    """JSON: the run's progress, the gradient scaler's state."""
 
 
 def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:
@@ -88,10 +88,14 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Starts writing; waits first for the one before, so that at most one is held in memory."""
+    def write(self, checkpoint: Checkpoint, best_step: int | None = None) -> None:
+        """Starts writing; waits first for the one before, so that at most one is held in memory.
+
+        Args:
+            best_step: of the checkpoint that is kept beside the newest ones.
+        """
         self.wait()
-        self._pending = self._thread.submit(self._write, checkpoint)
+        self._pending = self._thread.submit(self._write, checkpoint, best_step)
 
     def wait(self) -> None:
         """Returns when what was started is written; raises StorageFailed if it could not be."""
@@ -134,7 +138,7 @@ class Checkpoints:
     def clear(self) -> None:
         self.location.delete()
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, best_step: int | None) -> None:
         folder = self.location / f"step-{checkpoint.step:08d}"
         folder.delete()
         folder.make_folder()
@@ -148,15 +152,13 @@ class Checkpoints:
             (folder / name).write_bytes(content)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         (folder / MANIFEST).write_json({"step": checkpoint.step, "files": files})
-        self._delete_old(checkpoint)
+        self._delete_old(checkpoint.step, best_step)
 
-    def _delete_old(self, newest: Checkpoint) -> None:
+    def _delete_old(self, newest_step: int, best_step: int | None) -> None:
         """Keeps the newest few and the best; what lies ahead of the newest was left by a run that was cut back."""
-        best = (newest.state.get("best") or {}).get("step")
         written = [child for child in self.location.children() if child.name.startswith("step-")]
         steps = sorted(int(child.name.removeprefix("step-")) for child in written)
-        kept = {step for step in steps if step <= newest.step}
-        kept = set(sorted(kept)[-self.keep :]) | ({best} if best is not None else set())
+        kept = {best_step, *[step for step in steps if step <= newest_step][-self.keep :]}
         for step in steps:
             if step not in kept:
                 (self.location / f"step-{step:08d}").delete()

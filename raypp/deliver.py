@@ -12,6 +12,7 @@ from raypp.evaluate import Predictions, evaluate, headline_key, predictions_tabl
 from raypp.export.huggingface import load_saved, save_model
 from raypp.pruning.density import DensityReport
 from raypp.recording import Progress, Recorder
+from raypp.runs import model_files
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def deliver(
     }
     if worker.is_first:
         (job.run / "predictions.tsv").write_text(predictions_table(job.task, predictions))
+        result["model_files"] = model_files(job.run)
         layers = () if pruning is None else density.layers
         result["paths"]["wandb_sync"] = recorder.finish(result, layers)
         (job.run / "result.json").write_json(result)

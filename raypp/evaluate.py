@@ -17,11 +17,10 @@ from torch import nn
 from raypp.data.batches import plan_evaluation
 from raypp.data.features import Features
 from raypp.metrics import compute_metrics
-from raypp.models import max_positions
+from raypp.models import max_positions, model_inputs
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
-    from raypp.store import Artifact
     from raypp.tasks import Task
 
 EVALUATION_BATCH_SIZE = 64
@@ -63,8 +62,7 @@ def predict(
     for number, batch in enumerate(plan_evaluation(features.lengths, batch_size)):
         if number % worker.world_size != worker.rank:
             continue
-        inputs = features.collate(batch, pad_id, max_padded=longest)
-        inputs.pop("labels", None)
+        inputs = model_inputs(model, features.collate(batch, pad_id, max_padded=longest))
         logits = model(**{name: value.to(worker.device) for name, value in inputs.items()}).logits
         indices.append(batch)
         outputs.append(logits.float().cpu().numpy())
@@ -103,12 +101,10 @@ def score(task: Task, predictions: Predictions) -> dict[str, float]:
     return compute_metrics(task, logits[:, 0] if task.kind == "regression" else logits, predictions.labels[kept])
 
 
-def join_logits(features: Artifact, logits: Artifact) -> Predictions:
-    """The predictions that stored logits are, beside the labels of their features."""
-    labels = Features.from_table(features.read_table())
-    table = logits.read_table()
-    assert np.array_equal(table["row"].to_numpy(), labels.rows), "logits are of the features they were computed from"
-    return Predictions(labels.rows, np.stack(table["logits"].to_numpy()), labels.labels, labels.labelled)
+def teacher_predictions(features: Features) -> Predictions:
+    """The predictions that a teacher's stored logits are."""
+    assert features.teacher_logits is not None, "there is a teacher"
+    return Predictions(features.rows, features.teacher_logits, features.labels, features.labelled)
 
 
 def predictions_table(task: Task, predictions: Mapping[str, Predictions]) -> str:

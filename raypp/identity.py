@@ -6,6 +6,7 @@ beside the run and a change is warned of.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -61,6 +62,7 @@ def run_name(experiment: Experiment, digest: str) -> str:
     return "-".join([pruning.method.replace("_", "-"), *([f"{level:g}"] if level is not None else []), digest[:8]])
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of everything whose change may change a result, and the commit raypp was run from."""
     recorded = {"python": platform.python_version()}

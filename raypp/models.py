@@ -10,8 +10,9 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +258,18 @@ def load_finetuned(folder: Path, permutation: Sequence[int], field: str) -> PreT
             f"{field}: {folder} has {model.config.num_labels} outputs, but the task needs {len(permutation)}"
         )
     return model.eval()
+
+
+def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a batch the model reads: no labels, and no token types where its family has none but its tokenizer
+    gives them."""
+    names = _parameter_names(type(model).forward)
+    return {name: value for name, value in batch.items() if name in names and name != "labels"}
+
+
+@functools.cache
+def _parameter_names(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def freezes_embeddings(experiment: Experiment) -> bool:

@@ -80,12 +80,7 @@ class Plan:
 
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""
-        return features_key(
-            raw_fingerprint=self.raw.fingerprint(split),
-            tokenizer_fingerprint=tokenizer,
-            task=self.task,
-            max_length=self.experiment.data.max_length,
-        )
+        return _features_key(self.raw, split, self.task, self.experiment, tokenizer)
 
 
 class _Problems:
@@ -252,6 +247,15 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
     )
 
 
+def _features_key(raw: RawData, split: str, task: Task, experiment: Experiment, tokenizer: str) -> str:
+    return features_key(
+        raw_fingerprint=raw.fingerprint(split),
+        tokenizer_fingerprint=tokenizer,
+        task=task,
+        max_length=experiment.data.max_length,
+    )
+
+
 def _count_rows(
     raw: RawData, task: Task, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
 ) -> int:
@@ -260,13 +264,7 @@ def _count_rows(
     counts = {}
     for split in (TRAIN_SPLIT, *task.eval_splits):
         with problems.collect():
-            key = features_key(
-                raw_fingerprint=raw.fingerprint(split),
-                tokenizer_fingerprint=student.tokenizer,
-                task=task,
-                max_length=experiment.data.max_length,
-            )
-            artifact = store.find("features", key)
+            artifact = store.find("features", _features_key(raw, split, task, experiment, student.tokenizer))
             counts[split] = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
     problems.stop()
     return counts[TRAIN_SPLIT]

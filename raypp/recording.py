@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,18 +80,21 @@ class Recorder:
     def __init__(self, run: Location, experiment: Experiment, worker: Worker) -> None:
         self.run, self.experiment, self.worker = run, experiment, worker
         self.tracker: Tracker = NullTracker()
-        self.folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="raypp-"))
+        self.folder = Path(run.path)  # of a remote run, a local one until what is recorded is uploaded
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self._scratch = contextlib.ExitStack()
 
     def __enter__(self) -> Recorder:
+        if self.worker.is_first and not self.run.is_local:
+            self.folder = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="raypp-")))
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.tracker.finish(1)
             self.save()
-        if not self.run.is_local:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._scratch.close()
 
     def start(self, resume_step: int | None) -> None:
         """Starts recording, or goes on: what was logged after `resume_step` is cut, since it will be logged again."""

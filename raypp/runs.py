@@ -40,6 +40,11 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
     return dict((run / "result.json").read_json())
 
 
+def model_files(run: Location) -> dict[str, str]:
+    """sha256 (hex) of every file of the model that a run left, by name."""
+    return {file.name: file.sha256() for file in (run / "model").files()}
+
+
 def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
     """Writes experiment.yaml, or, when going on, warns of versions that have changed since."""
     recorded = _recorded(run)

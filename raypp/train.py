@@ -203,11 +203,13 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             progress.steps, progress.seconds = done, seconds_before + watch.elapsed_seconds
             if worker.is_first:
                 with watch("checkpoint"):
-                    state = {"progress": asdict(progress), "best": progress.best, "scaler": scaler.state_dict()}
-                    checkpoints.write(capture(done, model, optimizer, state))
+                    state = {"progress": asdict(progress), "scaler": scaler.state_dict()}
+                    best_step = int(progress.best["step"]) if progress.best else None
+                    checkpoints.write(capture(done, model, optimizer, state), best_step)
                 recorder.save()
 
     checkpoints.wait()
+    worker.barrier()  # the first worker writes, all may read now
     best = progress.best if experiment.evaluation.select == "best" else None
     if best is not None and best["step"] != steps.total:
         chosen = checkpoints.read(int(best["step"]))
@@ -243,10 +245,7 @@ def _training_features(job: Job) -> Features:
     features = Features.from_table(job.train.read_table())
     if job.teacher_logits is None:
         return features
-    table = job.teacher_logits.read_table()
-    if not np.array_equal(table["row"].to_numpy(), features.rows):
-        raise RunFailed(f"the teacher's logits in {job.teacher_logits.location} are of other rows than the features")
-    return features.with_teacher_logits(np.stack(table["logits"].to_numpy(zero_copy_only=False)))
+    return features.with_teacher_logits(job.teacher_logits.read_table())
 
 
 def _precision(

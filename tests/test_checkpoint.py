@@ -60,7 +60,7 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     model, optimizer = trained(seed=3, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
     for step in (10, 20, 30, 40, 50):
-        checkpoints.write(capture(step, model, optimizer, {"best": {"step": 20, "value": 1.0} if step >= 20 else None}))
+        checkpoints.write(capture(step, model, optimizer, {}), best_step=20 if step >= 20 else None)
     checkpoints.wait()
     assert checkpoints.steps() == [20, 40, 50]
 

@@ -15,12 +15,13 @@ from raypp.cluster.prepare import featurize, logits_key, teacher_logits
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import run_job
 from raypp.config import Experiment
-from raypp.evaluate import join_logits, score, split_key
+from raypp.data.features import Features
+from raypp.evaluate import score, split_key, teacher_predictions
 from raypp.identity import versions
 from raypp.models import label_permutation, load_model_config
 from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
-from raypp.progress import NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
-from raypp.runs import clear_run, finished_result, locked, start_run
+from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact
 from raypp.train import Job
 
@@ -59,7 +60,7 @@ def run_plan(
     *,
     phase: str,
     fresh: bool = False,
-    wait: bool = False,
+    stored: bool = False,
     features: dict[str, Artifact] | None = None,
 ) -> dict[str, Any]:
     """A planned run, from whatever of it is done.
@@ -67,13 +68,19 @@ def run_plan(
     Args:
         phase: what the display calls it.
         fresh: delete first what an earlier run left.
-        wait: for another process that works on the same run, instead of refusing.
+        stored: the run is in the store, as a teacher is: if another process works on it, wait for that one; if its
+            model is damaged, train it again.
         features: of every split, where the caller has them already.
     """
-    with locked(plan.run, wait=wait):
+    with locked(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
-        if (result := finished_result(plan.run, plan.digest)) is not None:
+        result = finished_result(plan.run, plan.digest)
+        if result is not None and stored and result["model_files"] != model_files(plan.run):
+            on_event(Message(f"{phase}: the model in {plan.run} is damaged and is trained again"))
+            clear_run(plan.run)
+            result = None
+        if result is not None:
             on_event(PhaseFinished(phase, note="finished before"))
             return result
         if plan.experiment.cluster.max_workers:
@@ -128,10 +135,9 @@ def _teacher(
 ) -> tuple[dict[str, float] | None, Artifact | None]:
     """The teacher's dev metrics and its logits over the training split; both None without a teacher."""
     if plan.teacher_plan is not None:
-        shared = features if plan.teacher_plan.student.tokenizer == plan.student.tokenizer else None
-        result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", wait=True, features=shared)
+        own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
+        result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
         model = plan.teacher_plan.trained_model()
-        own = _features_of(plan, model, features, session, on_event)
         return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
     if plan.teacher is None:
         return None, None
@@ -139,7 +145,8 @@ def _teacher(
     metrics: dict[str, float] = {}
     for split in plan.task.eval_splits:
         logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
-        scores = score(plan.task, join_logits(own[split], logits))
+        answered = Features.from_table(own[split].read_table()).with_teacher_logits(logits.read_table())
+        scores = score(plan.task, teacher_predictions(answered))
         metrics |= {split_key(split, plan.task.eval_splits) + name: value for name, value in scores.items()}
     return metrics, _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
 

@@ -6,7 +6,6 @@ through the driver again. A worker's ConfigError is part of its answer and is ra
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -209,7 +208,6 @@ class _Teacher:
         torch.set_num_threads(self.threads or 1)
         self.device = torch.device("cpu" if self.threads else "cuda")
         self.model = ray.get(self.model).to(self.device).eval()
-        self.inputs = inspect.signature(self.model.forward).parameters.keys() - {"labels"}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _answer(self.folder, lambda: self.logits_table(self.features.read_part(batch["part"][0].as_py())))
@@ -218,13 +216,15 @@ class _Teacher:
         """row, logits of a features table. Rows of similar length share a forward pass."""
         import torch
 
+        from raypp.models import model_inputs
+
         features, extra = Features.from_table(table.sort_by("row")), self.features.extra
         logits = np.empty((len(features), len(self.label_permutation)), np.float32)
         half = None if self.precision == "float32" else getattr(torch, self.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
             for indices in plan_tokens(features.lengths, self.tokens_per_batch):
                 batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
-                inputs = {name: value.to(self.device) for name, value in batch.items() if name in self.inputs}
+                inputs = {name: value.to(self.device) for name, value in model_inputs(self.model, batch).items()}
                 outputs = self.model(**inputs).logits.float().cpu().numpy()
                 logits[indices] = outputs[:, self.label_permutation]
         if len(broken := features.rows[~np.isfinite(logits).all(axis=1)]):

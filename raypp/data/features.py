@@ -175,10 +175,12 @@ class Features:
         """Whether every example has a label."""
         return bool(self.labelled.all())
 
-    def with_teacher_logits(self, logits: npt.NDArray[np.float32]) -> Features:
-        """The same features with the teacher's logits, [n, outputs], in the same order."""
-        assert logits.shape[0] == len(self), (logits.shape, len(self))
-        return replace(self, teacher_logits=np.ascontiguousarray(logits, np.float32))
+    def with_teacher_logits(self, table: pa.Table) -> Features:
+        """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`."""
+        assert np.array_equal(table.column("row").to_numpy(), self.rows), "logits are of the rows they were made from"
+        logits, widths = _flatten(table.column("logits"), np.float32)
+        assert (widths == widths[0]).all(), "every row has as many logits"
+        return replace(self, teacher_logits=logits.reshape(len(self), -1))
 
     def collate(
         self,

@@ -19,6 +19,7 @@ from raypp.distillation.losses import (
     soft_cross_entropy_sum,
     soft_mse_sum,
 )
+from raypp.models import model_inputs
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Objective:
 
         Args:
             model: gives `.logits` [rows, outputs].
-            batch: the model's inputs, `labels` [rows] and, for the soft loss, `teacher_logits` [rows, outputs].
+            batch: the model's inputs (what else it holds is passed over), `labels` [rows] and, for the soft loss,
+                `teacher_logits` [rows, outputs].
         """
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "teacher_logits")}
-        logits = model(**inputs).logits
+        logits = model(**model_inputs(model, batch)).logits
         terms = {}
         if "hard_loss" in self.weights:
             hard = hard_mse_sum if self.regression else hard_cross_entropy_sum

@@ -153,7 +153,7 @@ def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teache
     assert calls[-1] == (408, 408)
 
     assert teacher_logits(dev, str(teacher), "teacher", [1, 0], store, refuse) == made
-    features = Features.from_table(dev.read_table()).with_teacher_logits(logits_of(made))
+    features = Features.from_table(dev.read_table()).with_teacher_logits(made.read_table())
     assert features.collate([3], 0)["teacher_logits"].shape == (1, 2)
 
 

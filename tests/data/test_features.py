@@ -288,10 +288,11 @@ def test_labels_only_of_a_split_that_has_them_all(tokenizer: Any) -> None:
 def test_teacher_logits_go_with_their_rows(mrpc_dev: pa.Table, tokenizer: Any) -> None:
     features = Features.from_table(tokenize_batch(mrpc_dev, tokenizer, PAIR, 64))
     logits = np.random.default_rng(0).normal(size=(len(features), 2)).astype(np.float32)
-    batch = features.with_teacher_logits(logits).collate([5, 3], 0)
+    table = pa.table({"row": features.rows, "logits": list(logits)})
+    batch = features.with_teacher_logits(table).collate([5, 3], 0)
     assert torch.equal(batch["teacher_logits"], torch.from_numpy(logits[[5, 3]]))
     with pytest.raises(AssertionError):
-        features.with_teacher_logits(logits[1:])
+        features.with_teacher_logits(table.slice(1))
 
 
 def test_shared_memory_is_read_and_never_written(mrpc_dev: pa.Table, tokenizer: Any) -> None:
