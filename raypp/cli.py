@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shlex
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raypp.errors import ConfigError, RunFailed
+from raypp.terminal import native_output_hidden
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -23,6 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(words)
+    with contextlib.nullcontext() if options.verbose else native_output_hidden():
+        return _run(options, words)
+
+
+def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     logging.basicConfig(format="raypp: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     # A scheduler stops a job with SIGTERM: the same clean end as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)

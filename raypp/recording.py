@@ -27,18 +27,20 @@ class Window:
     rows: int = 0
     steps: int = 0
     norms: float = 0.0
+    seconds: float = 0.0
     tokens: int = 0
     computed_tokens: int = 0
 
-    def add(self, sums: list[float], rows: int, norm: float) -> None:
+    def add(self, sums: list[float], rows: int, norm: float, seconds: float) -> None:
         """Adds one step: the sum of each term, then real and computed tokens; rows; the gradient norm before
-        clipping."""
+        clipping; the time it took."""
         *terms, tokens, computed = sums
         for name, value in zip(self.terms, terms, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.rows += rows
         self.steps += 1
         self.norms += norm
+        self.seconds += seconds
         self.tokens += int(tokens)
         self.computed_tokens += int(computed)
 
@@ -47,6 +49,7 @@ class Window:
         means = {f"train/{name}": value / self.rows for name, value in self.sums.items()}
         means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
         means["train/gradient_norm"] = self.norms / self.steps
+        means["perf/step_seconds"] = self.seconds / self.steps
         means["perf/padding_efficiency"] = self.tokens / max(1, self.computed_tokens)
         self.__init__(self.terms)  # type: ignore[misc]
         return means

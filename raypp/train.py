@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -127,6 +128,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     plan: Sequence[GlobalBatch] = ()
 
     for step in range(start, steps.total):
+        began = time.perf_counter()
         epoch, place = divmod(step, steps.per_epoch)
         with watch("data"):
             if place == 0 or not plan:
@@ -180,7 +182,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
 
         done = step + 1
-        window.add(sums.tolist(), len(batch), norm)
+        window.add(sums.tolist(), len(batch), norm, time.perf_counter() - began)
         if done % settings.log_every_steps == 0 or steps.saves_after(done):
             progress.tokens += window.tokens
             metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)

@@ -24,19 +24,21 @@ _NOT_ENCODER = re.compile(
 
 
 class _ApplyMask(torch.autograd.Function):
-    """weight * mask, with a gradient for the scores that the mask came from.
+    """weight * mask (computed before), with a gradient for the scores that the mask came from.
 
     Straight-through (Bengio et al. 2013; Sanh et al. 2020, equation 4): d loss / d scores = d loss / d masked * weight,
     also where the mask is 0. With `gate_slope` = d mask / d scores (hard concrete) the chain rule holds exactly.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor | None, mask: Tensor, gate_slope: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, scores: Tensor | None, mask: Tensor, gate_slope: Tensor | None, product: Tensor
+    ) -> Tensor:
         needs_weight, needs_scores = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
             mask if needs_weight else None, weight if needs_scores else None, gate_slope if needs_scores else None
         )
-        return (weight * mask).to(weight.dtype)
+        return product.view_as(product)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -46,7 +48,7 @@ class _ApplyMask(torch.autograd.Function):
         for_scores = None if weight is None else gradient * weight
         if for_scores is not None and gate_slope is not None:
             for_scores = for_scores * gate_slope
-        return for_weight, for_scores, None, None
+        return for_weight, for_scores, None, None, None
 
 
 class MaskedLinear(nn.Module):
@@ -56,7 +58,7 @@ class MaskedLinear(nn.Module):
     names of the original, so that its checkpoints load. `mask` (out, in) is bool, or float for hard concrete gates. It
     is not saved: it follows from the scores (or weights), and is set from outside once per optimizer step
     (`Pruner.refresh`), so forwards, micro-batches and evaluation share one selection. Loading a state dict leaves it
-    stale until then.
+    stale until then. The product of weight and mask is kept as long as neither changes.
     """
 
     weight: nn.Parameter
@@ -73,6 +75,13 @@ class MaskedLinear(nn.Module):
         self.register_parameter("mask_scores", mask_scores)
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool), persistent=False)
         self.register_buffer("gate_slope", None, persistent=False)
+        self._product: Tensor | None = None
+        self._product_of: tuple[Any, ...] | None = None
+        self._product_mask: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the layer computes a product of its own."""
+        return {**self.__dict__, "_product": None, "_product_of": None, "_product_mask": None}
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, scores: Tensor | None = None) -> MaskedLinear:
@@ -96,16 +105,27 @@ class MaskedLinear(nn.Module):
         back to the scores.
         """
         assert self.mask_scores is not None, "gates need scores"
-        with torch.enable_grad():
-            log_alpha = self.mask_scores.detach().requires_grad_()
-            gates = hard_concrete(log_alpha, noise)
-            (self.gate_slope,) = torch.autograd.grad(gates.sum(), log_alpha)
-        self.mask = gates.detach()
+        self.mask, self.gate_slope = hard_concrete(self.mask_scores, noise)
 
     def masked_weight(self) -> Tensor:
         """weight * mask, (out, in), differentiable in weight and scores."""
-        masked = _ApplyMask.apply(self.weight, self.mask_scores, self.mask, self.gate_slope)  # type: ignore[no-untyped-call]
+        weight = self.weight
+        state = None if weight.is_inference() else (weight.dtype, weight.data_ptr(), weight._version)
+        if state is None or state != self._product_of or self.mask is not self._product_mask:
+            self._product, self._product_of, self._product_mask = self._multiplied(), state, self.mask
+        masked = _ApplyMask.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.mask_scores, self.mask, self.gate_slope, self._product
+        )
         return cast(Tensor, masked)
+
+    @torch.inference_mode(False)  # what is made in an evaluation is trained with later
+    @torch.no_grad()
+    def _multiplied(self) -> Tensor:
+        old = self._product
+        if old is not None and old.dtype == self.weight.dtype and old.device == self.weight.device:
+            # New memory would cost more than the multiplication. Nothing needs the old product: its step is over.
+            return torch.mul(self.weight, self.mask, out=old)
+        return (self.weight * self.mask).to(self.weight.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""

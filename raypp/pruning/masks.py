@@ -8,7 +8,9 @@ their row-major order and a seed: not on memory layout, device or number of thre
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,55 +68,112 @@ def tie_order(index: Tensor, seed: int) -> Tensor:
     return mixed
 
 
-def keep_largest(scores: Tensor, count: int, tie_seed: int) -> Tensor:
-    """The mask of the `count` largest scores (Sanh et al. 2020, section 3: Top_v).
+@dataclass
+class ThresholdHint:
+    """Where a selection's threshold was at the last step and how far it moves: it moves little, so the next one is
+    looked for near it first. A hint changes the time that a selection takes, never its result."""
 
-    Args:
-        scores: any shape and memory layout, no NaN.
-        count: weights to keep, 0 to scores.numel().
-        tie_seed: decides among equal scores (`tie_order`).
+    value: float = math.nan
+    reach: float = 0.0
+
+    def note(self, value: float) -> None:
+        """Takes the exact threshold of this step into account."""
+        moved = abs(value - self.value)
+        # Twice the last move, or what is left of a longer one before it: one still step is not followed by another.
+        self.reach = max(2 * moved, self.reach / 2) if math.isfinite(moved) else 0.0
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Matrices of which the `count` largest scores are kept, all matrices together."""
+
+    scores: Sequence[Tensor]
+    """Any shapes and memory layouts, on one device, no NaN."""
+    count: int
+    """Weights to keep, 0 to the sum of the matrices' sizes."""
+    tie_seeds: Sequence[int]
+    """One per matrix; among equal scores the lowest (`tie_order`, place of the matrix) stay."""
+    hint: ThresholdHint | None = None
+    """Kept from step to step by whoever selects."""
+
+
+def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
+    """The masks of the largest scores (Sanh et al. 2020, section 3: Top_v), selection by selection.
+
+    A device is waited for once and not once per matrix, unless scores tie at a threshold.
 
     Returns:
-        bool, contiguous, shaped as `scores`, exactly `count` True.
+        Bool, contiguous, shaped as the scores; in each selection together exactly `count` True.
     """
-    return keep_largest_global([scores], count, [tie_seed])[0]
+    flats: list[list[Tensor]] = []
+    masks: list[list[Tensor]] = []
+    thresholds: list[Tensor | None] = []
+    for selection in selections:
+        flat = [matrix.detach().reshape(-1) for matrix in selection.scores]
+        total = sum(matrix.numel() for matrix in flat)
+        if not 0 <= selection.count <= total:
+            raise ValueError(f"cannot keep {selection.count} of {total} weights")
+        flats.append(flat)
+        if selection.count in (0, total):
+            thresholds.append(None)
+            masks.append([torch.full_like(matrix, selection.count > 0, dtype=torch.bool) for matrix in flat])
+        else:
+            threshold = _kth_largest(flat, selection.count, selection.hint)
+            thresholds.append(threshold)
+            masks.append([matrix >= threshold for matrix in flat])
+    device = flats[0][0].device
+    kept = [torch.stack([mask.count_nonzero() for mask in group]).sum().to(device) for group in masks]
+    for selection, flat, group, cut, number in zip(
+        selections, flats, masks, thresholds, torch.stack(kept).tolist(), strict=True
+    ):
+        if number > selection.count:
+            assert cut is not None
+            _drop_last_ties(flat, group, cut, number - selection.count, selection.tie_seeds)
+    return [
+        [mask.view(matrix.shape) for mask, matrix in zip(group, selection.scores, strict=True)]
+        for group, selection in zip(masks, selections, strict=True)
+    ]
 
 
-def keep_largest_global(scores: Sequence[Tensor], count: int, tie_seeds: Sequence[int]) -> list[Tensor]:
-    """The masks of the `count` largest scores of several matrices together.
+def _kth_largest(flats: Sequence[Tensor], k: int, hint: ThresholdHint | None) -> Tensor:
+    """The k-th largest of all values, k from 1, as a scalar on their device. A selection, not a sort."""
+    if hint is None or not all(_in_numpy(flat) for flat in flats):
+        return _kth_smallest(_joined(flats), sum(flat.numel() for flat in flats) - k + 1)
+    # numpy compresses by a mask several times faster than torch.
+    low, high = hint.value - hint.reach, hint.value + hint.reach
+    above, near = 0, []
+    if math.isfinite(hint.value):
+        for values in (flat.numpy() for flat in flats):
+            is_above = values > high
+            above += int(np.count_nonzero(is_above))
+            near.append(values[np.logical_xor(values >= low, is_above, out=is_above)])
+    inside = sum(len(values) for values in near)
+    if above < k <= above + inside:
+        candidates = torch.from_numpy(np.concatenate(near))
+        found = _kth_smallest(candidates, inside - (k - above) + 1)
+    else:
+        found = _kth_smallest(_joined(flats), sum(flat.numel() for flat in flats) - k + 1)
+    hint.note(float(found))
+    return found
 
-    Args:
-        scores: matrices of any shapes, on one device, no NaN.
-        count: weights to keep over all of them, 0 to the sum of their sizes.
-        tie_seeds: one per matrix; among equal scores the lowest (tie_order, position in the list) stay.
 
-    Returns:
-        bool masks shaped as `scores`, together exactly `count` True.
+def _joined(flats: Sequence[Tensor]) -> Tensor:
+    return flats[0] if len(flats) == 1 else torch.cat(list(flats))
+
+
+def _kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device.
+
+    numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
     """
-    flats = [matrix.detach().reshape(-1) for matrix in scores]
-    total = sum(flat.numel() for flat in flats)
-    if not 0 <= count <= total:
-        raise ValueError(f"cannot keep {count} of {total} weights")
-    if count in (0, total):
-        return [torch.full(matrix.shape, count > 0, dtype=torch.bool, device=matrix.device) for matrix in scores]
-    together = flats[0] if len(flats) == 1 else torch.cat(flats)
-    smallest_kept = kth_smallest(together, total - count + 1)
-    del together
-    masks = [flat >= smallest_kept for flat in flats]
-    surplus = int(torch.stack([mask.sum() for mask in masks]).sum()) - count
-    if surplus:
-        _drop_last_ties(flats, masks, smallest_kept, surplus, tie_seeds)
-    return [mask.view(matrix.shape) for mask, matrix in zip(masks, scores, strict=True)]
-
-
-def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device. A selection, not a sort.
-
-    numpy's vectorised quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
-    """
-    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.int64):
+    if _in_numpy(values):
         return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
     return values.kthvalue(k).values
+
+
+def _in_numpy(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.int64)
 
 
 def _drop_last_ties(
@@ -128,42 +187,60 @@ def _drop_last_ties(
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
     order = torch.cat(orders)
-    last_kept = kth_smallest(order, order.numel() - surplus)
+    last_kept = _kth_smallest(order, order.numel() - surplus)
     for mask, index, order in zip(masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
 
 
-def above_threshold(values: Tensor, threshold: float, minimum_count: int, tie_seed: int) -> Tensor:
-    """The mask of the values above a threshold (Sanh et al. 2020, section 4), but never fewer than a minimum.
+def keep_above(
+    scores: Sequence[Tensor], threshold: float, minimums: Sequence[int], seeds: Sequence[int]
+) -> list[Tensor]:
+    """The masks of the scores above a threshold (Sanh et al. 2020, section 4), but of no matrix fewer than a minimum.
 
     Args:
-        values: scores, or their sigmoid; any shape and memory layout, no NaN.
-        threshold: kept is what is strictly above.
-        minimum_count: where fewer are above, exactly so many of the largest are kept (see `floor_count`).
-        tie_seed: decides among equal values then.
+        scores: matrices of any shape and memory layout, on one device, no NaN.
+        threshold: kept is what is strictly above; may be infinite.
+        minimums: one per matrix; where fewer are above, exactly so many of the largest are kept (see `floor_count`).
+        seeds: one per matrix; decides among equal scores then.
 
     Returns:
-        bool, contiguous, shaped as `values`.
+        Bool, contiguous, shaped as the scores.
     """
-    mask = (values.detach() > threshold).contiguous()
-    if int(mask.sum()) < minimum_count:
-        return keep_largest(values, minimum_count, tie_seed)
-    return mask
+    masks = [(matrix.detach() > threshold).contiguous() for matrix in scores]
+    kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()
+    for place, (number, minimum) in enumerate(zip(kept, minimums, strict=True)):
+        if number < minimum:
+            ((masks[place],),) = keep_largest([Selection([scores[place]], minimum, [seeds[place]])])
+    return masks
 
 
-def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> Tensor:
-    """L0 regularization's gate (Louizos et al. 2018, equations 10 to 13), differentiable in `log_alpha`.
+def logit(probability: float) -> float:
+    """The score whose sigmoid is `probability`, 0 to 1: sigmoid(score) > p just where score > logit(p)."""
+    if probability <= 0:
+        return -math.inf
+    return math.inf if probability >= 1 else math.log(probability / (1 - probability))
+
+
+@torch.no_grad()
+def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """L0 regularization's gates (Louizos et al. 2018, equations 10 to 13), and their derivative by `log_alpha`.
 
     Args:
         log_alpha: the scores, any shape.
-        noise: uniform in [0, 1], shaped as the scores, to sample a gate; None for the deterministic one.
+        noise: uniform in [0, 1], shaped as the scores, to sample gates; None for the deterministic ones.
 
     Returns:
-        Gates in [0, 1], float, shaped as the scores.
+        Gates in [0, 1] and d gate / d log_alpha, both float, shaped as the scores.
     """
+    steepness = 1.0
     if noise is None:
-        gate = torch.sigmoid(log_alpha)
+        sigmoid = torch.sigmoid(log_alpha)
     else:
-        uniform = noise.clamp(NOISE_MARGIN, 1 - NOISE_MARGIN)
-        gate = torch.sigmoid((uniform.log() - (1 - uniform).log() + log_alpha) / GATE_TEMPERATURE)
-    return (gate * (GATE_HIGH - GATE_LOW) + GATE_LOW).clamp(0.0, 1.0)
+        steepness = 1 / GATE_TEMPERATURE
+        logits = torch.logit(noise, eps=NOISE_MARGIN).to(log_alpha.dtype)
+        sigmoid = logits.add_(log_alpha).mul_(steepness).sigmoid_()
+    stretch = GATE_HIGH - GATE_LOW
+    gate = torch.add(sigmoid.new_tensor(GATE_LOW), sigmoid, alpha=stretch)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(steepness * stretch)
+    slope.mul_((gate >= 0) & (gate <= 1))
+    return gate.clamp_(0.0, 1.0), slope

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,14 +12,30 @@ from torch import Tensor
 from raypp.pruning.masks import GATE_HIGH, GATE_LOW, GATE_TEMPERATURE
 
 
+class _MeanSigmoid(torch.autograd.Function):
+    """sigmoid(scores + shift).mean(), whose backward makes one matrix where autograd's own makes two."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, shift: float) -> Tensor:
+        sigmoid = torch.add(scores, shift).sigmoid_() if shift else torch.sigmoid(scores)
+        ctx.save_for_backward(sigmoid)
+        return sigmoid.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (sigmoid,) = ctx.saved_tensors
+        return torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(gradients[0] / sigmoid.numel()), None
+
+
 def l1(scores: Tensor) -> Tensor:
     """Mean of sigmoid(scores) of one matrix (Sanh et al. 2020, section 4). Scores of any shape, scalar result."""
-    return torch.sigmoid(scores).mean()
+    return cast(Tensor, _MeanSigmoid.apply(scores, 0.0))  # type: ignore[no-untyped-call]
 
 
 def l0(scores: Tensor) -> Tensor:
     """Mean probability that a hard concrete gate is not 0 (Louizos et al. 2018, equation 12); scalar result."""
-    return torch.sigmoid(scores - GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH)).mean()
+    shift = -GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH)
+    return cast(Tensor, _MeanSigmoid.apply(scores, shift))  # type: ignore[no-untyped-call]
 
 
 def penalty(scores: Sequence[Tensor], kind: Literal["l1", "l0"], mean: Literal["per_matrix", "global"]) -> Tensor:

