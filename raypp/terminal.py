@@ -1,4 +1,4 @@
-"""Who may write to the terminal: Python, but not the native code below it (Ray's C++ log has lines that no level hides).
+"""Who may write to the terminal: Python, not the native code below it (Ray's C++ log has lines that no level hides).
 
 `-v` leaves everything as it is.
 """

@@ -47,7 +47,8 @@ class SortedLinear(nn.Module):
             mask[order[:count]] = 1.0
             mask = mask.view_as(self.weight)
         else:
-            mask = (torch.sigmoid(self.mask_scores.detach()) > self.value).float()
+            # In float64: in float32 many scores near the threshold have the same sigmoid.
+            mask = (torch.sigmoid(self.mask_scores.detach().double()) > self.value).float()
         return F.linear(inputs, self.weight * StraightThrough.apply(self.mask_scores, mask), self.bias)
 
 
