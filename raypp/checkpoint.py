@@ -36,7 +36,7 @@ class Checkpoint:
     moments: dict[str, Tensor]
     """AdamW's state: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
     state: dict[str, Any] = field(default_factory=dict)
-    """JSON: the run's progress, the gradient scaler's state."""
+    """JSON: the run's length and progress, the gradient scaler's state."""
 
 
 def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:

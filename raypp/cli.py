@@ -11,6 +11,7 @@ import logging
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raypp.errors import ConfigError, RunFailed
 from raypp.terminal import native_output_hidden
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+STARTED_AT = time.time()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +130,7 @@ def _train(options: argparse.Namespace) -> None:
 
     experiment = _experiment(options)
     with Display() as display:
-        result = train(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
+        result = train(experiment, fresh=options.fresh, display=display, verbose=options.verbose, started_at=STARTED_AT)
     print_result(result)
 
 

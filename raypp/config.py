@@ -142,8 +142,12 @@ class TrainSettings(Settings):
     """Passes over the training split (3 where neither this nor max_steps is given); may be fractional."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps, exactly; instead of epochs."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Examples of one optimizer step, over all workers (the global batch)."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples of one optimizer step, over all workers: the global batch (32 where neither this nor batch_tokens is
+    given)."""
+    batch_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Tokens of a global batch, padding to its longest example included; instead of batch_size. Longer examples come in
+    smaller batches."""
     micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Fixed shares a global batch is cut into; auto: the most workers the experiment asks for, at least 1."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
@@ -171,11 +175,15 @@ class TrainSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length_and_one_warmup(cls, values: Any) -> Any:
+    def _one_of_two_ways(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        for first, second, default in (("epochs", "max_steps", 3.0), ("warmup_fraction", "warmup_steps", 0.1)):
+        for first, second, default in (
+            ("epochs", "max_steps", 3.0),
+            ("batch_size", "batch_tokens", 32),
+            ("warmup_fraction", "warmup_steps", 0.1),
+        ):
             given = [key for key in (first, second) if values.get(key) is not None]
             if len(given) == 2:
                 raise ValueError(

@@ -33,6 +33,7 @@ def deliver(
     masked: Mapping[str, Predictions],
     density: DensityReport,
     progress: Progress,
+    perf: Mapping[str, float],
     recorder: Recorder,
 ) -> dict[str, Any]:
     """Saves the plain model, evaluates what was saved, and writes predictions, figures and, last, the result.
@@ -40,6 +41,7 @@ def deliver(
     Args:
         plain: the folded model.
         masked: what the model predicted before it was folded.
+        perf: what the last line of the log says of this session's speed.
 
     Raises:
         RunFailed: the saved model's logits are not those of the masked one.
@@ -68,6 +70,7 @@ def deliver(
         "steps": progress.steps,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "perf": dict(perf),
         "best": progress.best,
         "paths": {
             "run": str(job.run),

@@ -36,7 +36,6 @@ from raypp.models import (
 )
 from raypp.pruning.dense import build_pruning
 from raypp.runs import run_experiment
-from raypp.steps import plan_steps
 from raypp.storage import Location
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.worker import Worker
@@ -162,9 +161,6 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[int, PreTrainedModel]]:
     if subject.run is None or subject.experiment is None:
         raise ConfigError("--all-checkpoints: only a run has checkpoints, and MODEL is no run folder")
     experiment = subject.experiment
-    rows = sum(batch.num_rows for batch in subject.raw.read("train"))
-    rows = min(rows, experiment.data.max_train_rows or rows)
-    steps = plan_steps(experiment.train, experiment.evaluation, rows)
     checkpoints = Checkpoints(subject.run / "checkpoints", experiment.cluster.keep_checkpoints)
     if not checkpoints.steps():
         raise ConfigError(f"--all-checkpoints: there are none in {checkpoints.location}")
@@ -176,7 +172,8 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[int, PreTrainedModel]]:
         model = load_classifier(folder, subject.task, experiment.train.seed)
         if freezes_embeddings(experiment):
             embeddings_of(model).requires_grad_(False)
-        pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, experiment.train.seed)
+        total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
+        pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)
         restore(checkpoint, model)
         pruner.refresh(schedule.at(step))
         yield step, model.to(Worker().device)

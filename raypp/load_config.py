@@ -34,7 +34,12 @@ PATH_FIELDS = (
 )
 DISCRIMINATORS = ("method", "kind")
 # Two ways to say one thing: the later of file and override replaces the other way.
-ALTERNATIVES = (("epochs", "max_steps"), ("warmup_fraction", "warmup_steps"), ("every_epochs", "every_steps"))
+ALTERNATIVES = (
+    ("epochs", "max_steps"),
+    ("batch_size", "batch_tokens"),
+    ("warmup_fraction", "warmup_steps"),
+    ("every_epochs", "every_steps"),
+)
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+
 from raypp.config import DistillationSettings, EvaluationSettings, Experiment, StudentSettings, TeacherSettings
-from raypp.data.features import features_key, tokenizer_fingerprint
+from raypp.data.batches import batch_counter
+from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
 from raypp.identity import identity_hash, run_identity, run_name
@@ -140,10 +144,15 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     assert raw is not None
     assert student is not None
 
-    rows = _count_rows(raw, task, experiment, student, Store(store), problems)
+    lengths = _train_lengths(raw, task, experiment, student, Store(store), problems)
     micro_batches = _micro_batches(experiment)
     steps = problems.attempt(
-        lambda: plan_steps(experiment.train, experiment.evaluation, rows, experiment.cluster.checkpoint_every_steps)
+        lambda: plan_steps(
+            experiment.train,
+            experiment.evaluation,
+            batch_counter(experiment.train, lengths),
+            experiment.cluster.checkpoint_every_steps,
+        )
     )
     if steps is not None and experiment.pruning is not None:
         pruning = experiment.pruning
@@ -256,15 +265,26 @@ def _features_key(raw: RawData, split: str, task: Task, experiment: Experiment, 
     )
 
 
-def _count_rows(
+def _train_lengths(
     raw: RawData, task: Task, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
-) -> int:
-    """Rows of the training split. Reads every split once, so that a bad row is found now; what is in the store was
-    read."""
-    counts = {}
+) -> np.ndarray:
+    """Tokens of each row of the training split; all 0 where batches are cut by rows, since nobody asks then.
+
+    Reads every split once, so that a bad row is found now; what is in the store was read.
+    """
+    lengths: dict[str, np.ndarray] = {}
     for split in (TRAIN_SPLIT, *task.eval_splits):
         with problems.collect():
             artifact = store.find("features", _features_key(raw, split, task, experiment, student.tokenizer))
-            counts[split] = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
+            if split != TRAIN_SPLIT or experiment.train.batch_tokens is None:
+                rows = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
+                lengths[split] = np.zeros(rows, np.int64)
+            elif artifact is not None:
+                lengths[split] = Features.from_table(artifact.read_table()).lengths
+            else:
+                tokenizer = load_tokenizer(student.folder, "student.model")
+                longest = experiment.data.max_length
+                tables = [tokenize_batch(batch, tokenizer, task, longest) for batch in raw.read(split)]
+                lengths[split] = Features.from_table(pa.concat_tables(tables)).lengths
     problems.stop()
-    return counts[TRAIN_SPLIT]
+    return lengths[TRAIN_SPLIT]

@@ -50,7 +50,6 @@ class Window:
         means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
         means["train/gradient_norm"] = self.norms / self.steps
         means["perf/step_seconds"] = self.seconds / self.steps
-        means["perf/padding_efficiency"] = self.tokens / max(1, self.computed_tokens)
         self.__init__(self.terms)  # type: ignore[misc]
         return means
 
@@ -65,6 +64,8 @@ class Progress:
     """Wall-clock time of all sessions that the model has seen, in seconds."""
     tokens: int = 0
     """Real tokens trained on."""
+    computed_tokens: int = 0
+    """The same with padding."""
     best: dict[str, float] | None = None
     """Step and headline value of the best evaluation at the final density; the first of equals."""
 
@@ -137,7 +138,7 @@ class Recorder:
             figures[name] = self.folder / "figures" / f"{name}.png"
             save(figure, figures[name])
         self.tracker.log_figures(figures)
-        self.tracker.summary(result["metrics"] | _flat_density(result))
+        self.tracker.summary(result["metrics"] | result["perf"] | _flat_density(result))
         self.tracker.finish(0)
         self.save()
         command = self.tracker.sync_command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 
 from raypp.config import Experiment
@@ -16,12 +18,17 @@ def show(experiment: Experiment) -> str:
     return "\n".join([*(f"# {line}" for line in _facts(plan)), settings.rstrip()])
 
 
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def _facts(plan: Plan) -> list[str]:
     steps = plan.steps
     facts = [
         f"run folder: {plan.run}",
-        f"{steps.total} steps, {steps.per_epoch} an epoch; {steps.warmup} of warmup; evaluated every "
-        f"{steps.between_evaluations}; {plan.micro_batches} micro-batches a global batch",
+        f"{steps.total} steps, {_range(steps.epoch_steps)} an epoch, {steps.warmup} of warmup; "
+        f"{plan.micro_batches} micro-batches a global batch",
     ]
     if plan.teacher_plan is not None:
         facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from raypp.config import EvaluationSettings, TrainSettings
 from raypp.errors import ConfigError
@@ -13,31 +15,67 @@ from raypp.errors import ConfigError
 class StepPlan:
     """Numbers of optimizer steps, all known before the first one."""
 
-    per_epoch: int
+    epoch_steps: tuple[int, ...]
+    """Global batches of each epoch that the run begins; they differ where batches are cut by tokens."""
     total: int
     warmup: int
-    between_evaluations: int
-    between_checkpoints: int
+    evaluation: EvaluationSettings
+    between_checkpoints: int | None
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step and its batch in it, both counted from 0."""
+        for epoch, end in enumerate(accumulate(self.epoch_steps)):
+            if step < end:
+                return epoch, step - end + self.epoch_steps[epoch]
+        return len(self.epoch_steps), step - sum(self.epoch_steps)
+
+    def epochs_after(self, done: int) -> float:
+        """Epochs, with their part, that so many steps make."""
+        epoch, place = self.place(done)
+        return epoch + (place / self.epoch_steps[epoch] if place else 0)
 
     def evaluates_after(self, done: int) -> bool:
         """Whether dev is evaluated after so many steps; after the last one always."""
-        return done == self.total or done % self.between_evaluations == 0
+        if done == self.total:
+            return True
+        if self.evaluation.every_steps is not None:
+            return done % self.evaluation.every_steps == 0
+        return self._evaluations(done) > self._evaluations(done - 1)
+
+    def _evaluations(self, done: int) -> int:
+        return math.floor(self.epochs_after(done) / (self.evaluation.every_epochs or 1) + 1e-9)
 
     def saves_after(self, done: int) -> bool:
         """Whether a checkpoint is written after so many steps; at every evaluation always."""
-        return self.evaluates_after(done) or done % self.between_checkpoints == 0
+        return self.evaluates_after(done) or (
+            self.between_checkpoints is not None and done % self.between_checkpoints == 0
+        )
 
 
 def plan_steps(
-    settings: TrainSettings, evaluation: EvaluationSettings, rows: int, checkpoint_every_steps: int | None = None
+    settings: TrainSettings,
+    evaluation: EvaluationSettings,
+    batches_of: Callable[[int], int],
+    checkpoint_every_steps: int | None = None,
 ) -> StepPlan:
-    """Lays a run out for a training split of `rows` examples.
+    """Lays a run out.
+
+    Args:
+        batches_of: the number of global batches of an epoch, counted from 0 (`batches.batch_counter`).
 
     Raises:
         ConfigError: the warmup is longer than the run.
     """
-    per_epoch = math.ceil(rows / settings.batch_size)
-    total = settings.max_steps or math.ceil((settings.epochs or 0) * per_epoch)
+    counts: list[int] = []
+    if settings.max_steps is not None:
+        total = settings.max_steps
+        while sum(counts) < total:
+            counts.append(batches_of(len(counts)))
+    else:
+        epochs = settings.epochs or 0
+        counts = [batches_of(epoch) for epoch in range(math.ceil(epochs))]
+        unused = math.floor((math.ceil(epochs) - epochs) * counts[-1] + 1e-9)
+        total = sum(counts) - unused
     warmup = settings.warmup_steps
     if warmup is None:
         warmup = int((settings.warmup_fraction or 0) * total)
@@ -45,5 +83,4 @@ def plan_steps(
         raise ConfigError(
             f"train.warmup_steps: {warmup} is more than the {total} steps of the run; give at most {total}"
         )
-    between = evaluation.every_steps or max(1, round((evaluation.every_epochs or 1) * per_epoch))
-    return StepPlan(per_epoch, total, warmup, between, checkpoint_every_steps or between)
+    return StepPlan(tuple(counts), total, warmup, evaluation, checkpoint_every_steps)

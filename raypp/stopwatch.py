@@ -9,6 +9,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
+import torch
+
 
 class Stopwatch:
     """Adds up wall-clock seconds by activity. On a GPU, work that is queued counts where the host waits for it."""
@@ -29,14 +31,19 @@ class Stopwatch:
     def elapsed_seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def speed(self, steps: int, tokens: int) -> dict[str, float]:
-        """Steps and real tokens per second of this session, and the part of its time that each activity took."""
+    def speed(self, steps: int, tokens: int, computed_tokens: int) -> dict[str, float]:
+        """Steps and real tokens per second of this session, real tokens by computed ones (padding included), and the
+        part of its time that each activity took."""
         elapsed = self.elapsed_seconds
         rates = {"perf/steps_per_second": steps / elapsed, "perf/tokens_per_second": tokens / elapsed}
+        rates["perf/padding_efficiency"] = tokens / max(1, computed_tokens)
         return rates | {f"perf/share_{name}": taken / elapsed for name, taken in sorted(self.seconds.items())}
 
 
-def peak_memory_bytes() -> int:
-    """The most resident memory this process has held."""
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most resident memory this process has held, in bytes; on a GPU, the most it has held there, too."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    held = {"perf/peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+    if device.type == "cuda":
+        held["perf/peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return held

@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from raypp.checkpoint import Checkpoints, capture, restore
 from raypp.config import Experiment
-from raypp.data.batches import GlobalBatch, plan_epoch
+from raypp.data.batches import batch_counter
 from raypp.data.features import Features
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.errors import RunFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
+from raypp.inputs import step_inputs
 from raypp.models import (
     embeddings_of,
     freezes_embeddings,
@@ -41,7 +42,7 @@ from raypp.progress import Message, PhaseAdvanced
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
-from raypp.stopwatch import Stopwatch, peak_memory_bytes
+from raypp.stopwatch import Stopwatch, peak_memory
 from raypp.storage import Location
 from raypp.store import Artifact
 from raypp.tasks import Task
@@ -70,6 +71,8 @@ class Job:
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
+    started_at: float = field(default_factory=time.time)
+    """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What the result records besides: versions, teacher metrics, content keys."""
 
@@ -99,8 +102,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     with watch("data"):
         features = _training_features(job)
         splits = {split: Features.from_table(artifact.read_table()) for split, artifact in job.evaluation.items()}
-    lengths = features.lengths
-    steps = plan_steps(settings, experiment.evaluation, len(features), experiment.cluster.checkpoint_every_steps)
+    batches_of = batch_counter(settings, features.lengths)
+    steps = plan_steps(settings, experiment.evaluation, batches_of, experiment.cluster.checkpoint_every_steps)
 
     model = load_classifier(folder, task, settings.seed).to(worker.device)
     if freezes_embeddings(experiment):
@@ -121,25 +124,19 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         scaler.load_state_dict(latest.state["scaler"])
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
-    start, tokens_before, seconds_before = progress.steps, progress.tokens, progress.seconds
+    before, start = replace(progress), progress.steps
+    perf: dict[str, float] = {}
     recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
-    plan: Sequence[GlobalBatch] = ()
+    stream = step_inputs(features, settings, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
+    with watch("data"):
+        upcoming = next(stream, None)
 
     for step in range(start, steps.total):
         began = time.perf_counter()
-        epoch, place = divmod(step, steps.per_epoch)
-        with watch("data"):
-            if place == 0 or not plan:
-                plan = plan_epoch(
-                    lengths,
-                    seed=settings.seed,
-                    epoch=epoch,
-                    batch_size=settings.batch_size,
-                    micro_batches=job.micro_batches,
-                )
-        batch = plan[place]
+        assert upcoming is not None, "there is a batch for every step"
+        inputs, rows = upcoming, len(upcoming.batch)
         point = schedule.at(step)
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
@@ -149,47 +146,50 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         model.train()
         optimizer.zero_grad(set_to_none=True)
         penalty: Tensor | None = None
-        sums = torch.zeros(len(window.terms) + 2, dtype=torch.float64)
-        for share in worker.shares(job.micro_batches):
-            rows = batch.shares[share]
-            if not len(rows):
-                continue
-            with watch("data"):
-                inputs = features.collate(rows, tokenizer.pad_token_id, max_padded=longest)
-                sums[-2:] += torch.tensor([lengths[rows].sum(), inputs["input_ids"].numel()])
-                inputs = {name: value.to(worker.device) for name, value in inputs.items()}
+        sums = torch.zeros(len(window.terms), dtype=torch.float64, device=worker.device)
+        for share, share_inputs in inputs.shares.items():
             torch.manual_seed(seed_of(settings.seed, step, share))
             with watch("forward"), autocast():
-                terms = objective(model, inputs)
+                terms = objective(model, share_inputs)
             with watch("backward"):
-                scaler.scale(objective.loss(terms, len(batch))).backward()
-            sums[:-2] += torch.stack([terms[name].detach() for name in window.terms]).double().cpu()
+                scaler.scale(objective.loss(terms, rows)).backward()
+            sums += torch.stack([terms[name].detach() for name in window.terms])
         if worker.is_first and point.penalty_lambda:
             # The penalty is the whole model's and not a share's: once, on one worker.
             with watch("backward"):
                 penalty = pruner.penalty()
                 scaler.scale(point.penalty_lambda * penalty).backward()
 
+        with watch("data"):
+            # A GPU is still busy with this step while the host makes the next one's batch.
+            upcoming = next(stream, None)
+
         with watch("optimizer"):
-            sums = worker.sum_gradients(parameters, sums)
+            counts = torch.tensor([inputs.tokens, inputs.computed_tokens], dtype=torch.float64, device=worker.device)
+            sums = worker.sum_gradients(parameters, torch.cat([sums, counts]))
             scaler.unscale_(optimizer)
             norm = clip_gradients(parameters, settings.max_gradient_norm)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[inputs.batch.indices]))
             scaler.step(optimizer)
             scaler.update()
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[batch.indices]))
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[inputs.batch.indices]))
 
         done = step + 1
-        window.add(sums.tolist(), len(batch), norm, time.perf_counter() - began)
+        if step == start:
+            perf["perf/seconds_to_first_step"] = time.time() - job.started_at
+        window.add(sums.tolist(), rows, norm, time.perf_counter() - began)
         if done % settings.log_every_steps == 0 or steps.saves_after(done):
             progress.tokens += window.tokens
+            progress.computed_tokens += window.computed_tokens
             metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)
             if penalty is not None:
                 metrics["train/penalty"] = float(penalty.detach())
-            metrics |= {"train/epoch": done / steps.per_epoch, "perf/peak_memory_bytes": peak_memory_bytes()}
-            recorder.log(done, metrics | watch.speed(done - start, progress.tokens - tokens_before))
+            metrics["train/epoch"] = steps.epochs_after(done)
+            trained = (progress.tokens - before.tokens, progress.computed_tokens - before.computed_tokens)
+            perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
+            recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
         if steps.evaluates_after(done):
             point = schedule.at(done)
@@ -202,10 +202,15 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             worker.on_event(_advanced(job, done, steps, metrics))
             worker.on_report({"step": done, **metrics})
         if steps.saves_after(done):
-            progress.steps, progress.seconds = done, seconds_before + watch.elapsed_seconds
+            progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
             if worker.is_first:
                 with watch("checkpoint"):
-                    state = {"progress": asdict(progress), "scaler": scaler.state_dict()}
+                    state = {
+                        "total_steps": steps.total,
+                        "warmup_steps": steps.warmup,
+                        "progress": asdict(progress),
+                        "scaler": scaler.state_dict(),
+                    }
                     best_step = int(progress.best["step"]) if progress.best else None
                     checkpoints.write(capture(done, model, optimizer, state), best_step)
                 recorder.save()
@@ -224,7 +229,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         _, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
     density = pruner.density()
     plain = pruner.fold()
-    return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, recorder)
+    return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
 
 
 def seed_of(*parts: int) -> int:
@@ -235,11 +240,11 @@ def seed_of(*parts: int) -> int:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
     """Scales all gradients together down to `max_norm`; returns their norm before that."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
+    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = float(total)
+    if max_norm is not None and norm + 1e-6 > max_norm:  # torch's own term; else it would multiply all by 1
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return norm
 
 
 def _training_features(job: Job) -> Features:
@@ -273,7 +278,7 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
         done,
         total=steps.total,
         step=done,
-        epoch=done / steps.per_epoch,
+        epoch=steps.epochs_after(done),
         loss=metrics.get("train/loss"),
         density=metrics.get("prune/density"),
         metric=(headline, metrics[headline]) if headline in metrics else None,

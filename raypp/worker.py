@@ -40,6 +40,12 @@ class Worker:
         """The shares of a global batch that this worker computes: share m runs on worker m mod world_size."""
         return range(self.rank, micro_batches, self.world_size)
 
+    def to_device(self, value: Tensor) -> Tensor:
+        """The tensor on this worker's device; a GPU fetches it while the host goes on."""
+        if self.device.type == "cuda":
+            return value.pin_memory().to(self.device, non_blocking=True)
+        return value.to(self.device)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
         """Adds the gradients of all workers up, in place, and returns the sum of `numbers` (float64 [n]).
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from raypp.cluster.pipeline import train
-from raypp.config import ScoreInitialization
+from raypp.config import ScoreInitialization, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.errors import RunFailed
@@ -137,7 +137,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     lengths = Features.from_table(artifact.read_table()).lengths
     lines = (glue_dir / "MRPC" / "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
     cells = [line.rstrip("\r").split("\t") for line in lines]
-    batches = [batch.indices.tolist() for batch in plan_epoch(lengths, seed=42, epoch=0, batch_size=8, micro_batches=1)]
+    batches = [batch.indices.tolist() for batch in plan_epoch(lengths, TrainSettings(batch_size=8), 0, micro_batches=1)]
     expected = fine_prune(
         student,
         followed,

@@ -29,18 +29,30 @@ EventHandler = Callable[[Any], None]
 
 
 def train(
-    experiment: Experiment, *, fresh: bool = False, display: NullDisplay | None = None, verbose: bool = False
+    experiment: Experiment,
+    *,
+    fresh: bool = False,
+    display: NullDisplay | None = None,
+    verbose: bool = False,
+    started_at: float | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment, or what is left of it, and returns its result (as in result.json).
+
+    Args:
+        fresh: start over.
+        display: shows the progress.
+        verbose: show Ray's log, too.
+        started_at: when the command began, in seconds of Unix time, to measure how long a start takes; now, if None.
 
     Raises:
         ConfigError: the experiment, its input or the cluster do not fit; nothing was started.
         RunFailed: training failed; calling again resumes it.
     """
     on_event = (display or NullDisplay()).handle
+    started_at = time.time() if started_at is None else started_at
     plan = make_plan(experiment)
     with Session(plan.experiment.cluster, verbose) as session:
-        return run_plan(plan, session, on_event, phase="student", fresh=fresh)
+        return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 
 def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> list[Artifact]:
@@ -62,6 +74,7 @@ def run_plan(
     fresh: bool = False,
     stored: bool = False,
     features: dict[str, Artifact] | None = None,
+    started_at: float | None = None,
 ) -> dict[str, Any]:
     """A planned run, from whatever of it is done.
 
@@ -71,6 +84,7 @@ def run_plan(
         stored: the run is in the store, as a teacher is: if another process works on it, wait for that one; if its
             model is damaged, train it again.
         features: of every split, where the caller has them already.
+        started_at: as in `train`.
     """
     with locked(plan.run, wait=stored):
         if fresh:
@@ -98,6 +112,7 @@ def run_plan(
             train=features[TRAIN_SPLIT],
             evaluation={split: features[split] for split in plan.task.eval_splits},
             teacher_logits=logits,
+            started_at=time.time() if started_at is None else started_at,
             provenance={"teacher_metrics": teacher_metrics, "identity": plan.digest, "versions": versions()},
         )
         on_event(PhaseStarted(phase, plan.steps.total))

@@ -1,18 +1,20 @@
 """Global batches: which rows are learned from at which step, and how they are cut into shares.
 
-A pure function of (lengths, seed, epoch, batch size): without state, and ignorant of workers, so a run sees the same
-batches after a resume, and on one worker or eight. Rows are shuffled by sorting the bit generator's raw numbers, which
-numpy promises never to change; of its `permutation` it does not.
+A pure function of (lengths, seed, epoch, size of a batch): without state, and ignorant of workers, so a run sees the
+same batches after a resume, and on one worker or eight. Rows are shuffled by sorting the bit generator's raw numbers,
+which numpy promises never to change; of its `permutation` it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from raypp.config import TrainSettings
 
 Indices = npt.NDArray[np.int64]
 
@@ -45,36 +47,71 @@ class GlobalBatch:
         return [self.indices[start:end] for start, end in pairwise(ends)]
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Global batches of an epoch; the last one may be smaller."""
-    return -(-rows // batch_size)
+def batch_counter(settings: TrainSettings, lengths: npt.ArrayLike) -> Callable[[int], int]:
+    """A function from an epoch to the number of its global batches.
+
+    Args:
+        lengths: tokens of each row, [rows]; where batches are cut by rows, only their number matters.
+    """
+    lengths = np.asarray(lengths)
+    if settings.batch_size is not None:
+        batches = -(-len(lengths) // settings.batch_size)
+        return lambda epoch: batches
+    return lambda epoch: len(plan_epoch(lengths, settings, epoch, micro_batches=1))
 
 
-def plan_epoch(
-    lengths: npt.ArrayLike, *, seed: int, epoch: int, batch_size: int, micro_batches: int
-) -> list[GlobalBatch]:
+def plan_epoch(lengths: npt.ArrayLike, settings: TrainSettings, epoch: int, micro_batches: int) -> list[GlobalBatch]:
     """All global batches of an epoch: every row once, rows of similar length together, in a shuffled order.
 
     The rows are shuffled and, in pools of some batches, sorted by length and cut into batches, whose order is shuffled
-    again. What fills no batch is the end of the first shuffle (a random choice, not the longest rows) and makes the
-    last, smaller batch.
+    again.
 
     Args:
         lengths: tokens of each row, [rows].
-        batch_size: rows of a global batch.
+        settings: the seed, and the size of a global batch: its rows, or its tokens.
+        epoch: counted from 0.
         micro_batches: shares of a global batch.
     """
     lengths = np.asarray(lengths)
-    order = _shuffled(len(lengths), seed, epoch, _ROW_ORDER)
+    order = _shuffled(len(lengths), settings.seed, epoch, _ROW_ORDER)
+    if settings.batch_size is not None:
+        cut = _cut_by_rows(order, lengths, settings.batch_size, settings.seed, epoch)
+    else:
+        assert settings.batch_tokens is not None, "a batch has a size"
+        cut = _cut_by_tokens(order, lengths, settings.batch_tokens, settings.seed, epoch)
+    return [GlobalBatch(indices, micro_batches) for indices in cut]
+
+
+def _cut_by_rows(
+    order: Indices, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int
+) -> list[Indices]:
+    """Batches of so many rows. What fills none is the end of the first shuffle (a random choice, not the longest rows)
+    and makes the last, smaller batch."""
     whole = len(order) - len(order) % batch_size
     pool = np.arange(len(order)) // (POOL_BATCHES * batch_size)
     pool[whole:] = len(order)  # a pool of their own, the last
     order = order[np.lexsort((lengths[order], pool))]
     batches = order[:whole].reshape(-1, batch_size)[_shuffled(whole // batch_size, seed, epoch, _BATCH_ORDER)]
-    plan = [GlobalBatch(indices, micro_batches) for indices in batches]
-    if whole < len(order):
-        plan.append(GlobalBatch(order[whole:], micro_batches))
-    return plan
+    return [*batches, *([order[whole:]] if whole < len(order) else [])]
+
+
+def _cut_by_tokens(
+    order: Indices, lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int, epoch: int
+) -> list[Indices]:
+    """Batches of as many rows as are at most so many tokens when all are padded to the longest; at least one row."""
+    widths = -(-lengths // 8) * 8
+    pool = np.cumsum(widths[order]) // (POOL_BATCHES * batch_tokens)
+    order = order[np.lexsort((lengths[order], pool))]
+    widths, pool = widths[order], np.sort(pool)
+    batches, start = [], 0
+    while start < len(order):
+        # Within a pool lengths rise, so what a batch of the first n rows takes rises with n.
+        end = min(start + max(1, batch_tokens // int(widths[start])), int(np.searchsorted(pool, pool[start], "right")))
+        tokens = widths[start:end] * np.arange(1, end - start + 1)
+        size = max(1, int(np.searchsorted(tokens, batch_tokens, "right")))
+        batches.append(order[start : start + size])
+        start += size
+    return [batches[place] for place in _shuffled(len(batches), seed, epoch, _BATCH_ORDER)]
 
 
 def _shuffled(count: int, seed: int, epoch: int, purpose: int) -> Indices:
