@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from raypp.cli import main
 
@@ -143,6 +149,34 @@ def test_prepare_fills_the_store_and_a_run_reads_it(
     for phase in ("features train", "features dev", "teacher logits"):
         assert f"{phase}:  from the store" in errors
     assert "teacher:  finished before" in errors
+
+    (weights,) = tmp_path.glob("store/teachers/*/model/model.safetensors")
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert main(["prepare", str(world / "mrpc.yaml"), *overrides]) == 0
+    assert "is damaged and is trained again" in " ".join(capsys.readouterr().err.split())
+    assert weights.read_bytes() == before
+
+
+def test_batches_cut_by_tokens_and_a_model_without_the_token_types_that_its_tokenizer_gives(
+    world: Path, minilm_dir: Path, tmp_path: Path
+) -> None:
+    config = DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, vocab_size=30522)
+    torch.manual_seed(0)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "student")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / "student" / name).write_bytes((minilm_dir / name).read_bytes())
+    assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "student")("a", "b")
+    overrides = [f"student.model={tmp_path / 'student'}", f"cluster.storage={tmp_path}", "run=tokens"]
+    assert main(["train", str(world / "mrpc.yaml"), *overrides, "train.epochs=2", "train.batch_tokens=128"]) == 0
+    run = tmp_path / "mrpc" / "tokens"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == json.loads((run / "result.json").read_text())["steps"]
+    epochs = [record["train/epoch"] for record in records if "train/epoch" in record]
+    assert epochs[-1] == 2.0
+    # 64 rows of 16 or 24 padded tokens, 128 a batch: eight rows at most.
+    assert 2 * 64 / 8 <= records[-1]["step"] <= 2 * 64 / 5 + 2
+    assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 0
 
 
 def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from raypp.data.sources import RawData
     from raypp.tasks import Task
 
-Progress = Callable[[int, int], None]  # called with the rows done and the rows in all
-PART_ROWS, MAX_PARTS = 1024, 512  # a part has so many rows, or more where there would be more parts
+Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
+PART_ROWS = 1024
+WINDOW_ROWS = 128 * PART_ROWS  # so many rows are in memory at a time
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
@@ -59,21 +61,53 @@ def featurize(
         return found
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"tokenizer: {tokenizer_folder} has no padding token, so it cannot make batches")
-    table = pa.Table.from_batches(raw.read(split))
-    rows = max(PART_ROWS, -(-table.num_rows // MAX_PARTS))
-    parts = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
-
     import ray.data
 
     given = {"task": task.name, "split": split, "tokenizer": tokenizer_folder, "max_length": max_length}
     with store.build("features", key, given) as build:
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "task": task}
         work |= {"max_length": max_length, "folder": build.location}
-        answers = ray.data.from_arrow(parts).map_batches(
-            _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
-        )
-        files = _collect(answers, table.num_rows, progress, f"features of {task.name} {split}")
-        return build.finish(table.num_rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
+        files: list[StoredFile] = []
+        done = 0
+        for window in _read_ahead(_windows(raw.read(split))):
+            parts = [window.slice(start, PART_ROWS) for start in range(0, window.num_rows, PART_ROWS)]
+            answers = ray.data.from_arrow(parts).map_batches(
+                _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
+            )
+            # Only the last window is smaller than it may be: then all rows are known.
+            total = done + window.num_rows if window.num_rows < WINDOW_ROWS else None
+            files += _collect(
+                answers, window.num_rows, _after(done, total, progress), f"features of {task.name} {split}"
+            )
+            done += window.num_rows
+        return build.finish(done, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
+
+
+def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of WINDOW_ROWS (the last may be smaller): input of any size takes the memory of a few."""
+    held: list[pa.Table] = []
+    for batch in batches:
+        held.append(pa.Table.from_batches([batch]))
+        if (rows := sum(table.num_rows for table in held)) >= WINDOW_ROWS:
+            table = pa.concat_tables(held)
+            yield table.slice(0, WINDOW_ROWS)
+            held = [table.slice(WINDOW_ROWS)] if rows > WINDOW_ROWS else []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same, the next one read while this one is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="source") as thread:
+        upcoming = thread.submit(next, tables, None)
+        while (table := upcoming.result()) is not None:
+            upcoming = thread.submit(next, tables, None)
+            yield table
+
+
+def _after(before: int, total: int | None, progress: Progress) -> Progress:
+    """Progress that goes on where an earlier window ended."""
+    return lambda done, _: progress(before + done, total)
 
 
 def logits_key(features: Artifact, teacher_fingerprint: str, label_permutation: Sequence[int], precision: str) -> str:
