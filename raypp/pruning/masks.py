@@ -20,6 +20,7 @@ from torch import Tensor
 GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
 NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
 
+HINT_MEMORY = 0.9  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
 
@@ -70,17 +71,28 @@ def tie_order(index: Tensor, seed: int) -> Tensor:
 
 @dataclass
 class ThresholdHint:
-    """Where a selection's threshold was at the last step and how far it moves: it moves little, so the next one is
-    looked for near it first. A hint changes the time that a selection takes, never its result."""
+    """Where a selection's threshold is to be expected: it moves little and much as at the last step, so it is looked
+    for there first. A hint changes the time that a selection takes, never its result."""
 
     value: float = math.nan
+    """At the last step."""
+    move: float = 0.0
+    """From the step before."""
     reach: float = 0.0
+    """How far from the expected value to look."""
+
+    @property
+    def expected(self) -> float:
+        return self.value + self.move
 
     def note(self, value: float) -> None:
         """Takes the exact threshold of this step into account."""
-        moved = abs(value - self.value)
-        # Twice the last move, or what is left of a longer one before it: one still step is not followed by another.
-        self.reach = max(2 * moved, self.reach / 2) if math.isfinite(moved) else 0.0
+        if math.isfinite(self.value) and math.isfinite(value):
+            # Three times the last error, or what is left of a larger one before it: a good guess may have been luck.
+            self.reach = max(3 * abs(value - self.expected), self.reach * HINT_MEMORY)
+            self.move = value - self.value
+        else:
+            self.reach = self.move = 0.0
         self.value = value
 
 
@@ -141,9 +153,9 @@ def _kth_largest(flats: Sequence[Tensor], k: int, hint: ThresholdHint | None) ->
     if hint is None or not all(_in_numpy(flat) for flat in flats):
         return _kth_smallest(_joined(flats), sum(flat.numel() for flat in flats) - k + 1)
     # numpy compresses by a mask several times faster than torch.
-    low, high = hint.value - hint.reach, hint.value + hint.reach
+    low, high = hint.expected - hint.reach, hint.expected + hint.reach
     above, near = 0, []
-    if math.isfinite(hint.value):
+    if math.isfinite(hint.expected):
         for values in (flat.numpy() for flat in flats):
             is_above = values > high
             above += int(np.count_nonzero(is_above))
