@@ -11,8 +11,9 @@ from pathlib import Path
 
 from workload import ENCODER, Workload, median, report
 
-STEPS = 60
-WARM = 10
+STEPS = 100
+LOG_EVERY = 5  # steps whose mean is one sample
+WARM = 4  # samples that do not count
 
 
 def run(workload: Workload, workers: int) -> tuple[list[float], float]:
@@ -26,7 +27,7 @@ def run(workload: Workload, workers: int) -> tuple[list[float], float]:
         "teacher.model": str(workload.teacher),
         "pruning": {"method": "topk", "final_density": 0.15},
         "train.max_steps": STEPS,
-        "train.log_every_steps": 1,
+        "train.log_every_steps": LOG_EVERY,
         "cluster.workers": workers,
         "cluster.storage": str(workload.scratch / "runs"),
         "tracking.wandb": "off",

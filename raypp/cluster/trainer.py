@@ -74,7 +74,7 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
     try:
         while thread.is_alive() or not events.empty():
             try:
-                on_event(events.get(timeout=0.2))
+                on_event(events.get(timeout=0.5))
             except (Empty, queue.Empty):
                 continue
     finally:
@@ -114,17 +114,24 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     events = config["events"]
     first = context.get_world_rank() == 0
+
+    def tell(event: Any) -> None:
+        # The queue's own put waits for an answer: some milliseconds that a step should not take.
+        events.actor.put_nowait.remote(event)
+
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=get_device(),
-        on_event=events.put_nowait if first else _ignore,
+        on_event=tell if first else _ignore,
         on_report=ray.train.report,
     )
     if first:
-        logging.getLogger("raypp").addHandler(_ToDisplay(events.put_nowait))
+        logging.getLogger("raypp").addHandler(_ToDisplay(tell))
     try:
-        return {"result": fit(config["job"], worker)}
+        result = fit(config["job"], worker)
+        events.size()  # answered after all that was told before: nothing is lost
+        return {"result": result}
     except StorageFailed:
         raise
     except RunFailed as failure:
