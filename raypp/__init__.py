@@ -15,7 +15,7 @@ from raypp.errors import ConfigError, RunFailed
 if TYPE_CHECKING:
     from raypp.config import Experiment
 
-__all__ = ["ConfigError", "RunFailed", "load_experiment", "train"]
+__all__ = ["ConfigError", "RunFailed", "load_experiment", "sweep", "train"]
 
 
 def load_experiment(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
@@ -30,3 +30,10 @@ def train(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
     from raypp.cluster.pipeline import train as run
 
     return run(experiment, fresh=fresh)
+
+
+def sweep(experiment: Experiment) -> dict[str, Any]:
+    """Runs a sweep and returns its front and what else it came to; see `raypp.cluster.sweep.sweep`."""
+    from raypp.cluster.sweep import sweep as run
+
+    return run(experiment)

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, summary in (
         ("train", _train, "run one experiment, or what is left of it"),
         ("prepare", _prepare, "fill the store only: features, teacher, teacher logits"),
+        ("sweep", _sweep, "run the trials of a sweep, or what is left of them, and draw their front"),
         ("show", _show, "print the resolved experiment; nothing is run"),
     ):
         sub = verb(name, run, summary)
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
         if name == "train":
             sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
+        if name == "sweep":
+            sub.add_argument("--dry-run", action="store_true", help="print the trials; nothing is run")
 
     sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a GLUE submission file")
     sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
@@ -132,6 +135,20 @@ def _train(options: argparse.Namespace) -> None:
     with Display() as display:
         result = train(experiment, fresh=options.fresh, display=display, verbose=options.verbose, started_at=STARTED_AT)
     print_result(result)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from raypp.cluster.sweep import plan_sweep, sweep
+    from raypp.progress import Display
+    from raypp.summary import print_front, print_trials
+
+    experiment = _experiment(options)
+    if options.dry_run:
+        print_trials([(each.trial, str(each.plan.run)) for each in plan_sweep(experiment)])
+        return
+    with Display() as display:
+        result = sweep(experiment, display=display, verbose=options.verbose)
+    print_front(result)
 
 
 def _prepare(options: argparse.Namespace) -> None:

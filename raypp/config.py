@@ -465,6 +465,70 @@ class TrackingSettings(Settings):
     """W&B team or user; null for the default."""
 
 
+class Axis(Settings):
+    """The values that a sweep tries for one field: a list, or a range to draw from."""
+
+    choice: Annotated[tuple[Any, ...], Strict(False), Field(min_length=1)] | None = None
+    """Values; a grid takes each of them, a random search one of them at a time."""
+    uniform: Annotated[tuple[float, float], Strict(False)] | None = None
+    """[low, high]: any number between."""
+    loguniform: Annotated[tuple[float, float], Strict(False)] | None = None
+    """[low, high], both above 0: any number between, each order of magnitude as likely."""
+    quniform: Annotated[tuple[float, float, float], Strict(False)] | None = None
+    """[low, high, step]: a multiple of the step between."""
+    randint: Annotated[tuple[int, int], Strict(False)] | None = None
+    """[low, high]: an integer between, both included."""
+    when: dict[str, Any] = Field(default_factory=dict)
+    """Field paths and the value (or list of values) that each must have for this axis to matter."""
+
+    @property
+    def kind(self) -> str:
+        """The one way in which its values are given."""
+        return next(name for name in AXIS_KINDS if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_way_that_makes_sense(self) -> Axis:
+        given = [name for name in AXIS_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(AXIS_KINDS)}, got {', '.join(given) or 'none'}")
+        if self.kind != "choice":
+            low, high, *step = getattr(self, self.kind)
+            if not low < high or (self.kind == "loguniform" and low <= 0) or (step and step[0] <= 0):
+                raise ValueError(f"{self.kind}: low must be below high, and both fit it, got {[low, high, *step]}")
+        return self
+
+
+AXIS_KINDS = ("choice", "uniform", "loguniform", "quniform", "randint")
+
+
+class SweepSettings(Settings):
+    """Many trials of one experiment, each a run of its own, and the front of the best of them."""
+
+    space: Annotated[dict[str, Axis], Field(min_length=1)]
+    """What is tried, by field path, such as `pruning.final_density`; a whole section is a field, too."""
+    search: Literal["grid", "random"] = "grid"
+    """grid: every combination of the choices; random: so many points drawn."""
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """Points of a random search; a grid has as many as it has."""
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """Runs of each point, with training seeds one apart."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random search."""
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at a time; null: as many as the cluster has room for."""
+
+    @model_validator(mode="after")
+    def _points_are_countable(self) -> SweepSettings:
+        ranges = [name for name, axis in self.space.items() if axis.kind != "choice"]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"a grid takes choices only, but {', '.join(ranges)} is a range; use search: random")
+        if self.search == "grid" and self.trials is not None:
+            raise ValueError(f"trials belongs to search: random, got {self.trials} with a grid")
+        if self.search == "random" and self.trials is None:
+            raise ValueError("search: random needs trials, the number of points")
+        return self
+
+
 class Experiment(Settings):
     """One experiment: everything that `raypp train` needs to know."""
 
@@ -492,3 +556,5 @@ class Experiment(Settings):
     """Where it runs."""
     tracking: TrackingSettings = TrackingSettings()
     """Where it is recorded."""
+    sweep: SweepSettings | None = None
+    """What `raypp sweep` tries; a single run has none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -88,6 +88,22 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 def experiment_from(values: dict[str, Any]) -> Experiment:
     """The same checks for an experiment given as nested dictionaries from Python."""
     return _validate(_Tree(dict(values)), "experiment")
+
+
+def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """The experiment with some fields changed, by field path, in this order; the same checks, and the same rules as for
+    overrides (another method starts its section anew).
+
+    Raises:
+        ConfigError: a change that does not fit, naming it.
+    """
+    tree = _Tree(experiment.model_dump(mode="json", exclude_unset=True))
+    problems: list[str] = []
+    for name, value in changes.items():
+        problems += _change(tree, name, value, f"{name}={value}")
+    if problems:
+        raise ConfigError(problems)
+    return _validate(tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
 def _validate(tree: _Tree, origin: str) -> Experiment:
@@ -183,6 +199,10 @@ def _apply_override(tree: _Tree, override: str) -> list[str]:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return [f"{override!r}: the value is not YAML: {text!r}"]
+    return _change(tree, name, value, override)
+
+
+def _change(tree: _Tree, name: str, value: Any, override: str) -> list[str]:
     *sections, last = name.split(".")
     changes: dict[str, Any] = {last: value}
     for section in reversed(sections):

@@ -174,6 +174,8 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
 def _check_sections(experiment: Experiment) -> None:
     """What one section says about another."""
     problems = []
+    if experiment.sweep is not None:
+        problems.append("sweep: an experiment with a sweep is run by `raypp sweep`; for one run, leave sweep out")
     if experiment.distillation is not None and experiment.teacher is None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
     if problems:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from raypp.space import Trial
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
@@ -44,6 +46,42 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     row("seconds", f"{result['seconds']:,.1f}")
     row("tokens per second", f"{result['tokens_per_second']:,.0f}")
     return table
+
+
+def print_trials(trials: Sequence[tuple[Trial, str]], console: Console | None = None) -> None:
+    """Prints what a sweep would run: point, seed, settings, run folder."""
+    table = Table(title=f"{len(trials)} trials", title_style="bold", title_justify="left")
+    for name in ("point", "seed", "settings", "run"):
+        table.add_column(name)
+    for trial, run in trials:
+        settings = ", ".join(f"{name}={value}" for name, value in trial.changes.items())
+        table.add_row(str(trial.point), str(trial.experiment.train.seed), settings, run.rsplit("/", 1)[-1])
+    (console or Console()).print(table)
+
+
+def print_front(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the front of a sweep, what failed, and where the files are."""
+    console = console or Console()
+    metric = result["headline"].removeprefix("eval/")
+    finished = f"{result['finished']} of {result['trials']} trials in {result['seconds']:,.0f} s"
+    table = Table(title=f"{result['name']}: front, {finished}", title_style="bold", title_justify="left")
+    table.add_column("density", justify="right")
+    table.add_column(metric, justify="right")
+    table.add_column("settings")
+    table.add_column("run")
+    if result["teacher"] is not None:
+        table.add_row("dense", f"{result['teacher']:.4f}", "teacher", "")
+    for point in result["front"]:
+        settings = ", ".join(f"{name}={value}" for name, value in point["settings"].items())
+        spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
+        table.add_row(
+            f"{point['density']:.4f}", f"{point['metric']:.4f}{spread}", settings, point["run"].rsplit("/")[-1]
+        )
+    console.print(table)
+    for run, reason in result["failures"].items():
+        console.print(Text(f"failed: {run}: {reason}", "red"), soft_wrap=True)
+    for name, path in result["paths"].items():
+        console.print(Text(f"{name + ':':<11} {path}"), soft_wrap=True)
 
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:

@@ -60,8 +60,13 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
     on_event = (display or NullDisplay()).handle
     plan = make_plan(experiment)
     with Session(plan.experiment.cluster, verbose) as session:
-        features = _features(plan, plan.student, session, on_event)
-        _, logits = _teacher(plan, features, session, on_event)
+        return prepare_plan(plan, session, on_event)
+
+
+def prepare_plan(plan: Plan, session: Session, on_event: EventHandler) -> list[Artifact]:
+    """Fills the store for a planned run; returns the artifacts that it would read."""
+    features = _features(plan, plan.student, session, on_event)
+    _, logits = _teacher(plan, features, session, on_event)
     return [*features.values(), *([logits] if logits else [])]
 
 

@@ -1,0 +1,233 @@
+"""`raypp sweep`: the trials of an experiment on Ray Tune, each an ordinary run in a process of its own, and their
+front.
+
+A run's folder is the truth. Features, teacher and teacher logits are built before the first trial and read by all;
+trials that are finished are taken as they are, unfinished ones go on from their checkpoints, and nothing depends on
+what Tune remembers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raypp.cluster.pipeline import EventHandler, prepare_plan, run_plan
+from raypp.cluster.session import Session
+from raypp.config import Experiment
+from raypp.errors import ConfigError, RunFailed
+from raypp.figures import front_figure, save_to
+from raypp.front import Point, best_runs, front_csv, points_of
+from raypp.plan import Plan, make_plan
+from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.runs import finished_result
+from raypp.space import Trial, trials_of
+from raypp.storage import Location
+
+RETRIES = 1
+POLL_SECONDS = 1.0
+PHASE = "trials"
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial that was checked and has a folder."""
+
+    trial: Trial
+    plan: Plan
+
+
+def plan_sweep(experiment: Experiment) -> list[PlannedTrial]:
+    """Every trial, checked against its input as a single run would be.
+
+    Raises:
+        ConfigError: with every problem of every trial.
+    """
+    problems: list[str] = []
+    planned = []
+    for trial in trials_of(experiment):
+        try:
+            planned.append(PlannedTrial(trial, make_plan(_in_one_process(trial.experiment))))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if experiment.cluster.max_workers > 1:
+        raise ConfigError(
+            f"cluster.workers: {experiment.cluster.workers} workers a trial are not possible in a sweep; give 0 or 1"
+        )
+    return planned
+
+
+def sweep(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> dict[str, Any]:
+    """Runs what is left of a sweep and returns its result (as in its result.json).
+
+    Raises:
+        ConfigError: a trial's settings, the input or the cluster do not fit; nothing was started.
+        RunFailed: no trial could be finished.
+    """
+    on_event = (display or NullDisplay()).handle
+    began = time.monotonic()
+    planned = plan_sweep(experiment)
+    folder = _folder(planned)
+    with Session(experiment.cluster, verbose) as session:
+        unfinished = [each for each in planned if finished_result(each.plan.run, each.plan.digest) is None]
+        if unfinished:
+            session.start()
+            _prepare(unfinished, session, on_event)
+            failures = _run(unfinished, len(planned), session, experiment, on_event)
+        else:
+            failures = {}
+            on_event(PhaseFinished(PHASE, note="finished before"))
+    results = []
+    for each in planned:
+        result = finished_result(each.plan.run, each.plan.digest)
+        if result is not None:
+            results.append((each.trial.point, each.trial.changes, result))
+    if not results:
+        raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()), 'nothing')}")
+    points = points_of(results)
+    return _deliver(folder, experiment, points, results, failures, time.monotonic() - began)
+
+
+def _in_one_process(experiment: Experiment) -> Experiment:
+    """A trial's actor runs the loop itself: no workers of its own."""
+    cluster = experiment.cluster.model_copy(update={"workers": 0})
+    return experiment.model_copy(update={"cluster": cluster})
+
+
+def _folder(planned: list[PlannedTrial]) -> Location:
+    digest = hashlib.sha256("".join(each.plan.digest for each in planned).encode()).hexdigest()
+    return planned[0].plan.run.parent / f"sweep-{digest[:8]}"
+
+
+def _prepare(planned: list[PlannedTrial], session: Session, on_event: EventHandler) -> None:
+    """Fills the store, once for all trials that need the same."""
+    done: set[Any] = set()
+    for each in planned:
+        plan = each.plan
+        needs = (
+            *(plan.features_key(split, plan.student.tokenizer) for split in plan.splits),
+            plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
+        )
+        if needs not in done:
+            done.add(needs)
+            prepare_plan(plan, session, on_event)
+
+
+def _run(
+    planned: list[PlannedTrial], total: int, session: Session, experiment: Experiment, on_event: EventHandler
+) -> dict[str, str]:
+    """Runs the trials on Tune; returns what the failed ones said, by run folder."""
+    # Ctrl-C ends the command, as everywhere; Tune's own handler would wait for its trials.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    from ray import tune
+
+    cpus = 1.0 if experiment.cluster.cpus_per_worker == "auto" else float(experiment.cluster.cpus_per_worker)
+    resources = {"cpu": cpus, "gpu": experiment.cluster.gpus_per_worker}
+    scratch = planned[0].plan.run.parent / "ray"
+    experiments = [each.plan.experiment for each in planned]
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_run_trial, experiments=experiments, threads=int(cpus)), resources),
+        param_space={"number": tune.grid_search(list(range(len(planned))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=experiment.sweep.concurrent if experiment.sweep else None, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=hashlib.sha256(os.urandom(16)).hexdigest()[:16],  # nothing of Tune's is gone on with
+            storage_path=scratch.path,
+            storage_filesystem=scratch.filesystem,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(target=_fit, args=(tuner.fit, outcome), name="tuner", daemon=True)
+    thread.start()
+    on_event(PhaseStarted(PHASE, total))
+    while thread.is_alive():
+        # Tune's callbacks are pickled, which a display cannot be; and the folders are the truth anyway.
+        done = sum((each.plan.run / "result.json").is_file() for each in planned)
+        on_event(PhaseAdvanced(PHASE, total - len(planned) + done, total))
+        thread.join(POLL_SECONDS)
+    scratch.delete()
+    if "error" in outcome:
+        raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
+    failures = {}
+    for each in outcome["results"]:
+        if each.error is not None:
+            folder = str(planned[each.config["number"]].plan.run)
+            failures[folder] = _last_line(each.error)
+            on_event(Message(f"trial {folder}: failed: {failures[folder]}"))
+    on_event(PhaseFinished(PHASE))
+    return failures
+
+
+def _fit(fit: Callable[[], Any], outcome: dict[str, Any]) -> None:
+    try:
+        outcome["results"] = fit()
+    except BaseException as error:  # handed to the main thread, which raises it
+        outcome["error"] = error
+
+
+def _run_trial(config: dict[str, Any], experiments: list[Experiment], threads: int) -> None:
+    """One trial in its own actor; the store has everything, and the run's folder has what an earlier try left."""
+    import torch
+    from ray import tune
+
+    torch.set_num_threads(threads)
+    plan = make_plan(experiments[config["number"]])
+    with Session(plan.experiment.cluster) as session:
+        result = run_plan(plan, session, lambda event: None, phase="trial")
+    tune.report({result["headline"]: result["metrics"][result["headline"]], "density": result["density"]["linear"]})
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else "no reason was given"
+
+
+def _deliver(
+    folder: Location,
+    experiment: Experiment,
+    points: list[Point],
+    results: list[tuple[int, Any, Any]],
+    failures: dict[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes front.csv, front.png, best.json and, last, result.json."""
+    folder.make_folder()
+    first = results[0][2]
+    headline = first["headline"]
+    teacher = (first["teacher_metrics"] or {}).get(headline)
+    (folder / "front.csv").write_text(front_csv(points, headline))
+    save_to(front_figure(points, experiment.name, headline, teacher), folder / "front.png")
+    best = best_runs(points)
+    (folder / "best.json").write_json(best)
+    result = {
+        "name": experiment.name,
+        "headline": headline,
+        "teacher": teacher,
+        "trials": len(results) + len(failures),
+        "finished": len(results),
+        "failures": failures,
+        "seconds": seconds,
+        "front": [
+            {
+                "density": p.density,
+                "metric": p.metric,
+                "spread": p.spread,
+                "settings": dict(p.changes),
+                "run": p.runs[0],
+            }
+            for p in points
+            if p.on_front
+        ],
+        "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
+    }
+    (folder / "result.json").write_json(result)
+    return result

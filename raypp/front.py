@@ -1,0 +1,86 @@
+"""What a sweep comes to: its points, the front of those that no other beats, and the files that say so."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """The finished trials of one point, its seeds together."""
+
+    number: int
+    changes: Mapping[str, Any]
+    """Its settings, by field path."""
+    density: float
+    """Achieved density of the linear weights, 0 to 1: the mean of its trials."""
+    metric: float
+    """Headline metric: the mean of its trials."""
+    spread: float
+    """Standard deviation of the metric over its trials; 0 for a single one."""
+    runs: tuple[str, ...]
+    """Its trials' run folders, the best first."""
+    on_front: bool = False
+
+
+def points_of(results: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any]]]) -> list[Point]:
+    """The points of finished trials, by falling density, with the front marked.
+
+    Args:
+        results: number of the point, its changes, and the result (as in result.json) of each finished trial.
+    """
+    trials: dict[int, list[Mapping[str, Any]]] = {}
+    changes: dict[int, Mapping[str, Any]] = {}
+    for number, changed, result in results:
+        trials.setdefault(number, []).append(result)
+        changes[number] = changed
+    points = []
+    for number, of_point in trials.items():
+        ranked = sorted(of_point, key=lambda result: -result["metrics"][result["headline"]])
+        metrics = [result["metrics"][result["headline"]] for result in ranked]
+        points.append(
+            Point(
+                number,
+                changes[number],
+                density=statistics.fmean(result["density"]["linear"] for result in ranked),
+                metric=statistics.fmean(metrics),
+                spread=statistics.stdev(metrics) if len(metrics) > 1 else 0.0,
+                runs=tuple(result["paths"]["run"] for result in ranked),
+            )
+        )
+    best = pareto([(point.density, point.metric) for point in points])
+    marked = [Point(**{**vars(point), "on_front": is_best}) for point, is_best in zip(points, best, strict=True)]
+    return sorted(marked, key=lambda point: (-point.density, point.number))
+
+
+def pareto(values: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of (density, metric) pairs, which no other beats: none is as sparse and better, or sparser and as good."""
+    return [
+        not any(
+            other[0] <= density and other[1] >= metric and (other[0] < density or other[1] > metric) for other in values
+        )
+        for density, metric in values
+    ]
+
+
+def front_csv(points: Sequence[Point], headline: str) -> str:
+    """Every point as a line of comma-separated text: density, metric, spread, whether on the front, settings, runs."""
+    fields = list(dict.fromkeys(name for point in points for name in point.changes))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["density", headline, "spread", "trials", "on_front", *fields, "best_run"])
+    for point in points:
+        settings = [point.changes.get(field, "") for field in fields]
+        numbers = [f"{point.density:.6f}", f"{point.metric:.6f}", f"{point.spread:.6f}", len(point.runs)]
+        writer.writerow([*numbers, "yes" if point.on_front else "no", *settings, point.runs[0]])
+    return text.getvalue()
+
+
+def best_runs(points: Sequence[Point]) -> dict[str, str]:
+    """Run folder of the best trial of every point on the front, by achieved density."""
+    return {f"{point.density:.4f}": point.runs[0] for point in points if point.on_front}

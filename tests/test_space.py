@@ -1,0 +1,128 @@
+"""The points of a sweep: which there are, which axes matter, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raypp.errors import ConfigError
+from raypp.load_config import experiment_from, load_experiment
+from raypp.space import Trial, trials_of
+
+
+def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
+    values = {
+        "name": "swept",
+        "task": "sentiment",
+        "student": {"model": "some/encoder"},
+        "pruning": {"method": "topk", "final_density": 0.5},
+        "sweep": sweep,
+        **sections,
+    }
+    return trials_of(experiment_from(values))
+
+
+def test_a_grid_has_every_combination_in_order() -> None:
+    space = {
+        "pruning.final_density": {"choice": [0.5, 0.1]},
+        "pruning.mask_learning_rate": {"choice": [1e-2, 1e-1]},
+    }
+    found = trials({"space": space})
+    assert [tuple(trial.changes.values()) for trial in found] == [(0.5, 0.01), (0.5, 0.1), (0.1, 0.01), (0.1, 0.1)]
+    pruning: Any = found[2].experiment.pruning
+    assert (pruning.final_density, pruning.mask_learning_rate, pruning.method) == (0.1, 0.01, "topk")
+    assert found[0].experiment.sweep is None
+
+
+def test_an_axis_counts_only_when_another_field_says_so() -> None:
+    space = {
+        "pruning": {
+            "choice": [
+                {"method": "topk"},
+                {"method": "sigmoid_threshold", "penalty": {"kind": "l1", "final_lambda": 1}},
+            ]
+        },
+        "pruning.final_density": {"choice": [0.5, 0.1], "when": {"pruning.method": ["topk", "magnitude"]}},
+        "pruning.penalty.final_lambda": {
+            "choice": [20.0, 100.0, 400.0],
+            "when": {"pruning.method": "sigmoid_threshold"},
+        },
+    }
+    found: list[Any] = [trial.experiment.pruning for trial in trials({"space": space})]
+    assert [p.method for p in found] == ["topk"] * 2 + ["sigmoid_threshold"] * 3
+    assert [p.final_density for p in found[:2]] == [0.5, 0.1]
+    assert [p.penalty.final_lambda for p in found[2:]] == [20.0, 100.0, 400.0]
+
+
+def test_seeds_repeat_each_point() -> None:
+    found = trials({"space": {"pruning.final_density": {"choice": [0.5, 0.1]}}, "seeds": 3}, train={"seed": 7})
+    assert [(trial.point, trial.experiment.train.seed) for trial in found] == [
+        (0, 7), (0, 8), (0, 9), (1, 7), (1, 8), (1, 9),
+    ]  # fmt: skip
+
+
+def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
+    space = {
+        "pruning.final_density": {"quniform": [0.05, 0.5, 0.05]},
+        "pruning.mask_learning_rate": {"loguniform": [1e-3, 1e-1]},
+        "train.batch_size": {"randint": [8, 10]},
+        "pruning.scope": {"choice": ["local", "global"]},
+        "train.warmup_fraction": {"uniform": [0.05, 0.2]},
+    }
+    found = [list(t.changes.values()) for t in trials({"space": space, "search": "random", "trials": 300})]
+    densities, rates, sizes, scopes, warmups = (list(column) for column in zip(*found, strict=True))
+    assert {round(density / 0.05) for density in densities} == set(range(1, 11))
+    assert all(density == pytest.approx(round(density / 0.05) * 0.05) for density in densities)
+    assert 0.4 < np.mean(np.array(rates) < 1e-2) < 0.6, "each order of magnitude is as likely"
+    assert (min(rates) >= 1e-3, max(rates) <= 1e-1) == (True, True)
+    assert set(sizes) == {8, 9, 10}
+    assert set(scopes) == {"local", "global"}
+    assert (min(warmups) >= 0.05, max(warmups) <= 0.2) == (True, True)
+    fewer = [list(t.changes.values()) for t in trials({"space": space, "search": "random", "trials": 10})]
+    assert fewer == found[:10], "more trials begin with the same ones"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "parts"),
+    [
+        ({"space": {"pruning.final_density": {"choice": [0.5, 1.5, -1]}}}, ["final_density", "1.5", "-1"]),
+        ({"space": {"pruning.final_densty": {"choice": [0.5]}}}, ["final_densty", "did you mean 'final_density'"]),
+        (
+            {"space": {"pruning.final_density": {"uniform": [0.5, 2.0]}}, "search": "random", "trials": 1},
+            ["final_density", "2.0"],
+        ),
+        ({"space": {"pruning.final_density": {"uniform": [0.1, 0.5]}}}, ["a grid takes choices only"]),
+        ({"space": {"pruning.final_density": {"choice": [0.5]}}, "search": "random"}, ["needs trials"]),
+        ({"space": {"pruning.final_density": {"choice": [0.5]}}, "trials": 3}, ["trials belongs to search: random"]),
+        (
+            {"space": {"train.seed": {"loguniform": [0, 5]}}, "search": "random", "trials": 1},
+            ["low must be below high"],
+        ),
+        ({"space": {"train.seed": {"choice": [1], "randint": [1, 2]}}}, ["exactly one of", "choice, randint"]),
+        ({"space": {}}, ["sweep.space"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_every_problem(sweep: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        trials(sweep)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_an_experiment_without_a_sweep_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"sweep: is missing.*sweep\.space"):
+        trials_of(experiment_from({"name": "one", "task": "sentiment", "student": {"model": "some/encoder"}}))
+
+
+SHIPPED = sorted((Path(__file__).resolve().parent.parent / "experiments" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_has_trials_that_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLUE_DIR", "/data/glue")
+    found = trials_of(load_experiment(path))
+    assert len(found) >= 4
+    assert len({trial.experiment.model_dump_json() for trial in found}) == len(found)
