@@ -123,15 +123,24 @@ class Checkpoints:
                     raise ValueError(f"{name} is not what was written")
             state = json.loads(contents["state.json"])
             return Checkpoint(step, load(contents["model.safetensors"]), load(contents["optimizer.safetensors"]), state)
-        except (OSError, ValueError, KeyError) as error:
+        except (FileNotFoundError, ValueError, KeyError) as error:
             logger.warning("the checkpoint %s is damaged and not used: %s", folder, error)
             return None
+        except OSError as error:  # no damage: taken for it, the run would go back and write over what is whole
+            raise StorageFailed(f"the checkpoint {folder} cannot be read: {error}") from error
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole."""
+    def latest(self, *, with_best: bool = False) -> Checkpoint | None:
+        """The newest checkpoint that is whole.
+
+        Args:
+            with_best: pass over one whose best evaluation's checkpoint is damaged: the run could not end well.
+        """
         for step in reversed(self.steps()):
             checkpoint = self.read(step)
-            if checkpoint is not None:
+            if checkpoint is None:
+                continue
+            best = checkpoint.state["progress"]["best"] if with_best else None
+            if best is None or best["step"] == step or self.read(int(best["step"])) is not None:
                 return checkpoint
         return None
 

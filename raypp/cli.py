@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raypp.errors import ConfigError, RunFailed
-from raypp.terminal import native_output_hidden
+from raypp.terminal import StderrHandler, native_output_hidden
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 STARTED_AT = time.time()
@@ -32,23 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    logging.basicConfig(format="raypp: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(format="raypp: %(message)s", level=level, handlers=[StderrHandler()])
     # A scheduler stops a job with SIGTERM: the same clean end as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
+    resuming = [f"the same command goes on from the last checkpoint: {again}"] if options.resumes else []
     try:
         options.run(options)
     except ConfigError as error:
         _say(*error.problems)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        _say("interrupted", f"the same command goes on from the last checkpoint: {again}")
+        _say("interrupted", *resuming)
         return INTERRUPTED
     except Exception as error:
         if options.verbose:
             logging.exception("the command failed")
         what = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-        _say(what, f"the same command goes on from the last checkpoint (-v shows the traceback): {again}")
+        _say(what, *resuming, *([] if options.verbose else ["-v shows the traceback"]))
         return FAILED
     return 0
 
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raypp", description="Small, sparse text classifiers from pretrained encoders."
     )
-    parser.set_defaults(verbose=False)
+    parser.set_defaults(verbose=False, resumes=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "print the resolved experiment; nothing is run"),
     ):
         sub = verb(name, run, summary)
+        sub.set_defaults(resumes=name != "show")
         sub.add_argument("experiment", help="experiment file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
         if name == "train":

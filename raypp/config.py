@@ -424,7 +424,7 @@ class ClusterSettings(Settings):
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """CPUs of each worker; auto: the cluster's CPUs shared evenly (1 on GPU workers)."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """GPUs of each worker."""
+    """GPU of each worker: 1, a part of one that several share, or 0 for the CPU."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """How workers are laid over nodes."""
     storage: str = "runs"
@@ -447,9 +447,9 @@ class ClusterSettings(Settings):
     def _range_goes_up(self) -> ClusterSettings:
         if isinstance(self.workers, tuple) and not 1 <= self.workers[0] <= self.workers[1]:
             raise ValueError(f"workers: a range is [min, max] with 1 <= min <= max, got {list(self.workers)}")
-        if self.workers == 0 and self.gpus_per_worker > 1:
+        if self.gpus_per_worker > 1:
             raise ValueError(
-                f"gpus_per_worker: workers: 0 runs in this process and uses at most 1 GPU, got {self.gpus_per_worker}"
+                f"gpus_per_worker: a worker uses at most 1 GPU, got {self.gpus_per_worker}; ask for more workers"
             )
         return self
 

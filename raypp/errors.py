@@ -24,4 +24,4 @@ class RunFailed(RuntimeError):
 
 
 class StorageFailed(RunFailed):
-    """A checkpoint cannot be written. Raised by one worker alone; trying again may help."""
+    """A checkpoint cannot be written or read. Raised by one worker alone; trying again may help."""

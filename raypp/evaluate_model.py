@@ -85,16 +85,13 @@ def evaluate_command(
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
     found: dict[str, dict[str, float]] = {}
+    if all_checkpoints:
+        found = _evaluate_checkpoints(subject)
+        _print(found)
+        return found
     with _folder(model, subject) as folder:
         tokenizer = load_tokenizer(folder, "MODEL")
         features = {name: _features(subject, name, tokenizer, folder) for name in splits}
-        if all_checkpoints:
-            for step, classifier in _checkpoints(subject):
-                for name in splits:
-                    predictions = predict(classifier, features[name], tokenizer.pad_token_id, Worker())
-                    found[f"step {step} {name}"] = score(subject.task, predictions)
-            _print(found)
-            return found
         classifier, permutation = _classifier(folder, subject.task)
         out.mkdir(parents=True, exist_ok=True)
         for name in splits:
@@ -156,20 +153,36 @@ def _classifier(folder: Path, task: Task) -> tuple[PreTrainedModel, list[int]]:
     return load_finetuned(folder, permutation, "MODEL").to(Worker().device), permutation
 
 
-def _checkpoints(subject: Subject) -> Iterator[tuple[int, PreTrainedModel]]:
-    """Every whole checkpoint of a run, with the masks it had at its step."""
+def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
+    """Metrics by step and split, of every whole checkpoint of a run."""
     if subject.run is None or subject.experiment is None:
         raise ConfigError("--all-checkpoints: only a run has checkpoints, and MODEL is no run folder")
-    experiment = subject.experiment
-    checkpoints = Checkpoints(subject.run / "checkpoints", experiment.cluster.keep_checkpoints)
-    if not checkpoints.steps():
-        raise ConfigError(f"--all-checkpoints: there are none in {checkpoints.location}")
-    folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
+    student = subject.experiment.student
+    folder = resolve_model(student.model, student.revision, "student.model")
+    tokenizer = load_tokenizer(folder, "student.model")
+    features = {name: _features(subject, name, tokenizer, folder) for name in subject.splits}
+    if unlabelled := [name for name, split in features.items() if not split.labelled.any()]:
+        raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
+    found: dict[str, dict[str, float]] = {}
+    for step, classifier in _checkpoints(subject.run, subject.experiment, subject.task, folder):
+        for name, split in features.items():
+            predictions = predict(classifier, split, tokenizer.pad_token_id, Worker())
+            found[f"step {step} {name}"] = score(subject.task, predictions)
+    if not found:
+        raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")
+    return found
+
+
+def _checkpoints(
+    run: Location, experiment: Experiment, task: Task, folder: Path
+) -> Iterator[tuple[int, PreTrainedModel]]:
+    """Every whole checkpoint of a run, with the masks it had at its step."""
+    checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
-        model = load_classifier(folder, subject.task, experiment.train.seed)
+        model = load_classifier(folder, task, experiment.train.seed)
         if freezes_embeddings(experiment):
             embeddings_of(model).requires_grad_(False)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
@@ -190,5 +203,6 @@ def _write(task: Task, split: str, predictions: Predictions, out: Path) -> None:
         path.write_text(predictions_table(task, {split: predictions}), encoding="utf-8")
     else:
         path = out / task.submission_file(split)
-        path.write_text("".join(submission_rows(task, predictions.logits)), encoding="utf-8")
+        logits = predictions.logits[:, 0] if task.kind == "regression" else predictions.logits
+        path.write_text("".join(submission_rows(task, logits)), encoding="utf-8")
     print(f"{split}: {len(predictions.rows)} predictions in {path}")

@@ -77,10 +77,12 @@ class Plan:
         """The splits that a run reads: training and evaluation."""
         return (TRAIN_SPLIT, *self.task.eval_splits)
 
-    def trained_model(self) -> ModelInput:
-        """The model that the finished run left, known by what it was made from."""
-        folder = (self.run / "model").download(Path(tempfile.mkdtemp(prefix="raypp-")))
-        return ModelInput(folder, self.digest, self.student.tokenizer)
+    @contextlib.contextmanager
+    def trained_model(self) -> Iterator[ModelInput]:
+        """The model that the finished run left, known by what it was made from; on this machine while it is needed."""
+        with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
+            folder = (self.run / "model").download(Path(scratch))
+            yield ModelInput(folder, self.digest, self.student.tokenizer)
 
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""

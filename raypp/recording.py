@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
 
+logger = logging.getLogger("raypp")
+
 
 @dataclass
 class Window:
@@ -26,6 +30,7 @@ class Window:
     sums: dict[str, float] = field(default_factory=dict)
     rows: int = 0
     steps: int = 0
+    skipped_steps: int = 0
     norms: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
@@ -33,23 +38,29 @@ class Window:
 
     def add(self, sums: list[float], rows: int, norm: float, seconds: float) -> None:
         """Adds one step: the sum of each term, then real and computed tokens; rows; the gradient norm before
-        clipping; the time it took."""
+        clipping; the time it took. Of a step that float16's scaler skipped, loss and norm mean nothing."""
         *terms, tokens, computed = sums
-        for name, value in zip(self.terms, terms, strict=True):
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.rows += rows
         self.steps += 1
-        self.norms += norm
         self.seconds += seconds
         self.tokens += int(tokens)
         self.computed_tokens += int(computed)
+        if not (math.isfinite(norm) and all(map(math.isfinite, terms))):
+            self.skipped_steps += 1
+            return
+        for name, value in zip(self.terms, terms, strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.rows += rows
+        self.norms += norm
 
     def drain(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Means over the window, which starts anew."""
-        means = {f"train/{name}": value / self.rows for name, value in self.sums.items()}
-        means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
-        means["train/gradient_norm"] = self.norms / self.steps
-        means["perf/step_seconds"] = self.seconds / self.steps
+        means = {"perf/step_seconds": self.seconds / self.steps}
+        if self.skipped_steps:
+            means["train/skipped_steps"] = self.skipped_steps
+        if taken := self.steps - self.skipped_steps:
+            means |= {f"train/{name}": value / self.rows for name, value in self.sums.items()}
+            means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
+            means["train/gradient_norm"] = self.norms / taken
         self.__init__(self.terms)  # type: ignore[misc]
         return means
 
@@ -95,10 +106,13 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.tracker.finish(1)
-            self.save()
-        self._scratch.close()
+        with self._scratch:
+            if kind is not None:
+                self.tracker.finish(1)
+                try:
+                    self.save()
+                except OSError as error:  # what ends the run is what must be said
+                    logger.warning("the last metrics cannot be written to %s: %s", self.run, error)
 
     def start(self, resume_step: int | None) -> None:
         """Starts recording, or goes on: what was logged after `resume_step` is cut, since it will be logged again."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -36,6 +37,17 @@ def native_output_hidden() -> Iterator[None]:
             shown.flush()
             os.dup2(shown.fileno(), 2)
             sys.stderr = python_stderr
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes log records to whatever `sys.stderr` is at the time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _is_descriptor(stream: TextIO | None, descriptor: int) -> bool:

@@ -26,7 +26,7 @@ from raypp.data.batches import batch_counter
 from raypp.data.features import Features
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
-from raypp.errors import RunFailed
+from raypp.errors import RunFailed, StorageFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
 from raypp.inputs import step_inputs
 from raypp.models import (
@@ -117,7 +117,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     longest = max_positions(model.config)
 
     checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
-    latest = checkpoints.latest()
+    selects_best = experiment.evaluation.select == "best"
+    latest = checkpoints.latest(with_best=selects_best)
     progress = Progress()
     if latest is not None:
         restore(latest, model, optimizer)
@@ -125,6 +126,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     before, start = replace(progress), progress.steps
+    if len(found := set(worker.gather(start))) > 1:
+        raise StorageFailed(f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}")
+    scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
     perf: dict[str, float] = {}
     recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))
@@ -203,6 +207,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             worker.on_report({"step": done, **metrics})
         if steps.saves_after(done):
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
+            recorder.save()  # before the checkpoint: what is too new is cut on resume, what is missing is lost
             if worker.is_first:
                 with watch("checkpoint"):
                     state = {
@@ -213,15 +218,15 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
                     checkpoints.write(capture(done, model, optimizer, state), best_step)
-                recorder.save()
 
     checkpoints.wait()
     worker.barrier()  # the first worker writes, all may read now
-    best = progress.best if experiment.evaluation.select == "best" else None
+    best = progress.best if selects_best else None
     if best is not None and best["step"] != steps.total:
         chosen = checkpoints.read(int(best["step"]))
-        if chosen is None:
-            raise RunFailed(f"the checkpoint of the best evaluation, step {best['step']:.0f}, cannot be read")
+        if not all(worker.gather(chosen is not None)):
+            raise RunFailed(f"the checkpoint of the best evaluation, step {best['step']:.0f}, is damaged")
+        assert chosen is not None
         restore(chosen, model)
         predictions = None
     pruner.refresh(schedule.at(steps.total), noise_seed=None)

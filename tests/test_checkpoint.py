@@ -82,6 +82,36 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_is_used(
     assert "step-00000002 is damaged" in caplog.text
 
 
+def test_one_whose_best_is_damaged_is_passed_over_where_the_best_is_to_be_delivered(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=4, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
+    for step, best in ((1, None), (2, {"step": 2, "value": 0.9}), (3, {"step": 2, "value": 0.9})):
+        checkpoints.write(capture(step, model, optimizer, {"progress": {"best": best}}), best_step=2)
+    checkpoints.wait()
+    for with_best in (False, True):
+        latest = checkpoints.latest(with_best=with_best)
+        assert latest is not None
+        assert latest.step == 3
+    file = tmp_path / "step-00000002" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for with_best, expected in ((False, 3), (True, 1)):
+        latest = checkpoints.latest(with_best=with_best)
+        assert latest is not None
+        assert latest.step == expected
+
+
+def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=4, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
+    checkpoints.write(capture(1, model, optimizer, {}))
+    checkpoints.wait()
+    file = tmp_path / "step-00000001" / "model.safetensors"
+    file.unlink()
+    file.mkdir()  # reading it fails, as of a network that is down
+    with pytest.raises(StorageFailed, match="step-00000001 cannot be read"):
+        checkpoints.latest()
+
+
 def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path: Path) -> None:
     model, optimizer = trained(seed=5, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=3)

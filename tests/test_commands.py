@@ -17,6 +17,10 @@ from transformers import (
 )
 
 from raypp.cli import main
+from raypp.export.huggingface import save_model
+from raypp.models import load_classifier
+from raypp.storage import Location
+from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -98,6 +102,19 @@ def test_evaluate_a_test_split_writes_the_submission(finished: Path, world: Path
     inputs = tokenizer([c[3] for c in cells], [c[4] for c in cells], padding=True, return_tensors="pt")
     expected = classifier(**inputs).logits.argmax(-1).tolist()
     assert lines[1:] == [f"{row}\t{label}" for row, label in enumerate(expected)]
+
+
+def test_the_submission_of_a_regression_task_has_a_number_a_row(minilm_dir: Path, tmp_path: Path) -> None:
+    header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\n"
+    lines = [f"{row}\tg\tf\ty\to\ts\ts\tA man .\tA dog .\n" for row in range(3)]
+    (tmp_path / "test.tsv").write_text(header + "".join(lines))
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    save_model(load_classifier(minilm_dir, TASKS["stsb"], 0), tokenizer, Location.of(tmp_path / "model"))
+    words = ["--task", "stsb", "--data", str(tmp_path), "--split", "test", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(tmp_path / "model"), *words]) == 0
+    written = (tmp_path / "out" / TASKS["stsb"].submission_file("test")).read_text().splitlines()
+    assert [line.split("\t")[0] for line in written] == ["index", "0", "1", "2"]
+    assert all(0.0 <= float(line.split("\t")[1]) <= 5.0 for line in written[1:])
 
 
 def test_evaluate_all_checkpoints_repeats_what_training_reported(
@@ -212,7 +229,10 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
         (["export", "WORLD", "--to", "WORLD/out"], "no finished run"),
         (["export", "RUN", "--to", "WORLD/MRPC"], "holds something already"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=64"], "but the cluster has 4 and cannot grow"),
-        (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=8"], "but the cluster has 0"),
+        (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=1"], "but the cluster has 0"),
+        (["train", "WORLD/mrpc.yaml", "cluster.gpus_per_worker=1"], "torch sees none"),
+        (["train", "WORLD/mrpc.yaml", "cluster.gpus_per_worker=2"], "at most 1 GPU"),
+        (["evaluate", "RUN", "--all-checkpoints", "--split", "test"], "test has no labels"),
         (["train", "WORLD/mrpc.yaml", "train.seed=1"], "holds a run with other settings"),
         (["train", "WORLD/no.yaml"], "cannot be read"),
     ],

@@ -16,6 +16,7 @@ from raypp.cluster.session import Session
 from raypp.cluster.trainer import run_job
 from raypp.config import Experiment
 from raypp.data.features import Features
+from raypp.errors import ConfigError
 from raypp.evaluate import score, split_key, teacher_predictions
 from raypp.identity import versions
 from raypp.models import label_permutation, load_model_config
@@ -50,9 +51,22 @@ def train(
     """
     on_event = (display or NullDisplay()).handle
     started_at = time.time() if started_at is None else started_at
+    _check_device(experiment)
     plan = make_plan(experiment)
     with Session(plan.experiment.cluster, verbose) as session:
         return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
+
+
+def _check_device(experiment: Experiment) -> None:
+    """Refuses a run in this process on a GPU that this machine lacks."""
+    import torch
+
+    gpus = experiment.cluster.gpus_per_worker
+    if experiment.cluster.max_workers == 0 and gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {gpus:g} with workers: 0 needs a GPU in this machine, and torch sees none; "
+            "allowed: 0, or workers on a cluster that has one"
+        )
 
 
 def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> list[Artifact]:
@@ -91,7 +105,7 @@ def run_plan(
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
-    with locked(plan.run, wait=stored):
+    with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
         result = finished_result(plan.run, plan.digest)
@@ -157,8 +171,8 @@ def _teacher(
     if plan.teacher_plan is not None:
         own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
         result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
-        model = plan.teacher_plan.trained_model()
-        return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
+        with plan.teacher_plan.trained_model() as model:
+            return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
     if plan.teacher is None:
         return None, None
     own = _features_of(plan, plan.teacher, features, session, on_event)

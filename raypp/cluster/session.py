@@ -5,14 +5,18 @@ Ray is started only when something needs it. A run with `workers: 0` and everyth
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
+from raypp.storage import Location
 
 # Read by Ray when it is imported. Its log would drown the progress display; -v shows it.
 QUIET_ENVIRONMENT = {
@@ -23,6 +27,10 @@ QUIET_ENVIRONMENT = {
 # Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+
+
+class _Owner:
+    """An actor that only exists, and ends with the command that made it."""
 
 
 @dataclass
@@ -75,6 +83,38 @@ class Session:
         self.started = True
         self.start_seconds = time.monotonic() - before
 
+    @contextlib.contextmanager
+    def owning(self, run: Location, *, wait: bool = False) -> Iterator[None]:
+        """Holds a run whose storage has no locks, by the name of an actor: for this command alone on this cluster.
+
+        A local run is held by its lock file (`runs.locked`). Commands on different clusters do not see each other.
+
+        Args:
+            wait: until another command that holds it is done.
+
+        Raises:
+            ConfigError: another command holds it, and there is no waiting.
+        """
+        if run.is_local:
+            yield
+            return
+        self.start()
+        import ray
+
+        owner: Any = ray.remote(num_cpus=0)(_Owner)
+        while True:
+            try:
+                actor = owner.options(name=f"owner of {run}", namespace="raypp").remote()
+                break
+            except ValueError:
+                if not wait:
+                    raise ConfigError(f"run: another command on this cluster works on {run}; wait for it") from None
+                time.sleep(1.0)
+        try:
+            yield
+        finally:
+            ray.kill(actor)
+
     def cpus_per_worker(self) -> float:
         """CPUs of a train worker; where the settings say auto, an even part of what the cluster has."""
         chosen = self.settings.cpus_per_worker
@@ -85,7 +125,9 @@ class Session:
         import ray
 
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        return float(max(1, min(sum(nodes) // max(1, self.settings.max_workers), max(nodes))))
+        wanted = max(1, self.settings.max_workers)
+        fitting = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= wanted]
+        return float(max(fitting, default=1))
 
     def check_resources(self) -> None:
         """Refuses more workers than the cluster has, or can grow to, resources for.
@@ -111,3 +153,13 @@ class Session:
         ]
         if problems:
             raise ConfigError(problems)
+        # A worker does not spread over nodes; of nodes that do not exist yet nothing is known.
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(min(int(node.get(name, 0) // each) for name, each in asked.items() if each) for node in nodes)
+        can_grow = any(reachable[name] > have for name, have in ray.cluster_resources().items())
+        if room < least and not can_grow:
+            raise ConfigError(
+                f"cluster.workers: the nodes have room for {room} workers with "
+                + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items() if each)
+                + f", not for {least}; ask for less"
+            )

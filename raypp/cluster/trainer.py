@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from raypp.cluster.session import Session
 from raypp.errors import ConfigError, RunFailed, StorageFailed
 from raypp.progress import Message
@@ -16,9 +18,8 @@ from raypp.train import Job, fit
 from raypp.worker import Worker
 
 EventHandler = Callable[[Any], None]
-# Seconds a worker group may take to start before Ray Train tries again, and how often the controller may fail.
-GROUP_START_SECONDS = "60"
-CONTROLLER_FAILURES = 2
+CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail
+STOP_SECONDS = 60.0  # for workers to notice, at their next event, that nobody listens any more
 
 
 def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any
         RunFailed: training failed for good; the same command resumes it.
     """
     if job.experiment.cluster.max_workers == 0:
-        return fit(job, Worker(on_event=on_event))
+        device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
+        return fit(job, Worker(device=device, on_event=on_event))
     return _run_on_workers(job, session, on_event)
 
 
@@ -77,8 +79,13 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
                 on_event(events.get(timeout=0.5))
             except (Empty, queue.Empty):
                 continue
-    finally:
+    except BaseException:
+        # On Ray of our own the workers end with it; on a cluster they would train on, and the run be nobody's.
         events.shutdown(force=True)
+        if not session.owned:
+            thread.join(STOP_SECONDS)
+        raise
+    events.shutdown(force=True)
     scratch.delete()
     if "error" in outcome:
         raise _explained(outcome["error"]) from outcome["error"]
@@ -109,15 +116,20 @@ def _explained(error: BaseException) -> Exception:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every TorchTrainer worker runs: the loop, with this worker's place in the group."""
     import ray.train
+    from ray.exceptions import RayActorError
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
     events = config["events"]
     first = context.get_world_rank() == 0
+    told: list[Any] = []
 
     def tell(event: Any) -> None:
-        # The queue's own put waits for an answer: some milliseconds that a step should not take.
-        events.actor.put_nowait.remote(event)
+        # The queue's own put waits for an answer: some milliseconds that a step should not take. So the answer is
+        # looked at before the next event; it is an error when the command has ended.
+        if told and ray.wait(told, timeout=0)[0]:
+            ray.get(told.pop())
+        told[:] = [events.actor.put_nowait.remote(event)]
 
     worker = Worker(
         rank=context.get_world_rank(),
@@ -132,6 +144,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         result = fit(config["job"], worker)
         events.size()  # answered after all that was told before: nothing is lost
         return {"result": result}
+    except RayActorError:
+        return {"failed": "the command that started this run has ended"}
     except StorageFailed:
         raise
     except RunFailed as failure:
