@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(resumes=name != "show")
         sub.add_argument("experiment", help="experiment file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
-        if name == "train":
+        if name in ("train", "sweep"):
             sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
         if name == "sweep":
             sub.add_argument("--dry-run", action="store_true", help="print the trials; nothing is run")
@@ -150,8 +150,10 @@ def _sweep(options: argparse.Namespace) -> None:
         print_trials([(each.trial, str(each.plan.run)) for each in plan_sweep(experiment)])
         return
     with Display() as display:
-        result = sweep(experiment, display=display, verbose=options.verbose)
+        result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
     print_front(result)
+    if result["failures"]:
+        raise RunFailed(f"{len(result['failures'])} of {result['trials']} trials failed")
 
 
 def _prepare(options: argparse.Namespace) -> None:

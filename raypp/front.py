@@ -83,4 +83,9 @@ def front_csv(points: Sequence[Point], headline: str) -> str:
 
 def best_runs(points: Sequence[Point]) -> dict[str, str]:
     """Run folder of the best trial of every point on the front, by achieved density."""
-    return {f"{point.density:.4f}": point.runs[0] for point in points if point.on_front}
+    best: dict[str, Point] = {}
+    for point in points:
+        key = f"{point.density:.4f}"
+        if point.on_front and (key not in best or point.metric > best[key].metric):
+            best[key] = point
+    return {key: point.runs[0] for key, point in best.items()}

@@ -7,6 +7,7 @@ All problems are collected into one `ConfigError`. Nothing is written here but t
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from raypp.config import DistillationSettings, EvaluationSettings, Experiment, StudentSettings, TeacherSettings
+from raypp.config import (
+    DistillationSettings,
+    EvaluationSettings,
+    Experiment,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+)
 from raypp.data.batches import batch_counter
 from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
 from raypp.data.sources import RawData, open_source
@@ -40,6 +48,7 @@ from raypp.store import Store
 from raypp.tasks import Task, default_source, resolve_task
 
 Value = TypeVar("Value")
+Section = TypeVar("Section", bound=Settings)
 TRAIN_SPLIT = "train"
 
 
@@ -191,7 +200,35 @@ def _fill_in(experiment: Experiment, task: Task) -> Experiment:
         changes["data"] = experiment.data.model_copy(update={"source": default_source(task)})
     if experiment.teacher is not None and experiment.distillation is None:
         changes["distillation"] = DistillationSettings()
-    return experiment.model_copy(update=changes)
+    return _with_absolute_paths(experiment.model_copy(update=changes))
+
+
+def _with_absolute_paths(experiment: Experiment) -> Experiment:
+    """Local paths from the root: Ray's workers start in folders of their own."""
+
+    def file(text: str | None) -> str | None:
+        return text if text is None or "://" in text else os.path.abspath(text)
+
+    def model(text: str | None) -> str | None:  # what is no folder is the name of a model
+        return file(text) if text is not None and Path(text).is_dir() else text
+
+    def changed(section: Section, make: Callable[[str | None], str | None], *names: str) -> Section:
+        present = [name for name in names if hasattr(section, name)]
+        return section.model_copy(update={name: make(getattr(section, name)) for name in present})
+
+    source = experiment.data.source
+    assert source is not None, "filled in before"
+    teacher = experiment.teacher
+    return experiment.model_copy(
+        update={
+            "data": experiment.data.model_copy(
+                update={"source": changed(source, file, "directory", "train", "dev", "test")}
+            ),
+            "student": changed(experiment.student, model, "model"),
+            "teacher": None if teacher is None else changed(teacher, model, "model"),
+            "cluster": changed(experiment.cluster, file, "storage", "store"),
+        }
+    )
 
 
 def _micro_batches(experiment: Experiment) -> int:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from raypp.config import Axis, Experiment, SweepSettings
+from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
-from raypp.load_config import with_changes
+from raypp.load_config import DISCRIMINATORS, with_changes
 
 Changes = dict[str, Any]
+COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
+MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,28 @@ def trials_of(experiment: Experiment) -> list[Trial]:
             "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
         )
     single = experiment.model_copy(update={"sweep": None})
-    problems = _problems_of_ends(single, settings)
+    space = _in_order(settings.space)
+    problems = [
+        f"sweep.space: {name} is the same for all trials; give it outside of the sweep"
+        for name in space
+        if name.split(".")[0] in COMMON
+    ]
+    if experiment.run is not None:
+        problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
+    if problems:
+        raise ConfigError(problems)
+    problems = _problems_of_ends(single, space)
+    points = list(_grid(single, space) if settings.search == "grid" else _drawn(single, space, settings))
+    if unused := [name for name in space if not any(name in changes for changes in points)]:
+        problems += [f"sweep.space: {name} matters in no point: its `when` never holds" for name in unused]
     trials = []
-    points = _grid(single, settings.space) if settings.search == "grid" else _drawn(single, settings)
     for number, changes in enumerate(points):
+        try:
+            trial = _changed(single, changes)
+        except ConfigError as error:
+            problems += [f"sweep.space: {_said(changes)}: {problem}" for problem in error.problems]
+            continue
         for seed in range(settings.seeds):
-            try:
-                trial = with_changes(single, changes)
-            except ConfigError as error:
-                problems += [f"sweep.space: {problem}" for problem in error.problems if seed == 0]
-                continue
             seeded = trial.train.model_copy(update={"seed": trial.train.seed + seed})
             trials.append(Trial(number, changes, trial.model_copy(update={"train": seeded})))
     if problems:
@@ -59,9 +73,42 @@ def trials_of(experiment: Experiment) -> list[Trial]:
     return trials
 
 
+def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
+    """Sections before their fields, and what starts a section anew before what else is in it."""
+
+    def rank(name: str) -> tuple[int, bool]:
+        parts = name.split(".")
+        return len(parts), parts[-1] not in DISCRIMINATORS
+
+    return {name: space[name] for name in sorted(space, key=rank)}
+
+
+def _changed(experiment: Experiment, changes: Changes) -> Experiment:
+    """The experiment of a point; ConfigError where a value would not be what the point says."""
+    changed = with_changes(experiment, changes)
+    values = changed.model_dump(mode="json")
+    lost = [
+        f"{name} has no effect, another axis sets it anew"
+        for name, value in changes.items()
+        if not isinstance(value, dict) and _within(values, name.split(".")) != _plain(value)
+    ]
+    if lost:
+        raise ConfigError(lost)
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """A value as an experiment holds it."""
+    return METHOD_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+def _said(changes: Changes) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
 def _grid(experiment: Experiment, space: Mapping[str, Axis]) -> Iterator[Changes]:
     """Every combination; one that differs from another only in an axis that does not matter comes once."""
-    seen = []
+    seen: list[Changes] = []
     for values in itertools.product(*(axis.choice or () for axis in space.values())):
         changes = _that_matter(experiment, space, dict(zip(space, values, strict=True)))
         if changes not in seen:
@@ -69,12 +116,19 @@ def _grid(experiment: Experiment, space: Mapping[str, Axis]) -> Iterator[Changes
             yield changes
 
 
-def _drawn(experiment: Experiment, settings: SweepSettings) -> Iterator[Changes]:
-    """So many points; each has a stream of its own, so that more of them begin with the same ones."""
-    for number in range(settings.trials or 0):
+def _drawn(experiment: Experiment, space: Mapping[str, Axis], settings: SweepSettings) -> Iterator[Changes]:
+    """So many different points, or all that a space of choices has; each draw has a stream of its own, so that a longer
+    search begins with the same points."""
+    wanted = settings.trials or 0
+    seen: list[Changes] = []
+    for number in range(wanted * MOST_DRAWS):
         random = np.random.default_rng([settings.seed, number])
-        values = {name: _draw(axis, random) for name, axis in settings.space.items()}
-        yield _that_matter(experiment, settings.space, values)
+        changes = _that_matter(experiment, space, {name: _draw(axis, random) for name, axis in space.items()})
+        if changes not in seen:
+            seen.append(changes)
+            yield changes
+        if len(seen) == wanted:
+            return
 
 
 def _draw(axis: Axis, random: np.random.Generator) -> Any:
@@ -96,19 +150,20 @@ def _that_matter(experiment: Experiment, space: Mapping[str, Axis], values: Chan
     """The values whose `when` holds, given the experiment and the values before them."""
     chosen: Changes = {}
     for name, value in values.items():
-        if all(_value_at(experiment, chosen, path) in _listed(allowed) for path, allowed in space[name].when.items()):
+        if not space[name].when or _holds(experiment, chosen, space[name].when):
             chosen[name] = value
     return chosen
 
 
-def _value_at(experiment: Experiment, changes: Changes, path: str) -> Any:
-    """What a field will be: as the last change of it or of a section around it says, else as the experiment has it."""
-    parts = path.split(".")
-    for changed, value in reversed(changes.items()):
-        above = changed.split(".")
-        if parts[: len(above)] == above and (found := _within(value, parts[len(above) :])) is not None:
-            return found
-    return _within(experiment.model_dump(mode="json"), parts)
+def _holds(experiment: Experiment, chosen: Changes, when: Mapping[str, Any]) -> bool:
+    try:
+        settings = with_changes(experiment, chosen).model_dump(mode="json")
+    except ConfigError:
+        return True  # what is wrong with the values before is said of the point as a whole
+    return all(
+        _within(settings, path.split(".")) in map(_plain, allowed if isinstance(allowed, list) else [allowed])
+        for path, allowed in when.items()
+    )
 
 
 def _within(value: Any, parts: list[str]) -> Any:
@@ -117,28 +172,29 @@ def _within(value: Any, parts: list[str]) -> Any:
     return value
 
 
-def _listed(allowed: Any) -> list[Any]:
-    return allowed if isinstance(allowed, list) else [allowed]
-
-
-def _problems_of_ends(experiment: Experiment, settings: SweepSettings) -> list[str]:
-    """What is wrong with the ends of the ranges, each with the first value of every other axis that matters."""
+def _problems_of_ends(experiment: Experiment, space: Mapping[str, Axis]) -> list[str]:
+    """What is wrong with the ends of the ranges, wherever they matter."""
     problems = []
-    for name, axis in settings.space.items():
+    for name, axis in space.items():
         if axis.kind == "choice":
             continue
         for end in getattr(axis, axis.kind)[:2]:
-            for others in _corners(experiment, settings.space, name):
-                changes = _that_matter(experiment, settings.space, {**others, name: end})
+            for others in _corners(space, name):
+                changes = _that_matter(experiment, space, {**others, name: end})
                 try:
-                    with_changes(experiment, changes)
+                    _changed(experiment, changes)
                 except ConfigError as error:
-                    problems += [f"sweep.space: {problem}" for problem in error.problems]
+                    problems += [f"sweep.space: {_said(changes)}: {problem}" for problem in error.problems]
     return problems
 
 
-def _corners(experiment: Experiment, space: Mapping[str, Axis], axis: str) -> Iterator[Changes]:
-    """Every combination of the choices, and of the lower ends of the other ranges."""
-    lists = [a.choice if a.choice is not None else getattr(a, a.kind)[:1] for a in space.values()]
+def _corners(space: Mapping[str, Axis], axis: str) -> Iterator[Changes]:
+    """The values of all axes: each of those that decide which fields there are, or whether `axis` matters; the first of
+    the others."""
+    lists = []
+    for name, other in space.items():
+        values = other.choice if other.choice is not None else getattr(other, other.kind)[:1]
+        decides = name.split(".")[-1] in DISCRIMINATORS or any(isinstance(value, dict) for value in values)
+        lists.append(values if decides or name in space[axis].when else values[:1])
     for values in itertools.product(*lists):
         yield dict(zip(space, values, strict=True))

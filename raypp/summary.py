@@ -55,7 +55,7 @@ def print_trials(trials: Sequence[tuple[Trial, str]], console: Console | None = 
         table.add_column(name)
     for trial, run in trials:
         settings = ", ".join(f"{name}={value}" for name, value in trial.changes.items())
-        table.add_row(str(trial.point), str(trial.experiment.train.seed), settings, run.rsplit("/", 1)[-1])
+        table.add_row(str(trial.point), str(trial.experiment.train.seed), Text(settings), run.rsplit("/", 1)[-1])
     (console or Console()).print(table)
 
 
@@ -75,7 +75,7 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
         settings = ", ".join(f"{name}={value}" for name, value in point["settings"].items())
         spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
         table.add_row(
-            f"{point['density']:.4f}", f"{point['metric']:.4f}{spread}", settings, point["run"].rsplit("/")[-1]
+            f"{point['density']:.4f}", f"{point['metric']:.4f}{spread}", Text(settings), point["run"].rsplit("/", 1)[-1]
         )
     console.print(table)
     for run, reason in result["failures"].items():

@@ -103,6 +103,20 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         ({"space": {"train.seed": {"choice": [1], "randint": [1, 2]}}}, ["exactly one of", "choice, randint"]),
         ({"space": {}}, ["sweep.space"]),
+        ({"space": {"cluster.workers": {"choice": [0, 1]}}}, ["cluster.workers is the same for all trials"]),
+        (
+            {"space": {"train.seed": {"choice": [1, 2], "when": {"pruning.metod": "topk"}}}},
+            ["train.seed matters in no point"],
+        ),
+        (
+            {
+                "space": {
+                    "pruning.penalty": {"choice": [{"kind": "l1", "final_lambda": 1}]},
+                    "pruning": {"choice": [{"method": "magnitude"}]},
+                }
+            },
+            ["pruning.penalty", "there is no such setting"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_every_problem(sweep: dict[str, Any], parts: list[str]) -> None:
@@ -126,3 +140,36 @@ def test_every_shipped_sweep_has_trials_that_fit(path: Path, monkeypatch: pytest
     found = trials_of(load_experiment(path))
     assert len(found) >= 4
     assert len({trial.experiment.model_dump_json() for trial in found}) == len(found)
+
+
+def test_the_order_of_axes_does_not_matter() -> None:
+    density, method = {"choice": [0.5, 0.1]}, {"choice": ["topk", "magnitude"]}
+    forwards = trials({"space": {"pruning.method": method, "pruning.final_density": density}})
+    backwards = trials({"space": {"pruning.final_density": density, "pruning.method": method}})
+    for found in (forwards, backwards):
+        pruning: list[Any] = [trial.experiment.pruning for trial in found]
+        assert {(p.method, p.final_density) for p in pruning} == {
+            ("topk", 0.5), ("topk", 0.1), ("magnitude", 0.5), ("magnitude", 0.1),
+        }  # fmt: skip
+
+
+def test_a_section_may_be_absent_and_defaults_count_for_when() -> None:
+    space = {
+        "pruning": {"choice": [None, {"method": "topK"}]},
+        "pruning.final_density": {"choice": [0.5, 0.1], "when": {"pruning.method": "topK", "pruning.scope": "local"}},
+    }
+    found: list[Any] = [trial.experiment.pruning for trial in trials({"space": space})]
+    assert found[0] is None
+    assert [p.final_density for p in found[1:]] == [0.5, 0.1]
+
+
+def test_a_random_search_repeats_no_point_and_ends_where_there_are_no_more() -> None:
+    space = {"pruning.final_density": {"choice": [0.5, 0.3, 0.1]}}
+    found = trials({"space": space, "search": "random", "trials": 2})
+    assert len({trial.changes["pruning.final_density"] for trial in found}) == 2
+    assert len(trials({"space": space, "search": "random", "trials": 50})) == 3
+
+
+def test_trials_are_named_by_their_settings() -> None:
+    with pytest.raises(ConfigError, match="run: trials are named by their settings, got 'mine'"):
+        trials({"space": {"pruning.final_density": {"choice": [0.5]}}}, run="mine")

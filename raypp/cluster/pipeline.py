@@ -51,13 +51,13 @@ def train(
     """
     on_event = (display or NullDisplay()).handle
     started_at = time.time() if started_at is None else started_at
-    _check_device(experiment)
+    check_device(experiment)
     plan = make_plan(experiment)
     with Session(plan.experiment.cluster, verbose) as session:
         return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 
-def _check_device(experiment: Experiment) -> None:
+def check_device(experiment: Experiment) -> None:
     """Refuses a run in this process on a GPU that this machine lacks."""
     import torch
 
@@ -92,6 +92,7 @@ def run_plan(
     phase: str,
     fresh: bool = False,
     stored: bool = False,
+    wait: bool = False,
     features: dict[str, Artifact] | None = None,
     started_at: float | None = None,
 ) -> dict[str, Any]:
@@ -102,10 +103,11 @@ def run_plan(
         fresh: delete first what an earlier run left.
         stored: the run is in the store, as a teacher is: if another process works on it, wait for that one; if its
             model is damaged, train it again.
+        wait: for another process that works on the same run, in any case.
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
-    with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
+    with locked(plan.run, wait=stored or wait), session.owning(plan.run, wait=stored or wait):
         if fresh:
             clear_run(plan.run)
         result = finished_result(plan.run, plan.digest)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.cluster.pipeline import EventHandler, prepare_plan, run_plan
+from raypp.cluster.pipeline import EventHandler, check_device, prepare_plan, run_plan
 from raypp.cluster.session import Session
 from raypp.config import Experiment
 from raypp.errors import ConfigError, RunFailed
@@ -24,7 +24,7 @@ from raypp.figures import front_figure, save_to
 from raypp.front import Point, best_runs, front_csv, points_of
 from raypp.plan import Plan, make_plan
 from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
-from raypp.runs import finished_result
+from raypp.runs import clear_run, finished_result, locked
 from raypp.space import Trial, trials_of
 from raypp.storage import Location
 
@@ -42,29 +42,37 @@ class PlannedTrial:
 
 
 def plan_sweep(experiment: Experiment) -> list[PlannedTrial]:
-    """Every trial, checked against its input as a single run would be.
+    """Every trial, checked against its input as a single run would be. Two that come to the same run are one.
 
     Raises:
         ConfigError: with every problem of every trial.
     """
-    problems: list[str] = []
-    planned = []
-    for trial in trials_of(experiment):
-        try:
-            planned.append(PlannedTrial(trial, make_plan(_in_one_process(trial.experiment))))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
     if experiment.cluster.max_workers > 1:
         raise ConfigError(
             f"cluster.workers: {experiment.cluster.workers} workers a trial are not possible in a sweep; give 0 or 1"
         )
-    return planned
+    problems: list[str] = []
+    planned: dict[str, PlannedTrial] = {}
+    for trial in trials_of(experiment):
+        try:
+            plan = make_plan(trial.experiment)
+            planned.setdefault(plan.digest, PlannedTrial(trial, plan))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return list(planned.values())
 
 
-def sweep(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> dict[str, Any]:
+def sweep(
+    experiment: Experiment, *, fresh: bool = False, display: NullDisplay | None = None, verbose: bool = False
+) -> dict[str, Any]:
     """Runs what is left of a sweep and returns its result (as in its result.json).
+
+    Args:
+        fresh: delete first what earlier trials left.
+        display: shows the progress.
+        verbose: show Ray's log, too.
 
     Raises:
         ConfigError: a trial's settings, the input or the cluster do not fit; nothing was started.
@@ -72,26 +80,33 @@ def sweep(experiment: Experiment, *, display: NullDisplay | None = None, verbose
     """
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
+    check_device(experiment)
     planned = plan_sweep(experiment)
     folder = _folder(planned)
-    with Session(experiment.cluster, verbose) as session:
+    one_worker = experiment.cluster.model_copy(update={"workers": 1})
+    with Session(one_worker, verbose) as session, locked(folder), session.owning(folder):
+        if fresh:
+            for each in planned:
+                with locked(each.plan.run), session.owning(each.plan.run):
+                    clear_run(each.plan.run)
+        failures: dict[str, str] = {}
         unfinished = [each for each in planned if finished_result(each.plan.run, each.plan.digest) is None]
         if unfinished:
             session.start()
+            session.check_resources()
             _prepare(unfinished, session, on_event)
-            failures = _run(unfinished, len(planned), session, experiment, on_event)
+            failures = _run(unfinished, len(planned), folder / "ray", experiment, on_event)
         else:
-            failures = {}
             on_event(PhaseFinished(PHASE, note="finished before"))
-    results = []
-    for each in planned:
-        result = finished_result(each.plan.run, each.plan.digest)
-        if result is not None:
-            results.append((each.trial.point, each.trial.changes, result))
-    if not results:
-        raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()), 'nothing')}")
-    points = points_of(results)
-    return _deliver(folder, experiment, points, results, failures, time.monotonic() - began)
+        results = []
+        for each in planned:
+            result = finished_result(each.plan.run, each.plan.digest)
+            if result is not None:
+                results.append((each.trial.point, each.trial.changes, result))
+        if not results:
+            raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
+        seconds = time.monotonic() - began
+        return _deliver(folder, experiment, points_of(results), results, failures, seconds)
 
 
 def _in_one_process(experiment: Experiment) -> Experiment:
@@ -120,7 +135,7 @@ def _prepare(planned: list[PlannedTrial], session: Session, on_event: EventHandl
 
 
 def _run(
-    planned: list[PlannedTrial], total: int, session: Session, experiment: Experiment, on_event: EventHandler
+    planned: list[PlannedTrial], total: int, scratch: Location, experiment: Experiment, on_event: EventHandler
 ) -> dict[str, str]:
     """Runs the trials on Tune; returns what the failed ones said, by run folder."""
     # Ctrl-C ends the command, as everywhere; Tune's own handler would wait for its trials.
@@ -129,10 +144,10 @@ def _run(
 
     cpus = 1.0 if experiment.cluster.cpus_per_worker == "auto" else float(experiment.cluster.cpus_per_worker)
     resources = {"cpu": cpus, "gpu": experiment.cluster.gpus_per_worker}
-    scratch = planned[0].plan.run.parent / "ray"
-    experiments = [each.plan.experiment for each in planned]
+    experiments = [_in_one_process(each.plan.experiment) for each in planned]
+    threads = max(1, int(cpus))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_trial, experiments=experiments, threads=int(cpus)), resources),
+        tune.with_resources(tune.with_parameters(_run_trial, experiments=experiments, threads=threads), resources),
         param_space={"number": tune.grid_search(list(range(len(planned))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=experiment.sweep.concurrent if experiment.sweep else None, reuse_actors=True
@@ -158,11 +173,12 @@ def _run(
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
     failures = {}
-    for each in outcome["results"]:
-        if each.error is not None:
-            folder = str(planned[each.config["number"]].plan.run)
-            failures[folder] = _last_line(each.error)
-            on_event(Message(f"trial {folder}: failed: {failures[folder]}"))
+    for each, found in zip(planned, outcome["results"], strict=True):  # Tune keeps the order of the grid
+        for text in (found.metrics or {}).get("messages", []):
+            on_event(Message(f"trial {each.plan.run.name}: {text}"))
+        if found.error is not None:
+            failures[str(each.plan.run)] = _last_line(found.error)
+            on_event(Message(f"trial {each.plan.run.name} failed: {_last_line(found.error)}"))
     on_event(PhaseFinished(PHASE))
     return failures
 
@@ -180,10 +196,18 @@ def _run_trial(config: dict[str, Any], experiments: list[Experiment], threads: i
     from ray import tune
 
     torch.set_num_threads(threads)
+    messages: list[str] = []
+
+    def keep(event: Any) -> None:
+        if isinstance(event, Message):
+            messages.append(event.text)
+
     plan = make_plan(experiments[config["number"]])
     with Session(plan.experiment.cluster) as session:
-        result = run_plan(plan, session, lambda event: None, phase="trial")
-    tune.report({result["headline"]: result["metrics"][result["headline"]], "density": result["density"]["linear"]})
+        # What a command that was killed has left may hold the run for some seconds more.
+        result = run_plan(plan, session, keep, phase="trial", wait=True)
+    headline = result["headline"]
+    tune.report({headline: result["metrics"][headline], "density": result["density"]["linear"], "messages": messages})
 
 
 def _last_line(error: BaseException) -> str:
@@ -201,9 +225,9 @@ def _deliver(
 ) -> dict[str, Any]:
     """Writes front.csv, front.png, best.json and, last, result.json."""
     folder.make_folder()
-    first = results[0][2]
-    headline = first["headline"]
-    teacher = (first["teacher_metrics"] or {}).get(headline)
+    headline = results[0][2]["headline"]
+    teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in results}
+    teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
     save_to(front_figure(points, experiment.name, headline, teacher), folder / "front.png")
     best = best_runs(points)

@@ -34,7 +34,8 @@ DEADLINE_SECONDS = 240
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     path = tmp_path_factory.mktemp("experiment") / "small.yaml"
-    path.write_text(EXPERIMENT.format(model=minilm_dir, storage=path.parent / "runs"))
+    # A relative path, which starts where the command was typed and not where Ray's workers are.
+    path.write_text(EXPERIMENT.format(model=os.path.relpath(minilm_dir), storage=path.parent / "runs"))
     return path
 
 

@@ -16,15 +16,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, minilm_dir: Path) -> Path:
+def experiment(tmp_path: Path, minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # relative paths start here, also for trials, which Tune moves elsewhere
+    (tmp_path / "encoder").symlink_to(minilm_dir)
     path = tmp_path / "ladder.yaml"
     values = {
         "task": "sentiment",
         "data": {"source": {"kind": "synthetic", "train_rows": 64, "dev_rows": 32}, "max_length": 32},
-        "student": {"model": str(minilm_dir)},
+        "student": {"model": "encoder"},
         "pruning": {"method": "magnitude", "final_density": 0.5, "initial_warmup": 0, "final_warmup": 1},
         "train": {"max_steps": 4, "batch_size": 8},
-        "cluster": {"storage": str(tmp_path / "runs")},
+        "cluster": {"storage": "runs"},
         "tracking": {"wandb": "off"},
         "sweep": {"space": {"pruning.final_density": {"choice": [0.5, 0.2]}}, "seeds": 2},
     }
