@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,6 +70,7 @@ class Session:
             level = logging.INFO if self.verbose else logging.ERROR
             for name in RAY_LOGGERS:
                 logging.getLogger(name).setLevel(level)
+            on_terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
                     address=os.environ.get("RAY_ADDRESS") or "local",
@@ -80,6 +83,10 @@ class Session:
                 raise ConfigError(
                     f"RAY_ADDRESS: there is no Ray cluster at {address!r} ({error}); unset it to run here"
                 ) from None
+            finally:
+                # Ray puts its own in the command's place, which would end it without a word.
+                if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, on_terminate)
             self.owned = True
         self.started = True
         self.start_seconds = time.monotonic() - before

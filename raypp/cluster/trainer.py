@@ -19,7 +19,7 @@ from raypp.worker import Worker
 
 EventHandler = Callable[[Any], None]
 CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail
-STOP_SECONDS = 60.0  # for workers to notice, at their next event, that nobody listens any more
+STOP_SECONDS = 30.0  # for workers to notice, at one of their next events, that nobody listens any more
 
 
 def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
             except (Empty, queue.Empty):
                 continue
     except BaseException:
-        # On Ray of our own the workers end with it; on a cluster they would train on, and the run be nobody's.
+        # The workers notice and end: else they would train on, on a cluster of others, with a run that is nobody's; and
+        # Ray of our own must not be shut down under the trainer's feet.
         events.shutdown(force=True)
-        if not session.owned:
-            thread.join(STOP_SECONDS)
+        thread.join(STOP_SECONDS)
         raise
     events.shutdown(force=True)
     scratch.delete()
