@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,22 +32,18 @@ def naive_seconds(workload: Workload, steps: int) -> float:
     columns = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if workload.task.pair else [])]
     times: list[float] = []
 
-    def batches() -> list[list[int]]:
-        return [list(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)) for step in range(steps)]
-
-    class Timed(list[list[int]]):
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            for rows in super().__iter__():
-                times.append(time.perf_counter())
-                yield rows
+    def timed_batches() -> Iterator[list[int]]:
+        for start in range(0, steps * BATCH_SIZE, BATCH_SIZE):
             times.append(time.perf_counter())
+            yield list(range(start, start + BATCH_SIZE))
+        times.append(time.perf_counter())
 
     fine_prune(
         resolve_model(ENCODER, None, "student.model"),
         workload.teacher,
         list(zip(*columns, strict=True)),
         table["label"].to_pylist(),
-        Timed(batches()),
+        timed_batches(),
         method="topk",
         total=100,
         warmup=1,
@@ -71,7 +68,7 @@ def main() -> None:
             pruning = {
                 "method": "topk",
                 "final_density": 0.15,
-                "score_initialization": {"kind": "uniform", "scale": 0.1},
+                "score_initialization": UNIFORM.model_dump(),
             }
             for precision in ("float32", "bfloat16"):
                 ours = workload.step_seconds(

@@ -6,7 +6,7 @@ forward, batches padded to the maximal length, the teacher run beside the studen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def fine_prune(
     teacher: Path | None,
     texts: Sequence[tuple[str, ...]],
     labels: Sequence[int],
-    batches: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
     *,
     method: str,
     total: int,

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from raypp.cluster.pipeline import EventHandler, check_device, prepare_plan, run_plan
 from raypp.cluster.session import Session
+from raypp.cluster.trainer import start_fit
 from raypp.config import Experiment
 from raypp.errors import ConfigError, RunFailed
 from raypp.figures import front_figure, save_to
@@ -160,9 +159,7 @@ def _run(
             verbose=0,
         ),
     )
-    outcome: dict[str, Any] = {}
-    thread = threading.Thread(target=_fit, args=(tuner.fit, outcome), name="tuner", daemon=True)
-    thread.start()
+    thread, outcome = start_fit(tuner.fit)
     on_event(PhaseStarted(PHASE, total))
     while thread.is_alive():
         # Tune's callbacks are pickled, which a display cannot be; and the folders are the truth anyway.
@@ -173,7 +170,7 @@ def _run(
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
     failures = {}
-    for each, found in zip(planned, outcome["results"], strict=True):  # Tune keeps the order of the grid
+    for each, found in zip(planned, outcome["result"], strict=True):  # Tune keeps the order of the grid
         for text in (found.metrics or {}).get("messages", []):
             on_event(Message(f"trial {each.plan.run.name}: {text}"))
         if found.error is not None:
@@ -181,13 +178,6 @@ def _run(
             on_event(Message(f"trial {each.plan.run.name} failed: {_last_line(found.error)}"))
     on_event(PhaseFinished(PHASE))
     return failures
-
-
-def _fit(fit: Callable[[], Any], outcome: dict[str, Any]) -> None:
-    try:
-        outcome["results"] = fit()
-    except BaseException as error:  # handed to the main thread, which raises it
-        outcome["error"] = error
 
 
 def _run_trial(config: dict[str, Any], experiments: list[Experiment], threads: int) -> None:

@@ -69,10 +69,7 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
     )
-    outcome: dict[str, Any] = {}
-    # fit() in a thread of its own: in the main thread it would take over Ctrl-C.
-    thread = threading.Thread(target=_fit, args=(trainer, outcome), name="trainer", daemon=True)
-    thread.start()
+    thread, outcome = start_fit(trainer.fit)
     try:
         while thread.is_alive() or not events.empty():
             try:
@@ -95,11 +92,23 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
     return dict(returned["result"])
 
 
-def _fit(trainer: Any, outcome: dict[str, Any]) -> None:
-    try:
-        outcome["result"] = trainer.fit()
-    except BaseException as error:  # handed to the main thread, which raises it
-        outcome["error"] = error
+def start_fit(fit: Callable[[], Any]) -> tuple[threading.Thread, dict[str, Any]]:
+    """Runs a trainer's or tuner's fit() in a thread of its own: in the main thread it would take over Ctrl-C.
+
+    Returns:
+        The thread, and where its `result` or `error` will be when it has ended.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = fit()
+        except BaseException as error:  # handed to the main thread, which raises it
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    return thread, outcome
 
 
 def _explained(error: BaseException) -> Exception:
