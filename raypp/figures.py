@@ -54,11 +54,11 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a figure in the format that the file's ending names; ConfigError for any other than `FORMATS`."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{path}: a figure's file ends in one of {', '.join(FORMATS)}, got {path.suffix!r}")
-    figure.savefig(path, dpi=150)
+    save_to(figure, Location.of(path))
 
 
 def save_to(figure: Figure, file: Location) -> None:
-    """The same on any filesystem; the format follows from the name."""
+    """Writes a figure on any filesystem; the format follows from the name, which is one of ours."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format=file.name.rsplit(".", 1)[-1])
     file.write_bytes(content.getvalue())
