@@ -99,7 +99,8 @@ class OnlineTeacher:
         if student_width != teacher_width:
             for pair in pairs:
                 torch.manual_seed(named_seed(seed, f"projection {pair}"))
-                self.projections[_name(pair)] = nn.Linear(student_width, teacher_width, device=device)
+                self.projections[_name(pair)] = nn.Linear(student_width, teacher_width)
+            self.projections.to(device)  # made on the CPU, so the same for every device
 
     @torch.no_grad()  # not inference mode: the student's backward pass may keep a teacher's state
     def observe(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
