@@ -24,6 +24,7 @@ from raypp.storage import Location
 logger = logging.getLogger("raypp")
 
 MANIFEST = "manifest.json"
+BESIDE = "beside/"  # begins the names of what is learned beside the model
 
 
 @dataclass
@@ -39,29 +40,47 @@ class Checkpoint:
     """JSON: the run's length and progress, the gradient scaler's state."""
 
 
-def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:
-    """A snapshot in host memory: training goes on while it is written."""
-    parameters = {name: _copy(value) for name, value in _changing(model).items()}
+def capture(
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    state: dict[str, Any],
+    *,
+    beside: nn.Module | None = None,
+) -> Checkpoint:
+    """A snapshot in host memory: training goes on while it is written.
+
+    Args:
+        beside: what else the optimizer moves, to go on with; nobody needs it who only reads the model.
+    """
+    parameters = {name: _copy(value) for name, value in _changing(model, beside).items()}
     moments: dict[str, Tensor] = {}
     if optimizer is not None:
-        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model, beside).items()}
         for parameter, entries in optimizer.state.items():
             moments |= {f"{key}/{names[parameter]}": _copy(value) for key, value in entries.items()}
     return Checkpoint(step, parameters, moments, dict(state))
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Puts a snapshot back, bit for bit."""
-    targets = _changing(model)
-    if targets.keys() != checkpoint.parameters.keys():
-        different = sorted(targets.keys() ^ checkpoint.parameters.keys())
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    beside: nn.Module | None = None,
+) -> None:
+    """Puts a snapshot back, bit for bit; without `beside`, the model alone."""
+    targets = _changing(model, beside)
+    saved = {n: v for n, v in checkpoint.parameters.items() if beside is not None or not n.startswith(BESIDE)}
+    if targets.keys() != saved.keys():
+        different = sorted(targets.keys() ^ saved.keys())
         raise RunFailed(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(checkpoint.parameters[name])
+            target.copy_(saved[name])
     if optimizer is None:
         return
-    parameters = dict(model.named_parameters())
+    parameters = _parameters(model, beside)
     for key, value in checkpoint.moments.items():
         entry, _, name = key.partition("/")
         parameter = parameters[name]
@@ -69,8 +88,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameter][entry] = value.to(parameter.device).clone()
 
 
-def _changing(model: nn.Module) -> dict[str, Tensor]:
-    changing: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+def _parameters(model: nn.Module, beside: nn.Module | None) -> dict[str, nn.Parameter]:
+    extra = {} if beside is None else {BESIDE + name: parameter for name, parameter in beside.named_parameters()}
+    return dict(model.named_parameters()) | extra
+
+
+def _changing(model: nn.Module, beside: nn.Module | None) -> dict[str, Tensor]:
+    changing: dict[str, Tensor] = {n: p.detach() for n, p in _parameters(model, beside).items() if p.requires_grad}
     persistent = model.state_dict().keys()
     return changing | {n: b for n, b in model.named_buffers() if n in persistent}
 

@@ -372,8 +372,13 @@ PruningSettings = Annotated[
 ]
 
 
+LayerNumber = Annotated[int, Field(ge=0)]
+LayerPair = Annotated[tuple[LayerNumber, LayerNumber], Strict(False)]
+
+
 class DistillationSettings(Settings):
-    """How the soft loss (the teacher) and the hard loss (the labels) are weighed."""
+    """How the hard loss (the labels), the soft loss (the teacher's logits) and the hidden loss (its hidden states) are
+    weighed."""
 
     soft_weight: Annotated[float, Field(ge=0)] = 0.9
     """Weight of the soft loss."""
@@ -381,11 +386,30 @@ class DistillationSettings(Settings):
     """Weight of the hard loss."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens both distributions; the loss is multiplied by its square. Without effect in regression."""
+    hidden_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hidden loss. Above 0 the teacher runs beside the student and must have the student's tokenizer; 0:
+    its stored logits are enough."""
+    hidden_layers: Annotated[tuple[LayerPair, ...], Strict(False), Field(min_length=1)] | None = None
+    """Pairs [student layer, teacher layer] whose hidden states are compared; 0 is the embeddings' output, as in Hugging
+    Face's hidden_states. null: each layer m = 1 … S of the student with layer ceil(m T / S) of the teacher's T. The
+    loss is the mean over pairs. Where the two models' widths differ, each pair learns a linear projection."""
+    hidden_kind: Literal["mse", "cosine"] = "mse"
+    """How states are compared: mse, the mean squared error over real tokens and width (as TinyBERT); cosine, 1 - their
+    cosine similarity, the mean over real tokens (as DistilBERT)."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> DistillationSettings:
         if self.soft_weight == 0 and self.hard_weight == 0:
-            raise ValueError("soft_weight and hard_weight are both 0: nothing would be learned")
+            raise ValueError("soft_weight and hard_weight are both 0: the classifier's outputs would not be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_loss_is_meant(self) -> DistillationSettings:
+        for name in ("hidden_layers", "hidden_kind"):
+            if name in self.model_fields_set and "hidden_weight" not in self.model_fields_set:
+                raise ValueError(f"{name} belongs to hidden_weight, which is not given; without it there is none")
+        if self.hidden_layers is not None and len(set(self.hidden_layers)) < len(self.hidden_layers):
+            raise ValueError(f"hidden_layers: every pair may stand once, got {[list(p) for p in self.hidden_layers]}")
         return self
 
 
@@ -547,7 +571,7 @@ class Experiment(Settings):
     pruning: PruningSettings | None = None
     """How to prune; null for a dense run."""
     distillation: DistillationSettings | None = None
-    """Weights of soft and hard loss; null: the defaults where there is a teacher."""
+    """Weights of the losses; null: the defaults where there is a teacher."""
     train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
     """Length, batches, optimizer."""
     evaluation: EvaluationSettings = Field(default_factory=lambda: EvaluationSettings.model_validate({}))

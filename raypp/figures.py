@@ -157,7 +157,12 @@ def schedule_figure(records: Sequence[Record]) -> Figure:
 
 def loss_figure(records: Sequence[Record]) -> Figure:
     """The loss and its terms over steps, values faint, their running mean strong; the penalty in its own panel."""
-    styles = {"loss": (BLACK, "-"), "soft_loss": (BLUE, "--"), "hard_loss": (VERMILION, "-.")}
+    styles = {
+        "loss": (BLACK, "-"),
+        "soft_loss": (BLUE, "--"),
+        "hard_loss": (VERMILION, "-."),
+        "hidden_loss": (GREEN, ":"),
+    }
     terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
     penalty = _series(records, "train/penalty")
 

@@ -28,6 +28,7 @@ from raypp.config import (
 from raypp.data.batches import batch_counter
 from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
 from raypp.data.sources import RawData, open_source
+from raypp.distillation.teacher import LayerPairs, layer_pairs
 from raypp.errors import ConfigError
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.models import (
@@ -75,6 +76,8 @@ class Plan:
     """A teacher that is fine-tuned already."""
     teacher_plan: Plan | None
     """A teacher that must be trained first: a dense run of its own."""
+    hidden_pairs: LayerPairs
+    """Layers of student and teacher that the hidden loss compares; empty without one."""
     micro_batches: int
     steps: StepPlan
     digest: str
@@ -169,8 +172,11 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
         pruning = experiment.pruning
         problems.attempt(lambda: PruningSchedule(pruning, steps.total, steps.warmup))
     teacher_plan = problems.attempt(lambda: _teacher_plan(experiment, store))
+    teacher_model = teacher_plan.student if teacher_plan else teacher
+    hidden_pairs = problems.attempt(lambda: _hidden_pairs(experiment, student, teacher_model))
     problems.stop()
     assert steps is not None
+    assert hidden_pairs is not None
 
     inputs = {split: raw.fingerprint(split) for split in (TRAIN_SPLIT, *task.eval_splits)}
     followed = teacher.fingerprint if teacher else teacher_plan.digest if teacher_plan else None
@@ -179,7 +185,20 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     )
     name = experiment.run or run_name(experiment, digest)
     run = (runs or storage / experiment.name) / name
-    return Plan(experiment, task, raw, student, teacher, teacher_plan, micro_batches, steps, digest, run, Store(store))
+    return Plan(
+        experiment=experiment,
+        task=task,
+        raw=raw,
+        student=student,
+        teacher=teacher,
+        teacher_plan=teacher_plan,
+        hidden_pairs=hidden_pairs,
+        micro_batches=micro_batches,
+        steps=steps,
+        digest=digest,
+        run=run,
+        store=Store(store),
+    )
 
 
 def _check_sections(experiment: Experiment) -> None:
@@ -276,6 +295,22 @@ def _teacher_plan(experiment: Experiment, store: Location) -> Plan | None:
     if settings is None or settings.train is None:
         return None
     return make_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
+
+
+def _hidden_pairs(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> LayerPairs:
+    """The pairs of layers that the hidden loss compares; none without one. Refuses models that cannot be compared."""
+    settings = experiment.distillation
+    if settings is None or not settings.hidden_weight or teacher is None:
+        return ()
+    if teacher.tokenizer != student.tokenizer:
+        raise ConfigError(
+            f"distillation.hidden_weight: {settings.hidden_weight:g} compares states token by token, but the teacher "
+            f"in {teacher.folder} has another tokenizer than the student in {student.folder}; allowed: 0, or a teacher "
+            "with the student's tokenizer"
+        )
+    return layer_pairs(
+        settings, load_model_config(student.folder, "student.model"), load_model_config(teacher.folder, "teacher.model")
+    )
 
 
 def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Experiment:

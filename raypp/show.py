@@ -32,6 +32,9 @@ def _facts(plan: Plan) -> list[str]:
     ]
     if plan.teacher_plan is not None:
         facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")
+    if plan.hidden_pairs:
+        pairs = ", ".join(f"{student} with {teacher}" for student, teacher in plan.hidden_pairs)
+        facts.append(f"hidden loss: layers of student and teacher, {pairs}")
     if plan.experiment.pruning is not None:
         layers = select_layers(meta_model(plan.student.folder), plan.experiment.pruning.layers)
         weights = sum(layer.weight.numel() for layer in layers.values())

@@ -26,6 +26,7 @@ from raypp.data.batches import batch_counter
 from raypp.data.features import Features
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
+from raypp.distillation.teacher import LayerPairs, OnlineTeacher, load_teacher
 from raypp.errors import RunFailed, StorageFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
 from raypp.inputs import step_inputs
@@ -71,6 +72,10 @@ class Job:
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
+    hidden_pairs: LayerPairs = ()
+    """Layers of student and teacher that the hidden loss compares; empty without one."""
+    trained_teacher: Location | None = None
+    """Model folder of a teacher that was trained first; a given one is found as the student is."""
     started_at: float = field(default_factory=time.time)
     """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -110,18 +115,20 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         embeddings_of(model).requires_grad_(False)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
-    optimizer = build_optimizer(model, [scores for _, scores in pruner.scores()], settings, mask_rate)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    objective = Objective.build(task.kind == "regression", experiment.distillation)
+    teacher = _online_teacher(job, model.config, worker.device)
+    objective = Objective.build(task.kind == "regression", experiment.distillation, teacher)
+    learned = nn.ModuleList([model, objective.projections])
+    optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, mask_rate)
+    parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
     autocast, scaler = _precision(settings.precision, worker.device)
-    longest = max_positions(model.config)
+    longest = min(max_positions(each.config) for each in (model, *([teacher.model] if teacher else [])))
 
     checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
     selects_best = experiment.evaluation.select == "best"
     latest = checkpoints.latest(with_best=selects_best)
     progress = Progress()
     if latest is not None:
-        restore(latest, model, optimizer)
+        restore(latest, model, optimizer, beside=objective.projections)
         scaler.load_state_dict(latest.state["scaler"])
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
@@ -152,6 +159,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         penalty: Tensor | None = None
         sums = torch.zeros(len(window.terms), dtype=torch.float64, device=worker.device)
         for share, share_inputs in inputs.shares.items():
+            if teacher is not None:
+                with watch("teacher"), autocast():
+                    share_inputs = {**share_inputs, **teacher.observe(share_inputs)}
             torch.manual_seed(seed_of(settings.seed, step, share))
             with watch("forward"), autocast():
                 terms = objective(model, share_inputs)
@@ -217,7 +227,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                         "scaler": scaler.state_dict(),
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
-                    checkpoints.write(capture(done, model, optimizer, state), best_step)
+                    captured = capture(done, model, optimizer, state, beside=objective.projections)
+                    checkpoints.write(captured, best_step)
 
     checkpoints.wait()
     worker.barrier()  # the first worker writes, all may read now
@@ -258,6 +269,18 @@ def _training_features(job: Job) -> Features:
     if job.teacher_logits is None:
         return features
     return features.with_teacher_logits(job.teacher_logits.read_table())
+
+
+def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
+    """The teacher beside the student of this configuration, if the run has a hidden loss."""
+    experiment = job.experiment
+    if not job.hidden_pairs:
+        return None
+    assert experiment.teacher is not None
+    assert experiment.distillation is not None
+    model = load_teacher(experiment.teacher, job.trained_teacher)
+    kind = experiment.distillation.hidden_kind
+    return OnlineTeacher(model, job.hidden_pairs, kind, student.hidden_size, experiment.train.seed, device)
 
 
 def _precision(

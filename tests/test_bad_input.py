@@ -92,6 +92,18 @@ def own(world: World, content: str, **task: Any) -> None:
     world.set("data.source", {"kind": "files", "train": train, "dev": dev})
 
 
+def another_tokenizer(world: World) -> str:
+    folder = world.model("cased")
+    path = Path(folder, "tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    return folder
+
+
+def following(world: World, teacher: str | None = None, **distillation: Any) -> None:
+    world.set("teacher", {"model": teacher, "train": {"max_steps": 1}})
+    world.set("distillation", distillation)
+
+
 PRUNING = {"method": "topk", "final_density": 0.5}
 
 # What spoils the experiment, and what the message must say.
@@ -171,6 +183,38 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "distillation without a teacher": (
         lambda w: w.set("distillation", {"soft_weight": 0.5}),
         ("distillation", "teacher is null"),
+    ),
+    "hidden loss without a teacher": (
+        lambda w: w.set("distillation", {"hidden_weight": 0.5}),
+        ("distillation", "teacher is null"),
+    ),
+    "hidden loss of a teacher with another tokenizer": (
+        lambda w: following(w, another_tokenizer(w), hidden_weight=0.5),
+        ("distillation.hidden_weight: 0.5", "cased has another tokenizer", "allowed: 0,"),
+    ),
+    "hidden loss of a model with a decoder": (
+        lambda w: following(w, w.model("both", is_encoder_decoder=True), hidden_weight=0.5),
+        ("distillation.hidden_weight: 0.5", "the teacher is a bert with encoder and decoder", "allowed: 0"),
+    ),
+    "layers that neither model has": (
+        lambda w: following(w, hidden_weight=1, hidden_layers=[[0, 0], [7, 6], [6, 9]]),
+        ("distillation.hidden_layers: [7, 6]", "layer 7 of the student", "[6, 9]", "layer 9 of the teacher", "to 6"),
+    ),
+    "hidden layers without a hidden loss": (
+        lambda w: following(w, hidden_layers=[[6, 6]]),
+        ("distillation", "hidden_layers belongs to hidden_weight"),
+    ),
+    "a pair of layers twice": (
+        lambda w: following(w, hidden_weight=1, hidden_layers=[[6, 6], [6, 6]]),
+        ("hidden_layers", "once", "[[6, 6], [6, 6]]"),
+    ),
+    "three layers in a pair": (
+        lambda w: following(w, hidden_weight=1, hidden_layers=[[1, 2, 3]]),
+        ("distillation.hidden_layers.0", "2 items"),
+    ),
+    "unknown distance of hidden states": (
+        lambda w: following(w, hidden_weight=1, hidden_kind="l2"),
+        ("distillation.hidden_kind", "'l2'", "'mse'", "'cosine'"),
     ),
     "storage that cannot be written": (
         lambda w: w.set("cluster.storage", w.write("file", "") + "/runs"),

@@ -54,6 +54,7 @@ def training(steps: int = 1000) -> list[dict[str, float]]:
     records: list[dict[str, float]] = []
     for step in range(10, steps + 1, 10):
         record = {"step": step, "train/loss": 1 / step, "train/soft_loss": 2 / step, "train/hard_loss": 0.5}
+        record |= {"train/hidden_loss": 3 / step}
         record |= {
             "train/penalty": step / 7,
             "prune/requested_density": 1 - 0.85 * step / steps,
@@ -137,7 +138,7 @@ def test_a_run_gets_the_figures_it_has_data_for() -> None:
 def test_loss_terms_share_a_panel_and_the_penalty_has_its_own() -> None:
     panels = lines(loss_figure(training()))
     assert list(panels) == ["loss (mean of the rows)", "penalty"]
-    assert {"loss", "soft loss", "hard loss"} <= panels["loss (mean of the rows)"].keys()
+    assert {"loss", "soft loss", "hard loss", "hidden loss"} <= panels["loss (mean of the rows)"].keys()
     hard = panels["loss (mean of the rows)"]["hard loss"]
     np.testing.assert_allclose(hard.get_ydata(), 0.5)  # the running mean of a constant
 

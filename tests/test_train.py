@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 import torch
 from naive import fine_prune
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from raypp.cluster.pipeline import train
 from raypp.config import ScoreInitialization, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.errors import RunFailed
+from raypp.evaluate_model import evaluate_command
 from raypp.load_config import experiment_from
 from raypp.models import load_classifier, resolve_model
 from raypp.plan import make_plan
@@ -83,15 +85,29 @@ def without_dropout(source: Path, folder: Path) -> Path:
     return folder
 
 
-def a_teacher(student: Path, folder: Path) -> Path:
+def a_teacher(student: Path, folder: Path, task: str = "mrpc") -> Path:
     """A fine-tuned looking classifier: the student's encoder with a head of decided opinions."""
-    model = load_classifier(student, TASKS["mrpc"], seed=7)
+    model = load_classifier(student, TASKS[task], seed=7)
     with torch.no_grad():
         model.classifier.weight.mul_(20)
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (folder / name).write_bytes((student / name).read_bytes())
+    copy_tokenizer(student, folder)
     return folder
+
+
+def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
+    """A random encoder, narrower and with fewer layers than MiniLM, of the same tokenizer."""
+    torch.manual_seed(3)
+    BertModel(
+        BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+    ).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+    return folder
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).write_bytes((source / name).read_bytes())
 
 
 @pytest.mark.parametrize(("method", "teacher"), [("topk", True), ("sigmoid_threshold", False)])
@@ -167,18 +183,73 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
 def test_going_on_from_a_checkpoint_gives_the_uninterrupted_result(settings: Experiment, tmp_path: Path) -> None:
     saved_often = {"workers": 0, "store": settings()["cluster"]["store"], "checkpoint_every_steps": 3}
     whole = run(settings(cluster={**saved_often, "storage": str(tmp_path / "whole")}))
-    cut = run(settings(cluster={**saved_often, "storage": str(tmp_path / "cut")}))
-    folder = Path(cut["paths"]["run"])
-    # As a kill -9 after step 6 leaves it: nothing delivered, the log ahead of the checkpoint.
+    cut(tmp_path / "whole", tmp_path / "cut")
+    resumed = run(settings(cluster={**saved_often, "storage": str(tmp_path / "cut")}))
+    assert_same(whole, resumed)
+
+
+def cut(finished: Path, storage: Path) -> None:
+    """A finished run's storage as a kill -9 after step 6 leaves it: nothing delivered, the log ahead of the
+    checkpoint."""
+    shutil.copytree(finished, storage)
+    (folder,) = (storage / "small").iterdir()
+    shutil.rmtree(folder / "model")
     for file in ("result.json", "predictions.tsv"):
         (folder / file).unlink()
     (folder / "checkpoints" / "step-00000008" / "manifest.json").unlink()
-    resumed = run(settings(cluster={**saved_often, "storage": str(tmp_path / "cut")}))
+
+
+def assert_same(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     assert resumed["metrics"] == whole["metrics"]
     assert losses(resumed) == losses(whole)
     assert [record["step"] for record in records(resumed)] == [record["step"] for record in records(whole)]
+    assert weights(resumed).keys() == weights(whole).keys()
     for name, value in weights(whole).items():
         assert np.array_equal(value, weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("teacher", ["given, as wide as the student", "trained first, wider than the student"])
+def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
+    teacher: str, settings: Experiment, tmp_path: Path, minilm_dir: Path
+) -> None:
+    train_settings = {**settings()["train"], "micro_batches": 2}
+    if teacher.startswith("given"):
+        followed: Any = {"model": str(a_teacher(minilm_dir, tmp_path / "teacher", "sentiment"))}
+        student, pruning = minilm_dir, settings()["pruning"]
+        distillation = {"hidden_weight": 0.5, "hidden_layers": [[3, 3], [6, 6]], "hidden_kind": "cosine"}
+    else:
+        followed = {"model": str(minilm_dir), "train": {"max_steps": 3, "batch_size": 16}}
+        student, pruning = a_small_encoder(minilm_dir, tmp_path / "student"), None
+        train_settings["learning_rate"] = 1e-2
+        distillation = {"hidden_weight": 2.0}
+
+    def values(storage: str) -> dict[str, Any]:
+        cluster = {**settings()["cluster"], "checkpoint_every_steps": 3, "storage": str(tmp_path / storage)}
+        return settings(
+            student={"model": str(student)},
+            teacher=followed,
+            pruning=pruning,
+            distillation=distillation,
+            train=train_settings,
+            cluster=cluster,
+        )
+
+    whole = run(values("whole"))
+    log = [record for record in records(whole) if "train/loss" in record]
+    weight = distillation["hidden_weight"]
+    for record in log:
+        terms = 0.1 * record["train/hard_loss"] + 0.9 * record["train/soft_loss"]
+        assert record["train/loss"] == pytest.approx(terms + weight * record["train/hidden_loss"], rel=1e-6)
+        assert record["perf/share_teacher"] > 0
+    if pruning is None:
+        assert log[-1]["train/hidden_loss"] < 0.9 * log[0]["train/hidden_loss"]
+    delivered = AutoModelForSequenceClassification.from_pretrained(whole["paths"]["model"])
+    assert weights(whole).keys() <= delivered.state_dict().keys(), "projections are not delivered"
+    at_checkpoints = evaluate_command(whole["paths"]["run"], all_checkpoints=True)
+    assert at_checkpoints["step 8 dev"]["accuracy"] == whole["metrics"]["eval/accuracy"]
+
+    cut(tmp_path / "whole", tmp_path / "cut")
+    assert_same(whole, run(values("cut")))
 
 
 def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused(settings: Experiment) -> None:

@@ -133,6 +133,8 @@ def run_plan(
             train=features[TRAIN_SPLIT],
             evaluation={split: features[split] for split in plan.task.eval_splits},
             teacher_logits=logits,
+            hidden_pairs=plan.hidden_pairs,
+            trained_teacher=plan.teacher_plan.run / "model" if plan.teacher_plan else None,
             started_at=time.time() if started_at is None else started_at,
             provenance={"teacher_metrics": teacher_metrics, "identity": plan.digest, "versions": versions()},
         )

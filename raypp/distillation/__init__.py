@@ -1,1 +1,1 @@
-"""Following a teacher: the losses of logits."""
+"""Following a teacher: the losses of its logits and of its hidden states."""

@@ -1,8 +1,8 @@
-"""Soft losses (the teacher's logits) and hard losses (the labels), as sums over examples.
+"""Soft losses (the teacher's logits), hard losses (the labels), hidden losses (hidden states): sums over examples.
 
 Sums, not means: a micro-batch's share of the loss is its sum divided by the global batch's number of examples, so
-uneven shares weigh right. The count that belongs to each sum is the number of rows, `len(logits)`. All are computed in
-float32, whatever the logits' dtype, and return a float32 scalar.
+uneven shares weigh right. The count that belongs to each sum is the number of rows. All are computed in float32,
+whatever the dtype of what they are given, and return a float32 scalar.
 """
 
 from __future__ import annotations
@@ -50,6 +50,44 @@ def hard_cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def hard_mse_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Hard loss of regression: squared error, summed over rows; logits and labels (rows,) or (rows, 1) each."""
     return _squared_error_sum(logits, labels)
+
+
+def hidden_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Hidden loss of one pair of layers: squared error, its mean over a row's real tokens and the width, summed over
+    rows (Jiao et al. 2020, eq. 8, without its padding).
+
+    Args:
+        student: (rows, length, width) hidden states.
+        teacher: the same shape; gets no gradient.
+        mask: (rows, length), 1 at real tokens and 0 at padding, which counts for nothing.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    student, teacher = _same_states(student, teacher, mask)
+    return _token_mean_sum((student - teacher).square().mean(dim=-1), mask)
+
+
+def hidden_cosine_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Hidden loss of one pair of layers: 1 - the cosine similarity of a token's two states, its mean over a row's real
+    tokens, summed over rows (Sanh et al. 2019, section 2). Arguments and errors as of `hidden_mse_sum`."""
+    student, teacher = _same_states(student, teacher, mask)
+    return _token_mean_sum(1.0 - functional.cosine_similarity(student, teacher, dim=-1), mask)
+
+
+def _same_states(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    if student.shape != teacher.shape or student.ndim != 3 or mask.shape != student.shape[:2]:
+        raise ValueError(
+            f"hidden states must both be (rows, length, width) with a mask (rows, length), got {tuple(student.shape)}, "
+            f"{tuple(teacher.shape)} and {tuple(mask.shape)}"
+        )
+    return student.float(), teacher.detach().float()
+
+
+def _token_mean_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over each row's real tokens of (rows, length) values, summed over rows."""
+    real = mask.to(values.dtype)
+    return ((values * real).sum(dim=1) / real.sum(dim=1)).sum()
 
 
 def _squared_error_sum(values: Tensor, targets: Tensor) -> Tensor:

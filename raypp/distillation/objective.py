@@ -1,4 +1,5 @@
-"""The loss of fine-pruning as terms: the hard loss on labels and the soft loss on the teacher's logits.
+"""The loss of fine-pruning as terms: the hard loss on labels, the soft loss on the teacher's logits, and the hidden
+loss on its hidden states.
 
 A term is a sum over a share's rows. It is divided by the term's count over the whole global batch, which is known
 before the forward pass, so that a global batch gives the same gradient however it is cut.
@@ -19,6 +20,7 @@ from raypp.distillation.losses import (
     soft_cross_entropy_sum,
     soft_mse_sum,
 )
+from raypp.distillation.teacher import OnlineTeacher
 from raypp.models import model_inputs
 
 
@@ -30,24 +32,41 @@ class Objective:
     """Weight of each term; a term of weight 0 is not computed."""
     regression: bool
     temperature: float = 1.0
+    teacher: OnlineTeacher | None = None
+    """Runs beside the student where there is a hidden loss."""
 
     @classmethod
-    def build(cls, regression: bool, distillation: DistillationSettings | None) -> Objective:
+    def build(
+        cls, regression: bool, distillation: DistillationSettings | None, teacher: OnlineTeacher | None
+    ) -> Objective:
         """Labels alone (no distillation), or labels and teacher, weighed as the settings say."""
         if distillation is None:
             return cls({"hard_loss": 1.0}, regression)
-        weights = {"hard_loss": distillation.hard_weight, "soft_loss": distillation.soft_weight}
-        return cls({name: weight for name, weight in weights.items() if weight}, regression, distillation.temperature)
+        weights = {
+            "hard_loss": distillation.hard_weight,
+            "soft_loss": distillation.soft_weight,
+            "hidden_loss": distillation.hidden_weight,
+        }
+        weights = {name: weight for name, weight in weights.items() if weight}
+        assert ("hidden_loss" in weights) == (teacher is not None), "a hidden loss needs a teacher beside the student"
+        return cls(weights, regression, distillation.temperature, teacher)
+
+    @property
+    def projections(self) -> nn.ModuleDict:
+        """What is learned beside the model and not delivered with it; often nothing."""
+        return nn.ModuleDict() if self.teacher is None else self.teacher.projections
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the share's rows, float32 scalars, with gradient.
 
         Args:
-            model: gives `.logits` [rows, outputs].
+            model: gives `.logits` [rows, outputs] and, for the hidden loss, `.hidden_states`.
             batch: the model's inputs (what else it holds is passed over), `labels` [rows] and, for the soft loss,
-                `teacher_logits` [rows, outputs].
+                `teacher_logits` [rows, outputs]; for the hidden loss, what the online teacher observed on it.
         """
-        logits = model(**model_inputs(model, batch)).logits
+        asked = {} if self.teacher is None else {"output_hidden_states": True}
+        outputs = model(**model_inputs(model, batch), **asked)
+        logits = outputs.logits
         terms = {}
         if "hard_loss" in self.weights:
             hard = hard_mse_sum if self.regression else hard_cross_entropy_sum
@@ -59,6 +78,8 @@ class Objective:
                 if self.regression
                 else soft_cross_entropy_sum(logits, teacher, self.temperature)
             )
+        if self.teacher is not None:
+            terms["hidden_loss"] = self.teacher.hidden_loss(outputs.hidden_states, batch)
         return terms
 
     def loss(self, terms: Mapping[str, Tensor], global_count: int) -> Tensor:

@@ -29,7 +29,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, desti
 
 
 def load_saved(location: Location, device: torch.device | str = "cpu") -> Any:
-    """The model in a folder written by `save_model`, in float32 and evaluation mode, through the standard Auto
+    """The model in a folder such as `save_model` writes, in float32 and evaluation mode, through the standard Auto
     class."""
     from transformers import AutoModelForSequenceClassification
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import BertConfig, BertModel
 
 EXPERIMENT = """
 name: small
@@ -114,6 +115,26 @@ def test_two_workers_equal_one(experiment: Path, undisturbed: Path, tmp_path: Pa
     assert two.name == undisturbed.name, "the number of workers is no part of what a run is"
     assert len(losses(two)) == 20
     np.testing.assert_allclose(losses(two), losses(undisturbed), rtol=2e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_with_an_online_teacher_equal_one(experiment: Path, minilm_dir: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    BertModel(
+        BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+    ).save_pretrained(student)
+    for file in minilm_dir.glob("*token*"):
+        (student / file.name).write_bytes(file.read_bytes())
+    (student / "vocab.txt").write_bytes((minilm_dir / "vocab.txt").read_bytes())
+    overrides = (f"student.model={student}", f"teacher.model={minilm_dir}", "distillation.hidden_weight=1")
+    for workers in (1, 2):
+        train(experiment, *overrides, f"cluster.workers={workers}", f"cluster.storage={tmp_path / str(workers)}")
+    one, two = (only_run(tmp_path / str(workers)) for workers in (1, 2))
+    assert one.name == two.name
+    assert len(losses(two)) == 20
+    assert losses(one)[-1] < losses(one)[0]
+    np.testing.assert_allclose(losses(two), losses(one), rtol=2e-4)
 
 
 @pytest.mark.ray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,14 @@ from scipy.stats import entropy
 from torch import Tensor
 from torch.nn import functional
 
-from raypp.distillation.losses import hard_cross_entropy_sum, hard_mse_sum, soft_cross_entropy_sum, soft_mse_sum
+from raypp.distillation.losses import (
+    hard_cross_entropy_sum,
+    hard_mse_sum,
+    hidden_cosine_sum,
+    hidden_mse_sum,
+    soft_cross_entropy_sum,
+    soft_mse_sum,
+)
 
 
 def logits_of(seed: int, rows: int = 6, classes: int = 3) -> Tensor:
@@ -99,6 +108,52 @@ def test_shares_add_up_to_the_global_batch() -> None:
     assert parts == pytest.approx(float(soft_cross_entropy_sum(student, teacher, 2.0)), rel=1e-5)
 
 
+def states_of(seed: int, rows: int = 3, length: int = 5, width: int = 4) -> Tensor:
+    return torch.randn(rows, length, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_hidden_losses_have_closed_forms() -> None:
+    # Row 0: one token, (3, 4) against (0, 0): (9 + 16) / 2. Row 1: two tokens, errors (1, 1) and (0, 0): 1/2.
+    student = torch.tensor([[[3.0, 4.0], [7.0, 7.0]], [[2.0, 3.0], [1.0, 1.0]]])
+    teacher = torch.tensor([[[0.0, 0.0], [1.0, 2.0]], [[1.0, 2.0], [1.0, 1.0]]])
+    assert float(hidden_mse_sum(student, teacher, torch.tensor([[1, 0], [1, 1]]))) == 12.5 + 0.5
+    # Cosines of 0, 45 and 180 degrees; the first row has one token, the second two.
+    student = torch.tensor([[[1.0, 0.0], [5.0, 5.0]], [[2.0, 0.0], [1.0, 1.0]]])
+    teacher = torch.tensor([[[3.0, 0.0], [-1.0, 0.0]], [[1.0, 1.0], [-2.0, -2.0]]])
+    expected = 0.0 + ((1 - np.sqrt(0.5)) + 2.0) / 2
+    got = hidden_cosine_sum(student, teacher, torch.tensor([[1, 0], [1, 1]]))
+    assert float(got) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", [hidden_mse_sum, hidden_cosine_sum])
+def test_the_hidden_losses_do_not_depend_on_padding_or_on_how_a_batch_is_cut(distance: Any) -> None:
+    student, teacher = states_of(0), states_of(1)
+    lengths = [5, 2, 3]
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    whole = distance(student, teacher, mask)
+    alone = [
+        distance(student[row : row + 1, :length], teacher[row : row + 1, :length], torch.ones(1, length))
+        for row, length in enumerate(lengths)
+    ]
+    torch.testing.assert_close(whole, torch.stack(alone).sum())
+    wider = distance(
+        *(functional.pad(states, (0, 0, 0, 3), value=9.0) for states in (student, teacher)),
+        functional.pad(mask, (0, 3)),
+    )
+    torch.testing.assert_close(wider, whole)
+
+
+@pytest.mark.parametrize("distance", [hidden_mse_sum, hidden_cosine_sum])
+def test_the_hidden_losses_train_the_student_at_real_tokens_only(distance: Any) -> None:
+    student, teacher = states_of(0).requires_grad_(), states_of(1).requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    distance(student, teacher, mask).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert torch.equal(student.grad.abs().sum(-1) > 0, mask.bool())
+    assert distance(student.bfloat16(), teacher.bfloat16(), mask).dtype == torch.float32
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(6, 3\) and \(6, 2\)"):
         soft_cross_entropy_sum(logits_of(0), logits_of(0, classes=2), 1.0)
@@ -108,3 +163,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         hard_mse_sum(torch.zeros(4), torch.zeros(1))
     with pytest.raises(ValueError, match="one value a row"):
         soft_mse_sum(torch.zeros(4, 2), torch.zeros(4, 2))
+    for distance in (hidden_mse_sum, hidden_cosine_sum):
+        with pytest.raises(ValueError, match=r"\(3, 5, 4\), \(3, 5, 6\) and \(3, 5\)"):
+            distance(states_of(0), states_of(0, width=6), torch.ones(3, 5))
+        with pytest.raises(ValueError, match=r"mask \(rows, length\)"):
+            distance(states_of(0), states_of(1), torch.ones(3, 1))

@@ -1,0 +1,129 @@
+"""What a run is known by: what was chosen counts, what was left to a default does not, and the defaults are fixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raypp import config
+from raypp.config import Experiment
+from raypp.identity import RUN_FORMAT, identity_hash, run_identity
+from raypp.load_config import experiment_from
+
+# The defaults of RUN_FORMAT 2, of every section that is hashed. What a run left to a default is not in its identity:
+# who changes a default raises RUN_FORMAT and changes it here; who adds a field adds it here, with a default that means
+# what was done before.
+PRUNING: dict[str, Any] = {
+    "initial_warmup": 1,
+    "final_warmup": 2,
+    "layers": {"include": [r"."], "exclude": []},
+}
+SCORED = {
+    **PRUNING,
+    "mask_learning_rate": 1e-2,
+    "score_initialization": {"kind": "constant", "scale": 0.0},
+    "penalty": None,
+}
+DENSITY = {"scope": "local", "initial_density": 1.0, "final_density": 0.15}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "OwnTask": {"kind": "classification", "pair": False, "labels": []},
+    "TrainSettings": {
+        "epochs": None,
+        "max_steps": None,
+        "batch_size": None,
+        "batch_tokens": None,
+        "micro_batches": "auto",
+        "learning_rate": 3e-5,
+        "warmup_fraction": None,
+        "warmup_steps": None,
+        "weight_decay": 0.0,
+        "adam_betas": [0.9, 0.999],
+        "adam_epsilon": 1e-8,
+        "max_gradient_norm": 1.0,
+        "precision": "float32",
+        "freeze_embeddings": None,
+        "log_every_steps": 10,
+        "seed": 42,
+    },
+    "EvaluationSettings": {"every_epochs": None, "every_steps": None, "select": "last"},
+    "DistillationSettings": {
+        "soft_weight": 0.9,
+        "hard_weight": 0.1,
+        "temperature": 2.0,
+        "hidden_weight": 0.0,
+        "hidden_layers": None,
+        "hidden_kind": "mse",
+    },
+    "TopKPruning": SCORED | DENSITY,
+    "MagnitudePruning": PRUNING | DENSITY,
+    "SigmoidThresholdPruning": SCORED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
+    "ThresholdPruning": SCORED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
+    "L0Pruning": SCORED | {"score_initialization": {"kind": "constant", "scale": 2.197}},
+    "Penalty": {"mean": "per_matrix"},
+    "ScoreInitialization": {"kind": "constant", "scale": 0.0},
+    "LayerRule": {"include": [r"."], "exclude": []},
+}
+
+
+@pytest.mark.parametrize("section", DEFAULTS)
+def test_the_defaults_are_those_of_the_format(section: str) -> None:
+    assert RUN_FORMAT == 2
+    fields = getattr(config, section).model_fields
+    found = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
+    as_values = {
+        name: value.model_dump(mode="json") if isinstance(value, config.Settings) else value
+        for name, value in found.items()
+    }
+    assert {name: list(v) if isinstance(v, tuple) else v for name, v in as_values.items()} == DEFAULTS[section]
+
+
+def experiment(**sections: Any) -> Experiment:
+    values = {"name": "e", "task": "mrpc", "student": {"model": "m"}, "teacher": {"model": "t"}} | sections
+    return experiment_from(values)
+
+
+def digest(given: Experiment) -> str:
+    return identity_hash(run_identity(given, {"student": "s"}, 1, "t"))
+
+
+def test_a_default_may_be_written_out() -> None:
+    short = experiment(distillation={}, pruning={"method": "topk"})
+    long = experiment(
+        distillation=DEFAULTS["DistillationSettings"],
+        pruning={"method": "topk"} | DEFAULTS["TopKPruning"],
+        train={"epochs": 3.0, "batch_size": 32, "learning_rate": 3e-5, "warmup_fraction": 0.1, "seed": 42},
+        evaluation={"every_epochs": 1.0},
+    )
+    assert digest(long) == digest(short)
+    identity = run_identity(long, {"student": "s"}, 1, "t")
+    assert identity["distillation"] == {}
+    assert identity["pruning"] == {"method": "topk"}
+    assert identity["train"] == {"epochs": 3.0, "batch_size": 32, "warmup_fraction": 0.1, "micro_batches": 1}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"distillation": None},
+        {"distillation": {"hidden_weight": 0.5}},
+        {"distillation": {"hidden_weight": 0.0, "hidden_kind": "cosine"}},
+        {"pruning": None},
+        {"pruning": {"method": "magnitude"}},
+        {"pruning": {"method": "topk", "layers": {"exclude": ["output"]}}},
+        {"pruning": {"method": "topk", "penalty": {"kind": "l1", "final_lambda": 0.0}}},
+        {"pruning": {"method": "topk", "score_initialization": {"kind": "uniform", "scale": 0.1}}},
+        {"train": {"seed": 43}},
+        {"train": {"max_gradient_norm": None}},
+        {"evaluation": {"every_epochs": 2.0}},
+        {"data": {"max_length": 64}},
+    ],
+)
+def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:
+    usual = {"distillation": {}, "pruning": {"method": "topk"}}
+    assert digest(experiment(**usual | sections)) != digest(experiment(**usual))
+
+
+def test_where_and_how_it_runs_makes_no_other_run() -> None:
+    elsewhere = experiment(run="mine", cluster={"workers": 3, "storage": "/x"}, tracking={"wandb": "off"})
+    assert digest(elsewhere) == digest(experiment())
