@@ -1,5 +1,5 @@
 """What Ray costs: steps per second of one TorchTrainer worker against the same loop in this process; and how long a
-command takes to its first optimizer step with everything in the store."""
+command takes to its first optimizer step with everything in the store, against a TorchTrainer with an empty loop."""
 
 from __future__ import annotations
 
@@ -43,16 +43,43 @@ def run(workload: Workload, workers: int) -> tuple[list[float], float]:
     return [record["perf/step_seconds"] for record in steps[WARM:]], steps[0]["perf/seconds_to_first_step"]
 
 
+EMPTY = """
+import time
+began = time.time()
+from raypp.cluster.session import Session
+from raypp.config import ClusterSettings
+with Session(ClusterSettings()) as session:
+    session.start()
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    cpus = {{"CPU": session.cpus_per_worker()}}
+    scaling = ScalingConfig(num_workers=1, resources_per_worker=cpus)
+    trainer = TorchTrainer(time.time, scaling_config=scaling, run_config=RunConfig(storage_path={storage!r}))
+    print(trainer.fit().return_value - began)
+"""
+
+
+def empty_trainer(storage: Path) -> float:
+    """Seconds from the start of a process to the first line of a TorchTrainer's loop in which nothing else is done."""
+    script = EMPTY.format(storage=str(storage))
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         workload = Workload("sst2", Path(scratch))
         run(workload, 0)  # fills the store
         alone, start = run(workload, 0)
         on_ray, start_on_ray = run(workload, 1)
+        empty = empty_trainer(workload.scratch / "empty")
         again, start_again = run(workload, 0)
         report("step on a TorchTrainer worker", median(on_ray), median(alone + again), "s", "target <= 1.02")
         print(f"command to first step, workers: 0: {min(start, start_again):.1f} s (target <= 8)")
-        print(f"command to first step, one TorchTrainer worker: {start_on_ray:.1f} s")
+        print(
+            f"command to first step, one TorchTrainer worker: {start_on_ray:.1f} s, an empty TorchTrainer's start "
+            f"{empty:.1f} s, {start_on_ray - empty:.1f} s more (target <= 4)"
+        )
 
 
 if __name__ == "__main__":
