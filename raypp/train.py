@@ -39,6 +39,7 @@ from raypp.models import (
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.progress import Message, PhaseAdvanced
+from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
@@ -109,6 +110,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if freezes_embeddings(experiment):
         embeddings_of(model).requires_grad_(False)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
+    controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
     optimizer = build_optimizer(model, [scores for _, scores in pruner.scores()], settings, mask_rate)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -123,6 +125,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if latest is not None:
         restore(latest, model, optimizer)
         scaler.load_state_dict(latest.state["scaler"])
+        controller.load_state_dict(latest.state["controller"])
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     before, start = replace(progress), progress.steps
@@ -145,6 +148,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
             pruner.refresh(point, noise_seed=seed_of(settings.seed, step))
+        controller.observe(step, pruner.level)
+        point = controller.at(point)
 
         # A share's loss is its part of the global batch's mean; the sums of the terms ride along for the log.
         model.train()
@@ -196,7 +201,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
         if steps.evaluates_after(done):
-            point = schedule.at(done)
+            point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
@@ -215,6 +220,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                         "warmup_steps": steps.warmup,
                         "progress": asdict(progress),
                         "scaler": scaler.state_dict(),
+                        "controller": controller.state_dict(),
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
                     checkpoints.write(capture(done, model, optimizer, state), best_step)
