@@ -337,10 +337,12 @@ class TargetedPruning(ScoredPruning):
 
     With one, the density falls from 1 by the schedule's cubic and is this from the beginning of the final warmup on,
     over all matrices together. Lambda is moved at every step (`pruning/controller.py`), from penalty.final_lambda as a
-    first guess, so that the scores reach the final threshold (l0: the score at which a gate closes) when they should.
-    Until they do, and where they cannot in time (scores move by about the mask learning rate a step, at most), the
-    threshold in force is the one that keeps the requested density. The log has all three: prune/requested_density,
-    prune/penalty_lambda and prune/threshold, the sigmoid of the lowest score that is kept (`threshold`: that score)."""
+    first guess (null penalty: l1, for l0 l0, and a default), so that the scores reach the final threshold (l0: the
+    score at which a gate closes) when the final warmup begins. Until they do, and where they cannot in time (scores
+    move by about the mask learning rate a step, at most), the threshold in force is the one that keeps the requested
+    density. In the log: prune/requested_density, prune/penalty_lambda, prune/threshold in force (of sigmoid_threshold
+    and l0 the sigmoid of the lowest score kept), and prune/density_by_lambda, which the final threshold by itself
+    would keep."""
 
     @property
     def requested_density(self) -> float | None:
@@ -371,11 +373,16 @@ class FloorPruning(TargetedPruning):
     """At least this part of each matrix is kept, whatever the threshold says."""
 
     @model_validator(mode="after")
-    def _target_above_the_floor(self) -> FloorPruning:
+    def _target_fits(self) -> FloorPruning:
         if self.target_density is not None and self.target_density <= self.density_floor:
             raise ValueError(
                 f"target_density must be above density_floor, which is kept of each matrix, got {self.target_density} "
                 f"with a density_floor of {self.density_floor}"
+            )
+        if self.target_density is not None and "initial_threshold" in self.model_fields_set:
+            raise ValueError(
+                "initial_threshold has no meaning with a target_density, which begins at a density of 1; leave one of "
+                "the two out"
             )
         return self
 
@@ -385,7 +392,7 @@ class SigmoidThresholdPruning(FloorPruning):
 
     method: Literal["sigmoid_threshold"]
     initial_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Threshold until the initial warmup ends."""
+    """Threshold until the initial warmup ends; not with a target_density."""
     final_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Threshold from the beginning of the final warmup on."""
 
@@ -403,7 +410,7 @@ class ThresholdPruning(FloorPruning):
 
     method: Literal["threshold"]
     initial_threshold: float = 0.0
-    """Threshold until the initial warmup ends."""
+    """Threshold until the initial warmup ends; not with a target_density."""
     final_threshold: float = 0.1
     """Threshold from the beginning of the final warmup on."""
 

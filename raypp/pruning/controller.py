@@ -7,6 +7,9 @@ about its learning rate a step, and the rates are known), is the speed that is n
 level's own movement is the speed there is. The logarithm of lambda moves by their difference. So the control needs no
 model of the gradients, it looks ahead past the delay of Adam's moments, and it rests where the scores arrive.
 
+The threshold in force is the pruner's (`Pruner.refresh`): it keeps the requested density at every step, and comes to be
+the final threshold by itself in so far as lambda did its work; `prune/density_by_lambda` shows it.
+
 Density itself would be a worse measure: it is 1 until the first scores reach the threshold, and then the most of them
 pass it within a few steps, with a lambda that was raised all the while.
 """
@@ -17,9 +20,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from raypp.config import L0Pruning, PruningSettings, SigmoidThresholdPruning, TargetedPruning, ThresholdPruning
+from raypp.config import PruningSettings, TargetedPruning
 from raypp.optim import rate_factor
-from raypp.pruning.masks import GATE_CLOSES, logit
+from raypp.pruning.pruner import final_score
 from raypp.pruning.schedule import PruningSchedule, SchedulePoint
 
 # Sum of all moves of log(lambda) until the final warmup begins, were the speed wrong by 1 all the time: in a tenth of
@@ -114,17 +117,7 @@ def build_controller(
     assert settings.penalty is not None, "a target has a penalty"
     rates = [settings.mask_learning_rate * rate_factor(step, warmup_steps, total_steps) for step in range(total_steps)]
     arrival = PruningSchedule(settings, total_steps, warmup_steps).last_step
-    return LambdaController(settings.penalty.final_lambda, goal_of(settings), rates, arrival)
-
-
-def goal_of(settings: TargetedPruning) -> float:
-    """The score that decides at the end whether a weight stays."""
-    if isinstance(settings, SigmoidThresholdPruning):
-        return logit(settings.final_threshold)
-    if isinstance(settings, ThresholdPruning):
-        return settings.final_threshold
-    assert isinstance(settings, L0Pruning)
-    return GATE_CLOSES
+    return LambdaController(settings.penalty.final_lambda, final_score(settings), rates, arrival)
 
 
 def _within(value: float, bound: float) -> float:

@@ -7,8 +7,7 @@ and how a selection acts on the weight (`MaskedLinear`).
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,12 +24,14 @@ from raypp.config import (
     TargetedPruning,
     ThresholdPruning,
 )
+from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
     GATE_CLOSES,
     Selection,
     ThresholdHint,
+    density_above,
     floor_count,
     keep_above,
     keep_largest,
@@ -65,7 +66,8 @@ class Pruner:
             seed: for the initial scores and the order of ties; each matrix's follows from it and the matrix's name.
 
         Raises:
-            ConfigError: the layer rule fits no layer (see `select_layers`).
+            ConfigError: the layer rule fits no layer (see `select_layers`), or a target density is less than the floor
+                of these matrices.
             ValueError: the model is patched already.
         """
         if masked_layers(model):
@@ -89,6 +91,8 @@ class Pruner:
             self.layers[name] = MaskedLinear.from_linear(linear, scores)
             if isinstance(settings, L0Pruning):
                 self.layers[name].set_gates(None)  # all ones would have no derivative
+        if isinstance(settings, FloorPruning) and settings.target_density is not None:
+            _require_room(settings.target_density, settings.density_floor, list(self.layers.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
@@ -110,7 +114,7 @@ class Pruner:
         self._require_patched()
         self._inspect_scores()
         settings = self.settings
-        if point.target_density is not None and (point.is_final or not os.environ.get("NATURAL")):
+        if point.target_density is not None:
             self._keep_requested(point.target_density, noise_seed)
             return
         if isinstance(settings, L0Pruning):
@@ -132,14 +136,18 @@ class Pruner:
         return penalty([scores for _, scores in self.scores()], settings.penalty.kind, settings.penalty.mean)
 
     def describe(self, point: SchedulePoint) -> dict[str, float]:
-        """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty."""
+        """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty.
+
+        With a target density also what the final threshold by itself would keep now, which is lambda's own doing.
+        """
         settings = self.settings
         described: dict[str, float] = {}
-        if point.target_density is not None:
+        if isinstance(settings, TargetedPruning) and point.target_density is not None:
+            assert self._lowest_kept is not None, "masks are refreshed before they are described"
+            lowest = float(self._lowest_kept)
             described["prune/requested_density"] = point.target_density
-            if self._lowest_kept is not None:
-                lowest = float(self._lowest_kept)
-                described["prune/threshold"] = lowest if isinstance(settings, ThresholdPruning) else sigmoid(lowest)
+            described["prune/threshold"] = lowest if isinstance(settings, ThresholdPruning) else sigmoid(lowest)
+            described["prune/density_by_lambda"] = density_above([s for _, s in self.scores()], final_score(settings))
         elif point.value is not None:
             name = "requested_density" if isinstance(settings, DensitySchedule) else "threshold"
             described[f"prune/{name}"] = point.value
@@ -278,6 +286,26 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
     return torch.empty(shape, dtype=torch.float32).uniform_(
         -bound, bound, generator=torch.Generator().manual_seed(seed)
     )
+
+
+def final_score(settings: TargetedPruning) -> float:
+    """The score above which the final threshold keeps a weight (l0: above which a deterministic gate is open)."""
+    if isinstance(settings, SigmoidThresholdPruning):
+        return logit(settings.final_threshold)
+    if isinstance(settings, ThresholdPruning):
+        return settings.final_threshold
+    return GATE_CLOSES
+
+
+def _require_room(target_density: float, density_floor: float, layers: Sequence[MaskedLinear]) -> None:
+    """The floor keeps one weight more than its part of each matrix, which matters where matrices are tiny."""
+    sizes = [layer.weight.numel() for layer in layers]
+    least = sum(floor_count(density_floor, size) for size in sizes)
+    if kept_count(target_density, sum(sizes)) < least:
+        raise ConfigError(
+            f"pruning.target_density={target_density} is less than what pruning.density_floor={density_floor} keeps of "
+            f"these {len(sizes)} matrices, {least} of {sum(sizes)} weights; give at least {least / sum(sizes):.4g}"
+        )
 
 
 def _noise(layer: MaskedLinear, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from raypp.config import PruningSettings
 from raypp.optim import rate_factor
 from raypp.pruning.controller import LambdaController, NoController, build_controller
-from raypp.pruning.masks import GATE_CLOSES, logit
+from raypp.pruning.masks import GATE_CLOSES, hard_concrete, logit
 from raypp.pruning.schedule import PruningSchedule
 
 SCORES = 4000
@@ -90,3 +90,71 @@ def test_lambda_alone_brings_the_density_where_scores_can_get_there(
     assert training.density() == pytest.approx(target, rel=0.15)
     training.run(training.schedule.last_step, total)
     assert training.density() == pytest.approx(target, rel=0.2), "and there it stays"
+
+
+def test_what_cannot_be_reached_is_gone_towards_without_lambda_running_away() -> None:
+    # 120 steps at 1e-2 are a way of 0.6, and the threshold is 2.2 away.
+    training = Training(settings_of("sigmoid_threshold", target_density=0.1, mask_learning_rate=1e-2), 120, 0.3)
+    training.run(0, 120)
+    gone = -training.level()
+    assert 0.75 * sum(training.controller.rates) < gone < 2.0
+    assert max(training.lambdas) < 100 * 100
+
+
+def test_scores_that_are_too_low_already_get_less_and_less_penalty_but_none_that_pushes_them_up() -> None:
+    training = Training(settings_of("threshold", target_density=0.1, final_threshold=0.1), 200, 0.3)
+    training.run(0, 200)
+    assert 0 < training.lambdas[-1] < training.lambdas[50] < 100.0
+    assert training.lambdas[-1] == pytest.approx(100 / 1e4), "and no less"
+
+
+@pytest.mark.parametrize("cut", [1, 57, 180])
+def test_a_controller_goes_on_from_its_state_as_if_nothing_had_happened(cut: int) -> None:
+    settings = settings_of("sigmoid_threshold", target_density=0.1, mask_learning_rate=3e-2)
+    whole, resumed = Training(settings, 200, 1.0), Training(settings, 200, 1.0)
+    whole.run(0, 200)
+    resumed.run(0, cut)
+    state = json.loads(json.dumps(resumed.controller.state_dict()))
+    resumed.__dict__["controller"] = build_controller(settings, 200, 20)
+    resumed.controller.load_state_dict(state)
+    resumed.run(cut, 200)
+    assert resumed.lambdas == whole.lambdas
+    assert torch.equal(resumed.scores, whole.scores)
+
+
+def test_the_speed_that_is_needed_is_the_way_left_over_the_way_that_can_be_gone() -> None:
+    controller = LambdaController(1.0, goal=-2.0, rates=[0.1] * 40 + [0.05] * 10, arrival=40)
+    assert controller.needed_speed(0, 0.0) == pytest.approx(0.5)
+    assert controller.needed_speed(20, 0.0) == 0.9, "2.0 cannot be gone in 20 steps of 0.1"
+    assert controller.needed_speed(30, -2.5) == pytest.approx(-0.5)
+    assert controller.needed_speed(45, -1.9) == pytest.approx(0.4), "during the final warmup, until the end"
+
+
+def test_without_a_target_lambda_is_the_schedules() -> None:
+    for settings in (
+        None,
+        settings_of("topk", penalty={"kind": "l1", "final_lambda": 7.0}),
+        settings_of("sigmoid_threshold", penalty={"kind": "l1", "final_lambda": 7.0}),
+    ):
+        controller = build_controller(settings, 100, 10)
+        assert isinstance(controller, NoController)
+        controller.observe(0, math.nan)
+        if settings is not None:
+            point = PruningSchedule(settings, 100, 10).at(80)
+            assert controller.at(point) == point
+            assert point.penalty_lambda == 7.0
+
+
+@pytest.mark.parametrize(("method", "goal"), [("sigmoid_threshold", logit(0.1)), ("threshold", 0.1)])
+def test_the_goal_is_the_final_threshold(method: str, goal: float) -> None:
+    controller = build_controller(settings_of(method, target_density=0.1), 100, 10)
+    assert isinstance(controller, LambdaController)
+    assert controller.goal == goal
+
+
+def test_a_gate_opens_just_above_l0s_goal() -> None:
+    controller = build_controller(settings_of("l0", target_density=0.1), 100, 10)
+    assert isinstance(controller, LambdaController)
+    assert controller.goal == GATE_CLOSES
+    gates, _ = hard_concrete(torch.tensor([GATE_CLOSES - 1e-3, GATE_CLOSES + 1e-3]), None)
+    assert (gates > 0).tolist() == [False, True]
