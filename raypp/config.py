@@ -369,6 +369,8 @@ class TargetedPruning(ScoredPruning):
 class FloorPruning(TargetedPruning):
     """What the two threshold methods share."""
 
+    initial_threshold: float = 0.0
+    """Threshold until the initial warmup ends; with a target_density, which begins at a density of 1, there is none."""
     density_floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
     """At least this part of each matrix is kept, whatever the threshold says."""
 
@@ -379,10 +381,10 @@ class FloorPruning(TargetedPruning):
                 f"target_density must be above density_floor, which is kept of each matrix, got {self.target_density} "
                 f"with a density_floor of {self.density_floor}"
             )
-        if self.target_density is not None and "initial_threshold" in self.model_fields_set:
+        if self.target_density is not None and self.initial_threshold != 0:
             raise ValueError(
-                "initial_threshold has no meaning with a target_density, which begins at a density of 1; leave one of "
-                "the two out"
+                "initial_threshold has no meaning with a target_density, which begins at a density of 1; leave it out, "
+                f"got {self.initial_threshold}"
             )
         return self
 

@@ -134,7 +134,7 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
             "final_threshold must be greater than 0 with a target_density",
         ),
         (
-            GOOD + "pruning: {method: threshold, target_density: 0.1, initial_threshold: 0.0}\n",
+            GOOD + "pruning: {method: threshold, target_density: 0.1, initial_threshold: 0.2}\n",
             "initial_threshold has no meaning with a target_density",
         ),
         (

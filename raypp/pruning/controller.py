@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 
 from raypp.config import PruningSettings, TargetedPruning
 from raypp.optim import rate_factor
@@ -51,9 +52,7 @@ class ControllerState:
 class LambdaController:
     """Moves lambda, step by step. Every worker has the same scores, so every worker has the same lambda."""
 
-    def __init__(
-        self, first_lambda: float, goal: float, rates: list[float], arrival: int, state: ControllerState | None = None
-    ) -> None:
+    def __init__(self, first_lambda: float, goal: float, rates: list[float], arrival: int) -> None:
         """
         Args:
             first_lambda: where to begin.
@@ -62,7 +61,8 @@ class LambdaController:
             arrival: the step at which the level is to be there, and then to stay.
         """
         self.first_lambda, self.goal, self.rates, self.arrival = first_lambda, goal, rates, arrival
-        self.state = state or ControllerState()
+        self.state = ControllerState()
+        self._way_until = [0.0, *accumulate(rates)]
 
     def observe(self, step: int, level: float) -> None:
         """Takes the level at a step into account: once per optimizer step, in their order."""
@@ -78,7 +78,7 @@ class LambdaController:
     def needed_speed(self, step: int, level: float) -> float:
         """The part of the greatest speed at which the level arrives in time; during the final warmup, by its end."""
         end = self.arrival if step < self.arrival else len(self.rates)
-        reach = math.fsum(self.rates[step:end])
+        reach = self._way_until[end] - self._way_until[step]
         return _within((level - self.goal) / reach, FASTEST) if reach > 0 else 0.0
 
     def at(self, point: SchedulePoint) -> SchedulePoint:
