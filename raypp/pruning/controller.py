@@ -23,7 +23,7 @@ from itertools import accumulate
 
 from raypp.config import PruningSettings, TargetedPruning
 from raypp.optim import rate_factor
-from raypp.pruning.pruner import final_score
+from raypp.pruning.level import final_score
 from raypp.pruning.schedule import PruningSchedule, SchedulePoint
 
 # Sum of all moves of log(lambda) until the final warmup begins, were the speed wrong by 1 all the time: in a tenth of

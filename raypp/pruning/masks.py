@@ -21,7 +21,6 @@ GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
 GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest log alpha whose deterministic gate is 0
 NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
 
-SAMPLE_SIZE = 2**16  # scores, about, that `sampled_level` looks at
 HINT_MEMORY = 0.9  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
@@ -195,7 +194,7 @@ def _cut(selection: Selection) -> _Cut:
     if hint is not None and (found := _cut_near(flats, k, hint)) is not None:
         cut = found
     else:
-        threshold = _kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
+        threshold = kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
         masks = [flat >= threshold for flat in flats]
         kept = torch.stack([mask.count_nonzero().to(threshold.device) for mask in masks]).sum()
         cut = _Cut(flats, masks, threshold, kept)
@@ -238,7 +237,7 @@ def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
     return _Cut(flats, [torch.from_numpy(mask) for mask in masks], torch.as_tensor(threshold), kept)
 
 
-def _kth_smallest(values: Tensor, k: int) -> Tensor:
+def kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device.
 
     numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
@@ -261,7 +260,7 @@ def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
     order = torch.cat(orders)
-    last_kept = _kth_smallest(order, order.numel() - surplus)
+    last_kept = kth_smallest(order, order.numel() - surplus)
     for mask, index, order in zip(cut.masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
 
@@ -293,30 +292,6 @@ def logit(probability: float) -> float:
     if probability <= 0:
         return -math.inf
     return math.inf if probability >= 1 else math.log(probability / (1 - probability))
-
-
-def sampled_level(scores: Sequence[Tensor], density: float) -> Tensor:
-    """The score above which the part `density` of all scores lies, by a fixed sample of them that is evenly spread over
-    the matrices: next to no work. At a density of 0.03 its standard error is 2% of that density.
-
-    Returns:
-        A scalar on the scores' device, which is not waited for.
-    """
-    # An odd stride meets every column of the usual, even widths.
-    stride = sum(matrix.numel() for matrix in scores) // SAMPLE_SIZE | 1
-    sample = torch.cat([matrix.detach().reshape(-1)[::stride] for matrix in scores])
-    return _kth_smallest(sample, sample.numel() - kept_count(density, sample.numel()) + 1)
-
-
-def density_above(scores: Sequence[Tensor], threshold: float) -> float:
-    """The part of all scores that is above a threshold."""
-    counts = torch.stack([(matrix.detach() > threshold).count_nonzero() for matrix in scores])
-    return int(counts.sum()) / sum(matrix.numel() for matrix in scores)
-
-
-def sigmoid(score: float) -> float:
-    """The probability whose `logit` is a score."""
-    return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
 
 
 @torch.no_grad()

@@ -26,20 +26,18 @@ from raypp.config import (
 )
 from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.level import density_above, final_score, sampled_level, sigmoid
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
     GATE_CLOSES,
     Selection,
     ThresholdHint,
-    density_above,
     floor_count,
     keep_above,
     keep_largest,
     kept_count,
     logit,
     named_seed,
-    sampled_level,
-    sigmoid,
 )
 from raypp.pruning.penalty import penalty
 from raypp.pruning.schedule import SchedulePoint
@@ -286,15 +284,6 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
     return torch.empty(shape, dtype=torch.float32).uniform_(
         -bound, bound, generator=torch.Generator().manual_seed(seed)
     )
-
-
-def final_score(settings: TargetedPruning) -> float:
-    """The score above which the final threshold keeps a weight (l0: above which a deterministic gate is open)."""
-    if isinstance(settings, SigmoidThresholdPruning):
-        return logit(settings.final_threshold)
-    if isinstance(settings, ThresholdPruning):
-        return settings.final_threshold
-    return GATE_CLOSES
 
 
 def _require_room(target_density: float, density_floor: float, layers: Sequence[MaskedLinear]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from raypp.pruning.masks import (
     Selection,
     ThresholdHint,
-    density_above,
     floor_count,
     hard_concrete,
     keep_above,
@@ -19,7 +18,6 @@ from raypp.pruning.masks import (
     kept_count,
     logit,
     named_seed,
-    sampled_level,
     tie_order,
 )
 
@@ -308,15 +306,3 @@ def test_no_matrix_keeps_less_than_its_minimum_and_all_together_the_count(count:
             assert matrix[~mask].max() <= matrix[mask].min(), "the largest of each matrix"
             if short and free:
                 assert matrix[~mask].max() <= min(free), "a minimum does not hold others back"
-
-
-def test_a_sampled_level_is_near_the_exact_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrices = [torch.randn(384, 384, generator=generator), torch.randn(1536, 384, generator=generator) - 1]
-    everything = torch.cat([matrix.flatten() for matrix in matrices])
-    for density in (0.5, 0.1, 0.03):
-        level = sampled_level(matrices, density)
-        assert (everything > level).float().mean() == pytest.approx(density, rel=0.05)
-        assert density_above(matrices, float(level)) == pytest.approx((everything > level).float().mean().item())
-    small = [torch.arange(10.0)]
-    assert float(sampled_level(small, 0.3)) == 7.0
