@@ -20,6 +20,10 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
 
 
+# Where the search for lambda begins if nothing is said: what the small encoders' soft movement pruning was run with.
+FIRST_LAMBDA = 100.0
+
+
 class Settings(BaseModel):
     """Base of every section: frozen, strict, no unknown keys; docstrings under fields are their descriptions."""
 
@@ -225,7 +229,7 @@ class Penalty(Settings):
     kind: Literal["l1", "l0"]
     """l1: mean of sigmoid(scores); l0: mean probability that a hard concrete gate is open."""
     final_lambda: Annotated[float, Field(ge=0)]
-    """Its weight at the end; it follows the threshold's schedule from 0."""
+    """Its weight at the end; it follows the threshold's schedule from 0. With a target_density: where the search begins."""
     mean: Literal["per_matrix", "global"] = "per_matrix"
     """per_matrix: every matrix counts the same (as in the paper); global: every score counts the same."""
 
@@ -269,6 +273,11 @@ class PruningBase(Settings):
         """Whether the method has scores of its own (magnitude has none)."""
         return True
 
+    @property
+    def requested_density(self) -> float | None:
+        """The density asked for; None where a threshold or the penalty's lambda is what was given."""
+        return None
+
 
 class ScoredPruning(PruningBase):
     """A method with learned scores."""
@@ -299,6 +308,10 @@ class DensitySchedule(Settings):
             )
         return self
 
+    @property
+    def requested_density(self) -> float | None:
+        return self.final_density
+
 
 class TopKPruning(DensitySchedule, ScoredPruning):
     """Movement pruning: keep the weights with the highest learned scores (Sanh et al. 2020, section 3)."""
@@ -316,11 +329,64 @@ class MagnitudePruning(DensitySchedule, PruningBase):
         return False
 
 
-class FloorPruning(ScoredPruning):
+class TargetedPruning(ScoredPruning):
+    """A method whose density follows from its scores, and so from the penalty's lambda."""
+
+    target_density: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Density of the delivered model; null: what penalty.final_lambda leads to.
+
+    With one, the density falls from 1 by the schedule's cubic and is this from the beginning of the final warmup on,
+    over all matrices together. Lambda is moved at every step (`pruning/controller.py`), from penalty.final_lambda as a
+    first guess (null penalty: l1, for l0 l0, and a default), so that the scores reach the final threshold (l0: the
+    score at which a gate closes) when the final warmup begins. Until they do, and where they cannot in time (scores
+    move by about the mask learning rate a step, at most), the threshold in force is the one that keeps the requested
+    density. In the log: prune/requested_density, prune/penalty_lambda, prune/threshold in force (of sigmoid_threshold
+    and l0 the sigmoid of the lowest score kept), and prune/density_by_lambda, which the final threshold by itself
+    would keep."""
+
+    @property
+    def requested_density(self) -> float | None:
+        return self.target_density
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_target_has_a_penalty(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("target_density") is not None and values.get("penalty") is None:
+            kind = "l0" if values.get("method") == "l0" else "l1"
+            return {**values, "penalty": {"kind": kind, "final_lambda": FIRST_LAMBDA}}
+        return values
+
+    @model_validator(mode="after")
+    def _lambda_can_move(self) -> TargetedPruning:
+        if self.target_density is not None and self.penalty is not None and self.penalty.final_lambda == 0:
+            raise ValueError(
+                "penalty.final_lambda is where the search for lambda begins when there is a target_density; it must be "
+                "greater than 0, got 0.0; leave penalty out for a default"
+            )
+        return self
+
+
+class FloorPruning(TargetedPruning):
     """What the two threshold methods share."""
 
+    initial_threshold: float = 0.0
+    """Threshold until the initial warmup ends; with a target_density, which begins at a density of 1, there is none."""
     density_floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
     """At least this part of each matrix is kept, whatever the threshold says."""
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> FloorPruning:
+        if self.target_density is not None and self.target_density <= self.density_floor:
+            raise ValueError(
+                f"target_density must be above density_floor, which is kept of each matrix, got {self.target_density} "
+                f"with a density_floor of {self.density_floor}"
+            )
+        if self.target_density is not None and self.initial_threshold != 0:
+            raise ValueError(
+                "initial_threshold has no meaning with a target_density, which begins at a density of 1; leave it out, "
+                f"got {self.initial_threshold}"
+            )
+        return self
 
 
 class SigmoidThresholdPruning(FloorPruning):
@@ -328,9 +394,17 @@ class SigmoidThresholdPruning(FloorPruning):
 
     method: Literal["sigmoid_threshold"]
     initial_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Threshold until the initial warmup ends."""
+    """Threshold until the initial warmup ends; not with a target_density."""
     final_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Threshold from the beginning of the final warmup on."""
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> SigmoidThresholdPruning:
+        if self.target_density is not None and self.final_threshold == 0:
+            raise ValueError(
+                "final_threshold must be greater than 0 with a target_density: no sigmoid is below 0, got 0.0"
+            )
+        return self
 
 
 class ThresholdPruning(FloorPruning):
@@ -338,12 +412,12 @@ class ThresholdPruning(FloorPruning):
 
     method: Literal["threshold"]
     initial_threshold: float = 0.0
-    """Threshold until the initial warmup ends."""
+    """Threshold until the initial warmup ends; not with a target_density."""
     final_threshold: float = 0.1
     """Threshold from the beginning of the final warmup on."""
 
 
-class L0Pruning(ScoredPruning):
+class L0Pruning(TargetedPruning):
     """L0 regularization with hard concrete gates (Louizos et al. 2018); the penalty's lambda sets the density."""
 
     method: Literal["l0"]

@@ -65,7 +65,7 @@ def deliver(
         "task": job.task.name,
         "headline": headline_key(job.task),
         "metrics": metrics,
-        "requested_density": getattr(pruning, "final_density", None),
+        "requested_density": None if pruning is None else pruning.requested_density,
         "density": {"linear": density.linear, "encoder": density.encoder, "model": density.model},
         "steps": progress.steps,
         "seconds": progress.seconds,

@@ -64,7 +64,9 @@ def run_name(experiment: Experiment, digest: str) -> str:
     pruning = experiment.pruning
     if pruning is None:
         return f"dense-{digest[:8]}"
-    level = getattr(pruning, "final_density", getattr(pruning, "final_threshold", None))
+    level = pruning.requested_density
+    if level is None:
+        level = getattr(pruning, "final_threshold", None)
     return "-".join([pruning.method.replace("_", "-"), *([f"{level:g}"] if level is not None else []), digest[:8]])
 
 

@@ -40,6 +40,7 @@ from raypp.models import (
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.progress import Message, PhaseAdvanced
+from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
@@ -114,6 +115,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if freezes_embeddings(experiment):
         embeddings_of(model).requires_grad_(False)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
+    controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
     teacher = _online_teacher(job, model.config, worker.device)
     objective = Objective.build(task.kind == "regression", experiment.distillation, teacher)
@@ -130,6 +132,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if latest is not None:
         restore(latest, model, optimizer, beside=objective.projections)
         scaler.load_state_dict(latest.state["scaler"])
+        controller.load_state_dict(latest.state["controller"])
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     before, start = replace(progress), progress.steps
@@ -152,6 +155,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
             pruner.refresh(point, noise_seed=seed_of(settings.seed, step))
+        controller.observe(step, pruner.level)
+        point = controller.at(point)
 
         # A share's loss is its part of the global batch's mean; the sums of the terms ride along for the log.
         model.train()
@@ -206,7 +211,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
         if steps.evaluates_after(done):
-            point = schedule.at(done)
+            point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
@@ -225,6 +230,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                         "warmup_steps": steps.warmup,
                         "progress": asdict(progress),
                         "scaler": scaler.state_dict(),
+                        "controller": controller.state_dict(),
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
                     captured = capture(done, model, optimizer, state, beside=objective.projections)

@@ -123,6 +123,28 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
         ("task: mrpc\nstudent: {model: m}\nname: 'a/b'\n", "name: "),
         (GOOD + "pruning: {method: magnitude, penalty: {kind: l1}}\n", "pruning.penalty: there is no such setting"),
         (GOOD + "pruning: {method: topk, initial_density: 0.1}\n", "final_density must not exceed initial_density"),
+        (GOOD + "pruning: {method: topk, target_density: 0.1}\n", "pruning.target_density: there is no such setting"),
+        (GOOD + "pruning: {method: l0, target_density: 1.0}\n", "pruning.target_density: must be less than 1, got 1.0"),
+        (
+            GOOD + "pruning: {method: sigmoid_threshold, target_density: 0.004}\n",
+            "target_density must be above density_floor, which is kept of each matrix, got 0.004 with a",
+        ),
+        (
+            GOOD + "pruning: {method: sigmoid_threshold, target_density: 0.1, final_threshold: 0.0}\n",
+            "final_threshold must be greater than 0 with a target_density",
+        ),
+        (
+            GOOD + "pruning: {method: threshold, target_density: 0.1, initial_threshold: 0.2}\n",
+            "initial_threshold has no meaning with a target_density",
+        ),
+        (
+            GOOD + "pruning: {method: l0, target_density: 0.1, penalty: {kind: l0, final_lambda: 0}}\n",
+            "it must be greater than 0, got 0.0",
+        ),
+        (
+            GOOD + "pruning: {method: l0, target_density: 0.1, penalty: {kind: l2, final_lambda: 1}}\n",
+            "pruning.penalty.kind: must be 'l1' or 'l0', got 'l2'",
+        ),
         ("task: mrpc\nstudent: {model: m}\ncluster: {workers: [3, 1]}\n", "1 <= min <= max, got [3, 1]"),
     ],
 )  # fmt: skip

@@ -252,6 +252,54 @@ def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     assert_same(whole, run(values("cut")))
 
 
+@pytest.mark.parametrize("method", ["sigmoid_threshold", "l0"])
+def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
+    method: str, settings: Experiment, tmp_path: Path
+) -> None:
+    values = settings(
+        pruning={"method": method, "target_density": 0.2, "final_warmup": 1, "mask_learning_rate": 3e-2},
+        evaluation={"every_steps": 3, "select": "best"},
+    )
+    saved_often = {"workers": 0, "store": values["cluster"]["store"], "checkpoint_every_steps": 3}
+    whole = run(values | {"cluster": {**saved_often, "storage": str(tmp_path / "whole")}})
+    cut(tmp_path / "whole", tmp_path / "cut")
+    resumed = run(values | {"cluster": {**saved_often, "storage": str(tmp_path / "cut")}})
+    assert_same(whole, resumed)
+    columns = ("step", "prune/penalty_lambda", "prune/requested_density", "prune/threshold", "prune/density")
+    logged = [[record.get(column) for column in columns] for record in records(whole)]
+    assert [[record.get(column) for column in columns] for record in records(resumed)] == logged
+    assert len({row[1] for row in logged}) > 5, "lambda moves"
+    # What the target is comes out everywhere: in the name, the result, and the model; the best is one at the target.
+    assert Path(whole["paths"]["run"]).name.startswith(f"{method.replace('_', '-')}-0.2-")
+    assert whole["requested_density"] == 0.2
+    assert whole["density"]["linear"] == pytest.approx(0.2, abs=1e-4)
+    assert whole["best"]["step"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "target", "fields"),
+    [
+        # 120 steps at 3e-2 are a way of 1.5 until the final warmup: a threshold that lies within it.
+        ("sigmoid_threshold", 0.1, {"final_threshold": 0.3}),
+        ("sigmoid_threshold", 0.5, {"final_threshold": 0.3}),
+        ("l0", 0.1, {"score_initialization": {"kind": "constant", "scale": -1.5}}),
+    ],
+)
+def test_lambda_itself_brings_a_real_model_near_its_target_density(
+    method: str, target: float, fields: dict[str, Any], settings: Experiment
+) -> None:
+    result = run(
+        settings(
+            pruning={"method": method, "target_density": target, "mask_learning_rate": 3e-2, **fields},
+            train={"max_steps": 120, "batch_size": 16, "log_every_steps": 1, "learning_rate": 1e-4},
+        )
+    )
+    assert result["density"]["linear"] == pytest.approx(target, rel=0.05)
+    arrival = next(record for record in records(result) if record["prune/requested_density"] == target)
+    assert arrival["prune/density_by_lambda"] == pytest.approx(target, rel=0.3)
+
+
 def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused(settings: Experiment) -> None:
     first = run(settings(run="mine"))
     written = Path(first["paths"]["run"], "result.json").stat().st_mtime_ns

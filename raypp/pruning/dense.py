@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from raypp.config import PruningSettings
@@ -15,6 +17,7 @@ class NoPruner:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.level = math.nan
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
         return []

@@ -98,14 +98,21 @@ class MaskedLinear(nn.Module):
         weight, bias = cast(nn.Parameter, linear.weight), cast("nn.Parameter | None", linear.bias)
         return cls(weight, bias, parameter).train(linear.training)
 
-    def set_gates(self, noise: Tensor | None) -> None:
+    def set_gates(self, noise: Tensor | None, kept: Tensor | None = None, lift: Tensor | None = None) -> None:
         """Makes the mask hard concrete gates of the scores (`hard_concrete`), with the noise of one optimizer step.
 
         The gates' derivative is computed here and kept, so that each micro-batch's backward needs no graph of its own
         back to the scores.
+
+        Args:
+            noise: uniform, shaped as the scores; None for the deterministic gates.
+            kept: bool, shaped as the scores; closes all other gates, whose scores still learn, as if they were open.
+            lift: scalar that is added to the scores first.
         """
         assert self.mask_scores is not None, "gates need scores"
-        self.mask, self.gate_slope = hard_concrete(self.mask_scores, noise)
+        scores = self.mask_scores if lift is None else self.mask_scores + lift
+        gates, self.gate_slope = hard_concrete(scores, noise)
+        self.mask = gates if kept is None else gates.mul_(kept)
 
     def masked_weight(self) -> Tensor:
         """weight * mask, (out, in), differentiable in weight and scores."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 # Hard concrete distribution (Louizos et al. 2018, section 2.2): the stretch interval and the temperature.
 GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
+GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest log alpha whose deterministic gate is 0
 NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
 
 HINT_MEMORY = 0.9  # part of an error that the next step still reckons with
@@ -80,6 +81,8 @@ class ThresholdHint:
     """From the step before."""
     reach: float = 0.0
     """How far from the expected value to look."""
+    found: Tensor | None = None
+    """The last selection's threshold, a scalar on the scores' device; None if it kept all or nothing."""
 
     @property
     def expected(self) -> float:
@@ -108,26 +111,60 @@ class Selection:
     """One per matrix; among equal scores the lowest (`tie_order`, place of the matrix) stay."""
     hint: ThresholdHint | None = None
     """Kept from step to step by whoever selects."""
+    minimums: Sequence[int] = ()
+    """One per matrix, of which no fewer are kept, together at most `count`; empty for none."""
 
 
 def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     """The masks of the largest scores (Sanh et al. 2020, section 3: Top_v), selection by selection.
 
-    A device is waited for once and not once per matrix, unless scores tie at a threshold.
+    A device is waited for once and not once per matrix, unless scores tie at a threshold or a matrix falls short of its
+    minimum.
 
     Returns:
         Bool, contiguous, shaped as the scores; in each selection together exactly `count` True.
     """
     cuts = [_cut(selection) for selection in selections]
     device = cuts[0].flats[0].device
-    kept = torch.stack([torch.as_tensor(cut.kept, device=device) for cut in cuts]).tolist()
-    for selection, cut, number in zip(selections, cuts, kept, strict=True):
+    # All counts come to the host together.
+    numbers = [torch.as_tensor(cut.kept, device=device) for cut in cuts]
+    for selection, cut in zip(selections, cuts, strict=True):
+        if selection.minimums:
+            numbers += [mask.count_nonzero().to(device) for mask in cut.masks]
+    kept = torch.stack(numbers).tolist()
+    of_each = iter(kept[len(cuts) :])
+    chosen = []
+    for selection, cut, number in zip(selections, cuts, kept, strict=False):
+        each = [next(of_each) for _ in selection.minimums]
         if number > selection.count:
             _drop_last_ties(cut, number - selection.count, selection.tie_seeds)
-    return [
-        [mask.view(matrix.shape) for mask, matrix in zip(cut.masks, selection.scores, strict=True)]
-        for cut, selection in zip(cuts, selections, strict=True)
-    ]
+            each = [int(mask.count_nonzero()) for mask in cut.masks[: len(each)]]
+        short = {place for place, least in enumerate(selection.minimums) if each[place] < least}
+        chosen.append(_with_minimums(selection, short) if short else _shaped(cut.masks, selection))
+    return chosen
+
+
+def _shaped(masks: Sequence[Tensor], selection: Selection) -> list[Tensor]:
+    return [mask.view(matrix.shape) for mask, matrix in zip(masks, selection.scores, strict=True)]
+
+
+def _with_minimums(selection: Selection, short: set[int]) -> list[Tensor]:
+    """Gives the matrices that would keep too few their minimum, and shares what is left among the others."""
+    scores, seeds, minimums = selection.scores, selection.tie_seeds, selection.minimums
+    others = [place for place in range(len(scores)) if place not in short]
+    count = selection.count - sum(minimums[place] for place in short)
+    alone = [Selection([scores[place]], minimums[place], [seeds[place]]) for place in sorted(short)]
+    together = Selection(
+        [scores[place] for place in others],
+        count,
+        [seeds[place] for place in others],
+        selection.hint,
+        [minimums[place] for place in others],
+    )
+    *fixed, shared = keep_largest([*alone, together])
+    chosen = {place: mask for place, (mask,) in zip(sorted(short), fixed, strict=True)}
+    chosen |= dict(zip(others, shared, strict=True))
+    return [chosen[place] for place in range(len(scores))]
 
 
 @dataclass(frozen=True)
@@ -150,17 +187,21 @@ def _cut(selection: Selection) -> _Cut:
     if not 0 <= k <= total:
         raise ValueError(f"cannot keep {k} of {total} weights")
     if k in (0, total):
+        if selection.hint is not None:
+            selection.hint.found = None
         return _Cut(flats, [torch.full_like(flat, k > 0, dtype=torch.bool) for flat in flats], flats[0][:1].sum(), k)
     hint = selection.hint if all(_in_numpy(flat) for flat in flats) else None
     if hint is not None and (found := _cut_near(flats, k, hint)) is not None:
         cut = found
     else:
-        threshold = _kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
+        threshold = kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
         masks = [flat >= threshold for flat in flats]
         kept = torch.stack([mask.count_nonzero().to(threshold.device) for mask in masks]).sum()
         cut = _Cut(flats, masks, threshold, kept)
     if hint is not None:
         hint.note(float(cut.threshold))
+    if selection.hint is not None:
+        selection.hint.found = cut.threshold.clone()  # of its own: it may be a view of all scores
     return cut
 
 
@@ -196,7 +237,7 @@ def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
     return _Cut(flats, [torch.from_numpy(mask) for mask in masks], torch.as_tensor(threshold), kept)
 
 
-def _kth_smallest(values: Tensor, k: int) -> Tensor:
+def kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device.
 
     numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
@@ -219,7 +260,7 @@ def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
     order = torch.cat(orders)
-    last_kept = _kth_smallest(order, order.numel() - surplus)
+    last_kept = kth_smallest(order, order.numel() - surplus)
     for mask, index, order in zip(cut.masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
 

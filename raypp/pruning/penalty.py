@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from raypp.pruning.masks import GATE_HIGH, GATE_LOW, GATE_TEMPERATURE
+from raypp.pruning.masks import GATE_CLOSES, GATE_TEMPERATURE
 
 
 class _MeanSigmoid(torch.autograd.Function):
@@ -34,7 +33,7 @@ def l1(scores: Tensor) -> Tensor:
 
 def l0(scores: Tensor) -> Tensor:
     """Mean probability that a hard concrete gate is not 0 (Louizos et al. 2018, equation 12); scalar result."""
-    shift = -GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH)
+    shift = -GATE_TEMPERATURE * GATE_CLOSES
     return cast(Tensor, _MeanSigmoid.apply(scores, shift))  # type: ignore[no-untyped-call]
 
 

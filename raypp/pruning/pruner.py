@@ -7,7 +7,7 @@ and how a selection acts on the weight (`MaskedLinear`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,10 +21,15 @@ from raypp.config import (
     ScoredPruning,
     ScoreInitialization,
     SigmoidThresholdPruning,
+    TargetedPruning,
+    ThresholdPruning,
 )
+from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.level import density_above, final_score, sampled_level, sigmoid
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
+    GATE_CLOSES,
     Selection,
     ThresholdHint,
     floor_count,
@@ -36,6 +41,9 @@ from raypp.pruning.masks import (
 )
 from raypp.pruning.penalty import penalty
 from raypp.pruning.schedule import SchedulePoint
+
+# With a target density the lowest gate that is kept opens at least as far as a score this far above closing opens it.
+GATE_MARGIN = 0.01
 
 __all__ = ["Pruner", "initial_scores", "select_layers"]
 
@@ -56,7 +64,8 @@ class Pruner:
             seed: for the initial scores and the order of ties; each matrix's follows from it and the matrix's name.
 
         Raises:
-            ConfigError: the layer rule fits no layer (see `select_layers`).
+            ConfigError: the layer rule fits no layer (see `select_layers`), or a target density is less than the floor
+                of these matrices.
             ValueError: the model is patched already.
         """
         if masked_layers(model):
@@ -68,6 +77,10 @@ class Pruner:
         self._folded = False
         self._hints: dict[str, ThresholdHint] = {}
         self._magnitudes: dict[str, Tensor] = {}
+        self._lowest_kept: Tensor | None = None
+        self.level = math.nan
+        """With a target density: the score above which just that part of all weights lay at the last `refresh`
+        (`sampled_level`), for the controller of lambda."""
         chosen = select_layers(model, settings.layers)
         for name, linear in chosen.items():
             scores = None
@@ -76,6 +89,8 @@ class Pruner:
             self.layers[name] = MaskedLinear.from_linear(linear, scores)
             if isinstance(settings, L0Pruning):
                 self.layers[name].set_gates(None)  # all ones would have no derivative
+        if isinstance(settings, FloorPruning) and settings.target_density is not None:
+            _require_room(settings.target_density, settings.density_floor, list(self.layers.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
@@ -95,8 +110,11 @@ class Pruner:
             FloatingPointError: a score (magnitude: a weight) is NaN; names the layers.
         """
         self._require_patched()
-        self._refuse_nan()
+        self._inspect_scores()
         settings = self.settings
+        if point.target_density is not None:
+            self._keep_requested(point.target_density, noise_seed)
+            return
         if isinstance(settings, L0Pruning):
             for name, layer in self.layers.items():
                 layer.set_gates(None if noise_seed is None else _noise(layer, named_seed(noise_seed, name)))
@@ -116,10 +134,19 @@ class Pruner:
         return penalty([scores for _, scores in self.scores()], settings.penalty.kind, settings.penalty.mean)
 
     def describe(self, point: SchedulePoint) -> dict[str, float]:
-        """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty."""
+        """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty.
+
+        With a target density also what the final threshold by itself would keep now, which is lambda's own doing.
+        """
         settings = self.settings
         described: dict[str, float] = {}
-        if point.value is not None:
+        if isinstance(settings, TargetedPruning) and point.target_density is not None:
+            assert self._lowest_kept is not None, "masks are refreshed before they are described"
+            lowest = float(self._lowest_kept)
+            described["prune/requested_density"] = point.target_density
+            described["prune/threshold"] = lowest if isinstance(settings, ThresholdPruning) else sigmoid(lowest)
+            described["prune/density_by_lambda"] = density_above([s for _, s in self.scores()], final_score(settings))
+        elif point.value is not None:
             name = "requested_density" if isinstance(settings, DensitySchedule) else "threshold"
             described[f"prune/{name}"] = point.value
         if isinstance(settings, ScoredPruning) and settings.penalty is not None:
@@ -182,6 +209,24 @@ class Pruner:
             for name, mask in zip(group, masks, strict=True):
                 self.layers[name].mask = mask
 
+    def _keep_requested(self, density: float, noise_seed: int | None) -> None:
+        """With a target density: the highest scores of all matrices together, whatever the threshold that takes."""
+        settings, hint = self.settings, self._hints.setdefault("", ThresholdHint())
+        scores = [scores for _, scores in self.scores()]
+        count = kept_count(density, sum(matrix.numel() for matrix in scores))
+        seeds = [named_seed(self.seed, name) for name in self.layers]
+        minimums: list[int] = []
+        if isinstance(settings, FloorPruning):
+            minimums = [floor_count(settings.density_floor, matrix.numel()) for matrix in scores]
+        (masks,) = keep_largest([Selection(scores, count, seeds, hint, minimums)])
+        self._lowest_kept = torch.stack([m.min() for m in scores]).min() if hint.found is None else hint.found
+        for (name, layer), mask in zip(self.layers.items(), masks, strict=True):
+            if isinstance(settings, L0Pruning):
+                noise = None if noise_seed is None else _noise(layer, named_seed(noise_seed, name))
+                layer.set_gates(noise, kept=mask, lift=(GATE_CLOSES + GATE_MARGIN - self._lowest_kept).clamp(min=0))
+            else:
+                layer.mask = mask
+
     def _importance(self, name: str) -> Tensor:
         layer = self.layers[name]
         if layer.mask_scores is not None:
@@ -190,13 +235,23 @@ class Pruner:
         self._magnitudes[name] = torch.abs(layer.weight, out=scratch.to(layer.weight))
         return self._magnitudes[name]
 
-    def _refuse_nan(self) -> None:
-        """One wait for the device: any NaN makes a sum NaN, and a sum is cheap; the exact check is for that case."""
+    def _inspect_scores(self) -> None:
+        """Refuses NaN, and takes the level for a target density, with one wait for the device.
+
+        Any NaN makes a sum NaN, and a sum is cheap; the exact check is for that case.
+        """
         sources = {
             name: layer.weight if layer.mask_scores is None else layer.mask_scores
             for name, layer in self.layers.items()
         }
-        if not bool(torch.stack([source.sum(dtype=torch.float32) for source in sources.values()]).isnan().any()):
+        found = torch.stack([source.sum(dtype=torch.float32) for source in sources.values()]).isnan().any().view(1)
+        if isinstance(self.settings, TargetedPruning) and self.settings.target_density is not None:
+            level = sampled_level(list(sources.values()), self.settings.target_density)
+            found = torch.cat([found.float(), level.view(1)])
+        has_nan, *levels = found.tolist()
+        if levels:
+            self.level = levels[0]
+        if not has_nan:
             return
         if names := [name for name, source in sources.items() if bool(source.isnan().any())]:
             kind = "scores" if self.settings.learns_scores else "weights"
@@ -229,6 +284,17 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
     return torch.empty(shape, dtype=torch.float32).uniform_(
         -bound, bound, generator=torch.Generator().manual_seed(seed)
     )
+
+
+def _require_room(target_density: float, density_floor: float, layers: Sequence[MaskedLinear]) -> None:
+    """The floor keeps one weight more than its part of each matrix, which matters where matrices are tiny."""
+    sizes = [layer.weight.numel() for layer in layers]
+    least = sum(floor_count(density_floor, size) for size in sizes)
+    if kept_count(target_density, sum(sizes)) < least:
+        raise ConfigError(
+            f"pruning.target_density={target_density} is less than what pruning.density_floor={density_floor} keeps of "
+            f"these {len(sizes)} matrices, {least} of {sum(sizes)} weights; give at least {least / sum(sizes):.4g}"
+        )
 
 
 def _noise(layer: MaskedLinear, seed: int) -> Tensor:

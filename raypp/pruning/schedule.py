@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raypp.config import DensitySchedule, FloorPruning, PruningSettings, ScoredPruning
+from raypp.config import DensitySchedule, FloorPruning, PruningSettings, ScoredPruning, TargetedPruning
 from raypp.errors import ConfigError
 
 
@@ -25,6 +25,8 @@ class SchedulePoint:
     """Weight of the penalty; 0 without one."""
     is_final: bool
     """Whether the density is the final one already: a checkpoint of this step may be delivered."""
+    target_density: float | None = None
+    """Density asked of a threshold method or l0 at this step; None where it has no target."""
 
 
 class PruningSchedule:
@@ -48,6 +50,7 @@ class PruningSchedule:
         self.initial, self.final = _ends(settings)
         # A threshold that does not move says nothing about the density, which falls as long as lambda rises.
         self._constant_density = isinstance(settings, DensitySchedule) and self.initial == self.final
+        self.target_density = settings.target_density if isinstance(settings, TargetedPruning) else None
         penalty = settings.penalty if isinstance(settings, ScoredPruning) else None
         self.final_lambda = 0.0 if penalty is None else penalty.final_lambda
 
@@ -64,18 +67,21 @@ class PruningSchedule:
         progress = 1.0 - remaining
         return SchedulePoint(
             step=step,
-            value=self._value(remaining),
+            value=_between(self.initial, self.final, remaining),
             progress=progress,
             penalty_lambda=self.final_lambda * progress,
             is_final=progress == 1.0 or self._constant_density,
+            target_density=_between(1.0, self.target_density, remaining),
         )
 
-    def _value(self, remaining: float) -> float | None:
-        if self.initial is None or self.final is None:
-            return None
-        if remaining == 1.0:  # the formula's rounding must not turn a density of 1 into less
-            return self.initial
-        return self.final + (self.initial - self.final) * remaining
+
+def _between(initial: float | None, final: float | None, remaining: float) -> float | None:
+    """The scheduled number when `remaining` (1 to 0) of the way is left; None where there is none."""
+    if initial is None or final is None:
+        return None
+    if remaining == 1.0:  # the formula's rounding must not turn a density of 1 into less
+        return initial
+    return final + (initial - final) * remaining
 
 
 def _ends(settings: PruningSettings) -> tuple[float | None, float | None]:

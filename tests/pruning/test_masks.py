@@ -286,3 +286,23 @@ def test_selections_in_one_call_are_those_of_calls_of_their_own() -> None:
     assert [int(group[0].sum()) for group in together] == [0, 40, 80]
     for selection, (mask,) in zip(selections, together, strict=True):
         assert torch.equal(mask, keep_largest([selection])[0][0])
+
+
+@pytest.mark.parametrize("count", [30, 200, 900])
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_matrix_keeps_less_than_its_minimum_and_all_together_the_count(count: int, tied: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(20, 15, generator=generator) + shift for shift in (0.0, -9.0, 9.0, -4.0)]
+    if tied:
+        matrices = [matrix.round() for matrix in matrices]
+    minimums, seeds = [7, 8, 9, 6], [1, 2, 3, 4]
+    (masks,) = keep_largest([Selection(matrices, count, seeds, None, minimums)])
+    assert sum(int(mask.sum()) for mask in masks) == count
+    forced = [int(mask.sum()) == least for mask, least in zip(masks, minimums, strict=True)]
+    free = [matrix[mask].min() for matrix, mask, short in zip(matrices, masks, forced, strict=True) if not short]
+    for matrix, mask, least, short in zip(matrices, masks, minimums, forced, strict=True):
+        assert int(mask.sum()) >= least
+        if not mask.all():
+            assert matrix[~mask].max() <= matrix[mask].min(), "the largest of each matrix"
+            if short and free:
+                assert matrix[~mask].max() <= min(free), "a minimum does not hold others back"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -257,6 +258,53 @@ def test_a_point_is_described_by_the_methods_own_word() -> None:
     }
     without_value = SchedulePoint(step=3, value=None, progress=0.5, penalty_lambda=0.0, is_final=False)
     assert Pruner(bert(), settings_of("l0")).describe(without_value) == {}
+
+
+@pytest.mark.parametrize("method", ["sigmoid_threshold", "threshold", "l0"])
+@pytest.mark.parametrize("shift", [-8.0, 0.0, 8.0])
+def test_a_target_density_is_kept_whatever_the_threshold_that_takes(method: str, shift: float) -> None:
+    """By scores that all lie below the final threshold, around it or above it, with noise or without."""
+    settings = settings_of(method, target_density=0.1, **UNIFORM)
+    pruner, schedule = Pruner(bert(), settings), PruningSchedule(settings, 100, 10)
+    with torch.no_grad():
+        for _, scores in pruner.scores():
+            scores += shift
+    size = sum(scores.numel() for _, scores in pruner.scores())
+    for step in (0, 40, 80, 100):
+        point = schedule.at(step)
+        pruner.refresh(point)
+        assert pruner.density().linear == pytest.approx(point.target_density, abs=1 / size)
+        kept = torch.cat([layer.mask.flatten() > 0 for layer in pruner.layers.values()])
+        everything = torch.cat([scores.detach().flatten() for _, scores in pruner.scores()])
+        lowest = float(everything[kept].min())
+        assert kept.all() or everything[~kept].max() <= lowest, "over all matrices together"
+        described = pruner.describe(point)
+        assert described["prune/requested_density"] == point.target_density
+        in_force = lowest if method == "threshold" else 1 / (1 + math.exp(-lowest))
+        assert described["prune/threshold"] == pytest.approx(in_force, rel=1e-5)
+    assert pruner.level == pytest.approx(lowest)
+    pruner.refresh(schedule.at(80), noise_seed=3)
+    assert pruner.density().linear <= 0.1 + 1e-6
+    model = pruner.fold()
+    assert model is not None
+
+
+def test_gates_that_a_target_density_closes_still_learn() -> None:
+    settings = settings_of("l0", target_density=0.1)  # all scores equal, all gates open
+    pruner = Pruner(bert(), settings)
+    pruner.refresh(PruningSchedule(settings, 100, 10).at(100))
+    layer = pruner.layers[NAMES[0]]
+    (layer.masked_weight() * torch.ones_like(layer.weight)).sum().backward()
+    assert layer.mask_scores is not None
+    assert layer.mask_scores.grad is not None
+    closed = layer.mask == 0
+    assert closed.any()
+    assert (layer.mask_scores.grad[closed] != 0).all()
+
+
+def test_a_target_density_below_the_floors_own_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"target_density=0.0052 is less than .*; give at least 0.0"):
+        Pruner(bert(), settings_of("sigmoid_threshold", target_density=0.0052))
 
 
 @pytest.mark.parametrize("method", ["topk", "magnitude", "sigmoid_threshold", "threshold", "l0"])
