@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from raypp.errors import ConfigError
-from raypp.front import Point
 from raypp.storage import Location
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -77,54 +76,6 @@ def run_figures(records: Sequence[Record], layers: Sequence[Layer]) -> dict[str,
         with suppress(NothingToDraw):
             figures[name] = draw()
     return figures
-
-
-# --- of a sweep ------------------------------------------------------------------------------------------------------
-
-
-def front_figure(points: Sequence[Point], title: str, headline: str, teacher: float | None) -> Figure:
-    """Metric against achieved density (logarithmic): every point with the spread of its seeds, the front as a line.
-
-    Args:
-        teacher: the dense teacher's metric, a reference line; None where there is no teacher.
-    """
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    axes = figure.subplots()
-    if teacher is not None:
-        axes.axhline(teacher, color=BLACK, linestyle=":", linewidth=1.5, label="dense teacher")
-    rest = [point for point in points if not point.on_front]
-    front = sorted((point for point in points if point.on_front), key=lambda point: point.density)
-    for chosen, color, marker, label in ((rest, ORANGE, "x", "beaten"), (front, BLUE, "o", "front")):
-        if chosen:
-            axes.errorbar(
-                [point.density for point in chosen],
-                [point.metric for point in chosen],
-                yerr=[point.spread for point in chosen],
-                color=color,
-                marker=marker,
-                linestyle="-" if label == "front" else "none",
-                capsize=3,
-                label=label,
-            )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({float(f"{point.density:.2g}") for point in points})
-    axes.set_xticks(_apart(ticks))
-    axes.set_xlabel("remaining linear weights")
-    axes.set_ylabel(headline.removeprefix("eval/").replace("_", " "))
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _apart(ticks: Sequence[float]) -> list[float]:
-    """As many of the ticks as stand apart by a fifth or more, so that their labels do not overlap."""
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or tick > kept[-1] * 1.25:
-            kept.append(tick)
-    return kept
 
 
 # --- over steps ------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from raypp.cluster.session import Session
 from raypp.cluster.trainer import start_fit
 from raypp.config import Experiment
 from raypp.errors import ConfigError, RunFailed
-from raypp.figures import front_figure, save_to
+from raypp.figures import save_to
 from raypp.front import Point, best_runs, front_csv, points_of
+from raypp.front_figure import Front, front_figure
 from raypp.plan import Plan, make_plan
 from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.runs import clear_run, finished_result, locked
@@ -219,7 +220,7 @@ def _deliver(
     teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in results}
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
-    save_to(front_figure(points, experiment.name, headline, teacher), folder / "front.png")
+    save_to(front_figure([Front(experiment.name, points, teacher)], headline), folder / "front.png")
     best = best_runs(points)
     (folder / "best.json").write_json(best)
     result = {
