@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,6 +22,8 @@ FORMATS = dict(epoch="epoch {:.1f}", loss="loss {:.3f}", density="density {:.3f}
 # Where the terminal is narrow, what stands last here is left out first.
 PRIORITY = ("end", "progress", "left", "loss", "density", "metric", "epoch", "rows_per_second")
 PLAIN_SECONDS = 30.0  # a phase writes a plain line when it is a tenth further, or after so long
+
+TrialState = Literal["waiting", "running", "retrying", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,32 @@ class PhaseFinished:
 
 
 @dataclass(frozen=True)
+class TrialAdvanced:
+    """What is known of one trial of a sweep; one comes for every trial at the start, and at every change."""
+
+    trial: str
+    """Name of its run."""
+    stratum: str
+    """Whom it competes with: trials of the same requested density."""
+    state: TrialState
+    fraction: float
+    """Part of its steps that is done, 0 to 1."""
+    density: float | None = None
+    """Density of the linear weights at the latest report."""
+    metric: tuple[str, float] | None = None
+    """Name and value of the latest evaluation's headline metric."""
+    seconds_left: float | None = None
+    """Expected from its pace; None while unknown, and when it has ended."""
+
+
+@dataclass(frozen=True)
 class Message:
     """A line that the user should see, such as a warning."""
 
     text: str
 
 
-Event = PhaseStarted | PhaseAdvanced | PhaseFinished | Message
+Event = PhaseStarted | PhaseAdvanced | PhaseFinished | TrialAdvanced | Message
 
 
 @dataclass(frozen=True)

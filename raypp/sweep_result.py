@@ -1,0 +1,89 @@
+"""What a sweep delivers: what became of each trial, the front of the finished ones, and the files that say so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from raypp.figures import front_figure, save_to
+from raypp.front import best_runs, front_csv, points_of
+from raypp.storage import Location
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What became of one trial; an element of `trials` in a sweep's result.json."""
+
+    run: str
+    """Name of its run."""
+    path: str
+    """Its run folder."""
+    point: int
+    """Number of its point; trials of one point differ in their seed alone."""
+    seed: int
+    """Its training seed."""
+    settings: Mapping[str, Any]
+    """What its point sets, by field path."""
+    stratum: str
+    """Whom it competed with: trials of the same requested density."""
+    state: Literal["finished", "stopped", "failed"]
+    density: float | None
+    """Achieved density of the linear weights; of a trial that did not finish, at its last evaluation."""
+    metric: float | None
+    """Headline metric; of a trial that did not finish, at its last evaluation."""
+    fraction: float
+    """Part of its steps that is done, 0 to 1."""
+    seconds: float | None
+    """Wall-clock time of its training loop, all sessions together; None where it did not finish."""
+    reason: str | None = None
+    """Why it was stopped, or what it failed with."""
+
+
+def deliver_sweep(
+    folder: Location,
+    name: str,
+    outcomes: Sequence[TrialOutcome],
+    results: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes front.csv, front.png, best.json and, last, result.json, which it returns.
+
+    Args:
+        name: the experiment's.
+        results: of the finished trials (as in their result.json), by run name; at least one.
+        facts: what the result says besides: seconds, what was built.
+    """
+    folder.make_folder()
+    finished = [(each.point, each.settings, results[each.run]) for each in outcomes if each.state == "finished"]
+    points = points_of(finished)
+    headline = finished[0][2]["headline"]
+    teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in finished}
+    teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
+    (folder / "front.csv").write_text(front_csv(points, headline))
+    save_to(front_figure(points, name, headline, teacher), folder / "front.png")
+    (folder / "best.json").write_json(best_runs(points))
+    states = Counter(each.state for each in outcomes)
+    result = {
+        "name": name,
+        "headline": headline,
+        "teacher": teacher,
+        "counts": {state: states[state] for state in ("finished", "stopped", "failed")},
+        **facts,
+        "front": [
+            {
+                "density": p.density,
+                "metric": p.metric,
+                "spread": p.spread,
+                "settings": dict(p.changes),
+                "run": p.runs[0],
+            }
+            for p in points
+            if p.on_front
+        ],
+        "trials": [asdict(each) for each in outcomes],
+        "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
+    }
+    (folder / "result.json").write_json(result)
+    return result
