@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="Hugging Face folder or run folder")
     sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
 
+    sub = verb("report", _report, "a run, a sweep or several sweeps in one HTML file, or as one figure")
+    sub.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP", help="run folder, or one or more sweep folders")
+    sub.add_argument(
+        "--save", metavar="FILE", help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html inside"
+    )
+
     sub = verb("export", _export, "write a run's model in a form that others read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
     sub.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must be new or empty")
@@ -191,6 +197,12 @@ def _inspect(options: argparse.Namespace) -> None:
     from raypp.inspection import inspect_command
 
     inspect_command(options.model, options.save)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from raypp.report import report
+
+    print(report(options.folders, options.save))
 
 
 def _export(options: argparse.Namespace) -> None:

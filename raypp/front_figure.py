@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from raypp.config import METHOD_ALIASES
-from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from raypp.front import Point
 from raypp.published import METHOD_NAMES, PublishedCurve
 
-GREY = "#767676"
 LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 REFERENCE_STYLES = (("--", "x"), ("-.", "+"), (":", "1"), ((0, (5, 1, 1, 1, 1, 1)), "2"))
 TICKS = (*(factor * 10.0**power for power in range(-4, 0) for factor in (1, 2, 3, 5)), 0.7, 1.0)
@@ -112,9 +110,11 @@ def _draw_references(axes: Axes, fronts: Sequence[Front]) -> None:
     for front in fronts:
         if front.teacher is not None:
             teachers.setdefault(front.teacher, []).append(front.name)
+    colors = {front.name: color for front, (color, _) in zip(fronts, cycle(LOOKS), strict=False)}
     for metric, names in teachers.items():
-        label = "dense teacher" if len(teachers) == 1 else f"dense teacher of {', '.join(names)}"
-        axes.axhline(metric, color=BLACK, linestyle=":", linewidth=1.5, label=label)
+        one = len(teachers) == 1
+        label = "dense teacher" if one else f"dense teacher of {', '.join(names)}"
+        axes.axhline(metric, color=BLACK if one else colors[names[0]], linestyle=":", linewidth=1.5, label=label)
     published = dict.fromkeys(curve for front in fronts for curve in front.published)
     for curve, (style, marker) in zip(published, cycle(REFERENCE_STYLES), strict=False):
         axes.plot(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raypp.config import Experiment
-from raypp.figures import run_figures, save
+from raypp.figures import save
 from raypp.progress import Message
 from raypp.pruning.density import LayerDensity
+from raypp.run_figures import run_figures
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker

@@ -70,12 +70,20 @@ def clear_run(run: Location) -> None:
 
 
 def _recorded(run: Location) -> dict[str, Any] | None:
+    return recorded_settings(run)[1] if (run / "experiment.yaml").is_file() else None
+
+
+def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What experiment.yaml says: the resolved settings as plain values, and their provenance (identity, versions).
+
+    Raises:
+        ConfigError: it is not what raypp wrote.
+    """
     file = run / "experiment.yaml"
-    if not file.is_file():
-        return None
     try:
-        return dict(yaml.safe_load(file.read_text())["provenance"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        values = dict(yaml.safe_load(file.read_text()))
+        return values, dict(values.pop("provenance"))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{file}: is not what raypp wrote ({error}); move it away or start over with --fresh"
         ) from None
@@ -83,9 +91,7 @@ def _recorded(run: Location) -> dict[str, Any] | None:
 
 def run_experiment(run: Location) -> Experiment:
     """The experiment that a run was started with."""
-    values = yaml.safe_load((run / "experiment.yaml").read_text())
-    values.pop("provenance")
-    return Experiment.model_validate(values, strict=False)
+    return Experiment.model_validate(recorded_settings(run)[0], strict=False)
 
 
 def check_writable(location: Location, field: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from raypp.figures import front_figure, save_to
-from raypp.front import best_runs, front_csv, points_of
+from raypp.figures import save_to
+from raypp.front import Point, best_runs, front_csv, points_of
+from raypp.front_figure import Front, front_figure
 from raypp.storage import Location
 
 
@@ -62,13 +63,14 @@ def deliver_sweep(
     teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in finished}
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
-    save_to(front_figure(points, name, headline, teacher), folder / "front.png")
+    save_to(front_figure([Front(name, points, teacher)], headline), folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)
     result = {
         "name": name,
         "headline": headline,
         "teacher": teacher,
+        "device_hours": _device_hours([result for *_, result in finished]),
         "counts": {state: states[state] for state in ("finished", "stopped", "failed")},
         **facts,
         "front": [
@@ -87,3 +89,32 @@ def deliver_sweep(
     }
     (folder / "result.json").write_json(result)
     return result
+
+
+def finished_points(result: Mapping[str, Any]) -> list[Point]:
+    """The points of a sweep that has ended, from its result.json."""
+    headline = result["headline"]
+    return points_of(
+        [
+            (
+                trial["point"],
+                trial["settings"],
+                {
+                    "headline": headline,
+                    "metrics": {headline: trial["metric"]},
+                    "density": {"linear": trial["density"]},
+                    "paths": {"run": trial["path"]},
+                },
+            )
+            for trial in result["trials"]
+            if trial["state"] == "finished"
+        ]
+    )
+
+
+def _device_hours(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Hours of the finished trials' training, by device."""
+    hours: dict[str, float] = {}
+    for result in results:
+        hours[result["device"]] = hours.get(result["device"], 0.0) + result["device_hours"]
+    return hours

@@ -36,6 +36,11 @@ class Worker:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        """What it computes on: CPU, or the GPU's model."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
     def shares(self, micro_batches: int) -> range:
         """The shares of a global batch that this worker computes: share m runs on worker m mod world_size."""
         return range(self.rank, micro_batches, self.world_size)

@@ -1,0 +1,226 @@
+"""`raypp report`: what a run or a sweep came to, in one HTML file that needs nothing else, or as one figure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from raypp.errors import ConfigError
+from raypp.figures import FORMATS, save_to
+from raypp.front_figure import Front, front_figure
+from raypp.metrics_file import MetricsFile
+from raypp.published import METHOD_NAMES, published_curves
+from raypp.report_tables import Table, front_table, metrics_table, trials_table
+from raypp.run_figures import overview_figure
+from raypp.runs import recorded_settings
+from raypp.storage import Location
+from raypp.sweep_result import finished_points
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The folder of a run or sweep that has ended."""
+
+    folder: Location
+    settings: Mapping[str, Any]
+    """The resolved experiment."""
+    versions: Mapping[str, str]
+    """It was started with."""
+    result: Mapping[str, Any]
+    """The content of its result.json."""
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.settings["sweep"] is not None
+
+    @property
+    def title(self) -> str:
+        return f"{self.result['name']} / {self.folder.name}"
+
+    @classmethod
+    def of(cls, reference: str) -> Finished:
+        """Opens a folder (path or URI); ConfigError if it holds no run and no sweep, or an unfinished one."""
+        folder = Location.of(reference, "RUN_OR_SWEEP")
+        if not (folder / "experiment.yaml").is_file():
+            sweeps = [str(child) for child in folder.children() if child.name.startswith("sweep-")]
+            hint = f"; it holds {', '.join(sweeps)}" if sweeps else ""
+            raise ConfigError(f"RUN_OR_SWEEP: {folder} is no run's or sweep's folder: it has no experiment.yaml{hint}")
+        settings, provenance = recorded_settings(folder)
+        if not (folder / "result.json").is_file():
+            what, verb = ("run", "train") if settings["sweep"] is None else ("sweep", "sweep")
+            raise ConfigError(f"RUN_OR_SWEEP: the {what} {folder} is not finished; `raypp {verb}` goes on with it")
+        return cls(folder, settings, provenance["versions"], (folder / "result.json").read_json())
+
+    def front(self) -> Front:
+        """A sweep's front, with what is published for its task and encoder."""
+        result, settings = self.result, self.settings
+        published = published_curves(str(settings["task"]), settings["student"]["model"], result["headline"])
+        return Front(result["name"], finished_points(result), result["teacher"], published)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the report says of one run or sweep."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """Name and value, the most important first."""
+    figures: Sequence[tuple[str, str]]
+    """Name and data URI."""
+    tables: Sequence[Table]
+    experiment: str
+    """YAML."""
+    versions: Mapping[str, str]
+
+
+def report(references: Sequence[str], save: str | None = None) -> Location:
+    """Writes a report of a run, a sweep, or several sweeps of one task side by side; returns its file.
+
+    Args:
+        references: folders, as paths or URIs.
+        save: file to write; its ending says whether it is the report (.html) or only its figure (`FORMATS`). None:
+            report.html in the one folder.
+
+    Raises:
+        ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending.
+    """
+    suffix = ".html" if save is None else Path(save).suffix.lower()
+    if suffix not in (".html", *FORMATS):
+        raise ConfigError(f"--save: a report ends in .html, a figure in one of {', '.join(FORMATS)}, got {save!r}")
+    if save is None and len(references) > 1:
+        raise ConfigError("--save: the report of several sweeps belongs to none of their folders; name its file")
+    found = [Finished.of(reference) for reference in references]
+    _check_comparable(found)
+    file = found[0].folder / "report.html" if save is None else Location.of(save, "--save")
+    if suffix == ".html":
+        file.write_text(_html(found))
+    else:
+        save_to(_figure(found), file)
+    return file
+
+
+def _check_comparable(found: Sequence[Finished]) -> None:
+    if len(found) == 1:
+        return
+    problems = [
+        f"RUN_OR_SWEEP: {each.folder} is a run; only sweeps are compared" for each in found if not each.is_sweep
+    ]
+    for part in ("task", "headline"):
+        values = {str(each.settings["task"] if part == "task" else each.result[part]) for each in found}
+        if len(values) > 1:
+            problems.append(
+                f"RUN_OR_SWEEP: sweeps of different {part}s have no axis in common: {', '.join(sorted(values))}"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _figure(found: Sequence[Finished]) -> Figure:
+    """The fronts of sweeps, or the schedule and evaluations of a run."""
+    if found[0].is_sweep:
+        return front_figure([each.front() for each in found], found[0].result["headline"])
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
+        file = Path(scratch, "metrics.jsonl")
+        file.write_bytes((found[0].folder / "metrics.jsonl").read_bytes())
+        return overview_figure(MetricsFile(file).records())
+
+
+def _html(found: Sequence[Finished]) -> str:
+    several = len(found) > 1
+    title = f"{len(found)} sweeps of {found[0].result['headline']}" if several else found[0].title
+    environment = Environment(loader=PackageLoader("raypp"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html").render(
+        title=title,
+        front=_svg(_figure(found)) if several else None,
+        sections=[
+            _sweep_section(each, with_figure=not several) if each.is_sweep else _run_section(each) for each in found
+        ],
+        zip=zip,
+    )
+
+
+def _run_section(run: Finished) -> Section:
+    result = run.result
+    images = [file for file in (run.folder / "figures").files() if file.name.endswith(".png")]
+    return Section(
+        title=run.title,
+        facts=[
+            *_setting(run),
+            ("optimizer steps", f"{result['steps']:,}"),
+            ("seconds", f"{result['seconds']:,.0f}"),
+            *_hours({result["device"]: result["device_hours"]}),
+            ("folder", str(run.folder)),
+        ],
+        figures=[
+            (file.name.removesuffix(".png").replace("_", " "), _data_uri("image/png", file.read_bytes()))
+            for file in images
+        ],
+        tables=[metrics_table(result)],
+        experiment=_yaml(run.settings),
+        versions=run.versions,
+    )
+
+
+def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
+    result, front = sweep.result, sweep.front()
+    counts = [f"{count} {state}" for state, count in result["counts"].items() if count]
+    figure = front_figure([front], result["headline"])
+    return Section(
+        title=sweep.title,
+        facts=[
+            *_setting(sweep),
+            ("trials", ", ".join(counts)),
+            ("seconds of the last command", f"{result['seconds']:,.0f}"),
+            *_hours(result["device_hours"], " of the finished trials"),
+            ("folder", str(sweep.folder)),
+        ],
+        figures=[("Metric against remaining weights", _svg(figure))] if with_figure else [],
+        tables=[front_table(front, result["headline"]), trials_table(result, front)],
+        experiment=_yaml(sweep.settings),
+        versions=sweep.versions,
+    )
+
+
+def _setting(found: Finished) -> list[tuple[str, str]]:
+    """What was trained, on what."""
+    task, pruning, teacher = (found.settings[name] for name in ("task", "pruning", "teacher"))
+    return [
+        ("task", task if isinstance(task, str) else task["name"]),
+        ("student", found.settings["student"]["model"]),
+        (
+            "teacher",
+            "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning",
+        ),
+        ("pruning", "none" if pruning is None else METHOD_NAMES[pruning["method"]]),
+        ("headline metric", found.result["headline"]),
+    ]
+
+
+def _hours(by_device: Mapping[str, float], of: str = "") -> list[tuple[str, str]]:
+    return [
+        ("CPU-hours" + of, f"{hours:.2f}") if device == "CPU" else (f"GPU-hours{of} ({device})", f"{hours:.2f}")
+        for device, hours in by_device.items()
+    ]
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+
+
+def _svg(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg")
+    return _data_uri("image/svg+xml", content.getvalue())
+
+
+def _data_uri(mime_type: str, content: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
