@@ -147,19 +147,20 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from raypp.cluster.sweep import plan_sweep, sweep
+    from raypp.cluster.sweep import plan_resources, sweep
     from raypp.progress import Display
     from raypp.summary import print_front, print_trials
+    from raypp.sweep_plan import plan_sweep
 
     experiment = _experiment(options)
     if options.dry_run:
-        print_trials([(each.trial, str(each.plan.run)) for each in plan_sweep(experiment)])
+        print_trials(plan_sweep(experiment), plan_resources(experiment))
         return
     with Display() as display:
         result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
     print_front(result)
-    if result["failures"]:
-        raise RunFailed(f"{len(result['failures'])} of {result['trials']} trials failed")
+    if failed := result["counts"]["failed"]:
+        raise RunFailed(f"{failed} of {len(result['trials'])} trials failed")
 
 
 def _prepare(options: argparse.Namespace) -> None:

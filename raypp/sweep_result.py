@@ -10,7 +10,12 @@ from typing import Any, Literal
 from raypp.figures import save_to
 from raypp.front import Point, best_runs, front_csv, points_of
 from raypp.front_figure import Front, front_figure
+from raypp.stopping import Judgement
 from raypp.storage import Location
+from raypp.sweep_plan import PlannedTrial
+from raypp.sweep_record import evaluations_of
+
+EndState = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class TrialOutcome:
     """What its point sets, by field path."""
     stratum: str
     """Whom it competed with: trials of the same requested density."""
-    state: Literal["finished", "stopped", "failed"]
+    state: EndState
     density: float | None
     """Achieved density of the linear weights; of a trial that did not finish, at its last evaluation."""
     metric: float | None
@@ -40,6 +45,42 @@ class TrialOutcome:
     """Wall-clock time of its training loop, all sessions together; None where it did not finish."""
     reason: str | None = None
     """Why it was stopped, or what it failed with."""
+
+
+def outcome_of(
+    planned: PlannedTrial, result: Mapping[str, Any] | None, stopped: Judgement | None, failure: str | None
+) -> TrialOutcome:
+    """What became of a trial.
+
+    Args:
+        result: its result, if it is finished.
+        stopped: why it was stopped early, if it was.
+        failure: what it failed with, if it did.
+    """
+    trial = planned.trial
+    seconds, reason = None, None
+    if result is not None:
+        state: EndState = "finished"
+        fraction, metric, density = 1.0, result["metrics"][result["headline"]], result["density"]["linear"]
+        seconds = result["seconds"]
+    else:
+        state, reason = ("failed", failure) if stopped is None else ("stopped", str(stopped))
+        evaluations = evaluations_of(planned)
+        fraction, metric, density = evaluations[-1] if evaluations else (0.0, None, None)
+    return TrialOutcome(
+        run=planned.name,
+        path=str(planned.plan.run),
+        point=trial.point,
+        seed=trial.experiment.train.seed,
+        settings=dict(trial.changes),
+        stratum=planned.stratum,
+        state=state,
+        density=density,
+        metric=metric,
+        fraction=fraction,
+        seconds=seconds,
+        reason=reason,
+    )
 
 
 def deliver_sweep(

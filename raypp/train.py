@@ -136,6 +136,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     stream = step_inputs(features, settings, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
+    loop_began = time.monotonic()
 
     for step in range(start, steps.total):
         began = time.perf_counter()
@@ -204,7 +205,6 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
             worker.on_event(_advanced(job, done, steps, metrics))
-            worker.on_report({"step": done, **metrics})
         if steps.saves_after(done):
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
             recorder.save()  # before the checkpoint: what is too new is cut on resume, what is missing is lost
@@ -218,8 +218,11 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
                     checkpoints.write(capture(done, model, optimizer, state), best_step)
+        if steps.evaluates_after(done):
+            worker.on_report({"step": done, **metrics})  # last: who is told may end the run here
 
     checkpoints.wait()
+    perf["perf/loop_seconds"] = time.monotonic() - loop_began
     worker.barrier()  # the first worker writes, all may read now
     best = progress.best if selects_best else None
     if best is not None and best["step"] != steps.total:
