@@ -34,5 +34,5 @@ def save(figure: Figure, path: Path) -> None:
 def save_to(figure: Figure, file: Location) -> None:
     """Writes a figure on any filesystem; the format follows from the name, which is one of ours."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=file.name.rsplit(".", 1)[-1])
+    figure.savefig(content, dpi=150, format=file.name.rsplit(".", 1)[-1].lower())
     file.write_bytes(content.getvalue())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from raypp.errors import ConfigError
 from raypp.figures import FORMATS, save_to
 from raypp.front_figure import Front, front_figure
-from raypp.metrics_file import MetricsFile
+from raypp.metrics_file import read_records
 from raypp.published import METHOD_NAMES, published_curves
 from raypp.report_tables import Table, front_table, metrics_table, trials_table
 from raypp.run_figures import overview_figure
@@ -47,9 +46,8 @@ class Finished:
         return f"{self.result['name']} / {self.folder.name}"
 
     @classmethod
-    def of(cls, reference: str) -> Finished:
-        """Opens a folder (path or URI); ConfigError if it holds no run and no sweep, or an unfinished one."""
-        folder = Location.of(reference, "RUN_OR_SWEEP")
+    def of(cls, folder: Location) -> Finished:
+        """Opens a folder; ConfigError if it holds no run and no sweep, or an unfinished one."""
         if not (folder / "experiment.yaml").is_file():
             sweeps = [str(child) for child in folder.children() if child.name.startswith("sweep-")]
             hint = f"; it holds {', '.join(sweeps)}" if sweeps else ""
@@ -63,7 +61,7 @@ class Finished:
     def front(self) -> Front:
         """A sweep's front, with what is published for its task and encoder."""
         result, settings = self.result, self.settings
-        published = published_curves(str(settings["task"]), settings["student"]["model"], result["headline"])
+        published = published_curves(result["task"], settings["student"]["model"], result["headline"])
         return Front(result["name"], finished_points(result), result["teacher"], published)
 
 
@@ -98,14 +96,20 @@ def report(references: Sequence[str], save: str | None = None) -> Location:
         raise ConfigError(f"--save: a report ends in .html, a figure in one of {', '.join(FORMATS)}, got {save!r}")
     if save is None and len(references) > 1:
         raise ConfigError("--save: the report of several sweeps belongs to none of their folders; name its file")
-    found = [Finished.of(reference) for reference in references]
+    found = [Finished.of(Location.of(reference, "RUN_OR_SWEEP")) for reference in references]
     _check_comparable(found)
     file = found[0].folder / "report.html" if save is None else Location.of(save, "--save")
-    if suffix == ".html":
+    write_report(found, file)
+    return file
+
+
+def write_report(found: Sequence[Finished], file: Location) -> None:
+    """Writes the report of what goes together to an .html file, or its figure to one of `FORMATS`."""
+    file.parent.make_folder()
+    if file.name.lower().endswith(".html"):
         file.write_text(_html(found))
     else:
         save_to(_figure(found), file)
-    return file
 
 
 def _check_comparable(found: Sequence[Finished]) -> None:
@@ -115,7 +119,7 @@ def _check_comparable(found: Sequence[Finished]) -> None:
         f"RUN_OR_SWEEP: {each.folder} is a run; only sweeps are compared" for each in found if not each.is_sweep
     ]
     for part in ("task", "headline"):
-        values = {str(each.settings["task"] if part == "task" else each.result[part]) for each in found}
+        values = {each.result[part] for each in found}
         if len(values) > 1:
             problems.append(
                 f"RUN_OR_SWEEP: sweeps of different {part}s have no axis in common: {', '.join(sorted(values))}"
@@ -128,10 +132,7 @@ def _figure(found: Sequence[Finished]) -> Figure:
     """The fronts of sweeps, or the schedule and evaluations of a run."""
     if found[0].is_sweep:
         return front_figure([each.front() for each in found], found[0].result["headline"])
-    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-        file = Path(scratch, "metrics.jsonl")
-        file.write_bytes((found[0].folder / "metrics.jsonl").read_bytes())
-        return overview_figure(MetricsFile(file).records())
+    return overview_figure(read_records(found[0].folder / "metrics.jsonl"))
 
 
 def _html(found: Sequence[Finished]) -> str:
@@ -192,9 +193,9 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
 
 def _setting(found: Finished) -> list[tuple[str, str]]:
     """What was trained, on what."""
-    task, pruning, teacher = (found.settings[name] for name in ("task", "pruning", "teacher"))
+    pruning, teacher = found.settings["pruning"], found.settings["teacher"]
     return [
-        ("task", task if isinstance(task, str) else task["name"]),
+        ("task", found.result["task"]),
         ("student", found.settings["student"]["model"]),
         (
             "teacher",

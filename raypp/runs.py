@@ -49,10 +49,7 @@ def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapp
     """Writes experiment.yaml, or, when going on, warns of versions that have changed since."""
     recorded = _recorded(run)
     if recorded is None:
-        provenance = {"identity": digest, "versions": dict(versions)}
-        content = {**experiment.model_dump(mode="json"), "provenance": provenance}
-        header = "# The resolved experiment of this run. `provenance` is recorded and not read again.\n"
-        (run / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_experiment(run, experiment, digest, versions)
         return
     before = recorded.get("versions", {})
     changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
@@ -60,6 +57,14 @@ def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapp
         logger.warning(
             "this run was started with other versions: %s; its result may differ a little", ", ".join(changed)
         )
+
+
+def write_experiment(folder: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
+    """Writes experiment.yaml: what runs here, what identifies it and what it is run with."""
+    provenance = {"identity": digest, "versions": dict(versions)}
+    content = {**experiment.model_dump(mode="json"), "provenance": provenance}
+    header = "# The resolved experiment. `provenance` is recorded and not read again.\n"
+    (folder / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def clear_run(run: Location) -> None:

@@ -92,7 +92,8 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
         if trial["state"] == "failed":
             console.print(Text(f"failed: {trial['path']}: {trial['reason']}", "red"), soft_wrap=True)
     for name, path in result["paths"].items():
-        console.print(Text(f"{name + ':':<11} {path}"), soft_wrap=True)
+        if path is not None:
+            console.print(Text(f"{PATHS.get(name, name) + ':':<14} {path}"), soft_wrap=True)
 
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raypp.config import Experiment
+from raypp.events import Event, Message
 from raypp.figures import save_to
 from raypp.front import Point, best_runs, front_csv, points_of
 from raypp.front_figure import Front, front_figure
+from raypp.published import published_curves
 from raypp.stopping import Judgement
 from raypp.storage import Location
 from raypp.sweep_plan import PlannedTrial
 from raypp.sweep_record import evaluations_of
+from raypp.sweep_tracking import record_sweep, sync_command
 
 EndState = Literal["finished", "stopped", "failed"]
 
@@ -85,30 +89,33 @@ def outcome_of(
 
 def deliver_sweep(
     folder: Location,
-    name: str,
+    experiment: Experiment,
     outcomes: Sequence[TrialOutcome],
     results: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
+    on_event: Callable[[Event], None] | None,
 ) -> dict[str, Any]:
     """Writes front.csv, front.png, best.json and, last, result.json, which it returns.
 
     Args:
-        name: the experiment's.
         results: of the finished trials (as in their result.json), by run name; at least one.
         facts: what the result says besides: seconds, what was built.
+        on_event: takes what W&B has to say, where the sweep is recorded there; None: it has been, and nothing is new.
     """
     folder.make_folder()
     finished = [(each.point, each.settings, results[each.run]) for each in outcomes if each.state == "finished"]
     points = points_of(finished)
-    headline = finished[0][2]["headline"]
+    task, headline = finished[0][2]["task"], finished[0][2]["headline"]
     teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in finished}
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
-    save_to(front_figure([Front(name, points, teacher)], headline), folder / "front.png")
+    published = published_curves(task, experiment.student.model, headline)
+    save_to(front_figure([Front(experiment.name, points, teacher, published)], headline), folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)
-    result = {
-        "name": name,
+    result: dict[str, Any] = {
+        "name": experiment.name,
+        "task": task,
         "headline": headline,
         "teacher": teacher,
         "device_hours": _device_hours([result for *_, result in finished]),
@@ -128,6 +135,9 @@ def deliver_sweep(
         "trials": [asdict(each) for each in outcomes],
         "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
     }
+    if on_event is not None:
+        record_sweep(folder, experiment, points, result, warn=lambda text: on_event(Message(text)))
+    result["paths"]["wandb_sync"] = sync_command(folder)
     (folder / "result.json").write_json(result)
     return result
 

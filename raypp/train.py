@@ -28,6 +28,7 @@ from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.errors import RunFailed, StorageFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
+from raypp.events import Message, PhaseAdvanced
 from raypp.inputs import step_inputs
 from raypp.models import (
     embeddings_of,
@@ -38,7 +39,6 @@ from raypp.models import (
     resolve_model,
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
-from raypp.progress import Message, PhaseAdvanced
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
@@ -71,6 +71,8 @@ class Job:
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
+    group: str | None = None
+    """What W&B groups it under; None: the experiment's name."""
     started_at: float = field(default_factory=time.time)
     """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +88,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
     Raises:
         RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
     """
-    with Recorder(job.run, job.experiment, worker) as recorder:
+    with Recorder(job.run, job.experiment, worker, job.group) as recorder:
         try:
             return _fit(job, worker, recorder)
         except FloatingPointError as error:

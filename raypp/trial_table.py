@@ -13,13 +13,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raypp.durations import clock_time
 from raypp.events import TrialAdvanced, TrialState
-from raypp.timing import clock_time
 
 ACTIVE = ("running", "retrying")
-FRAME_LINES = 6  # title, head, three rules and the line of what is left out
-NAME_COLUMNS = (12, 40)
-FIXED_COLUMNS = 44  # what the columns but those of names need, with what is between
+FRAME_LINES = 7  # title, head, four rules and the line of what is left out
+NAME_COLUMNS = (24, 80)  # of trial and stratum together
+FIXED_COLUMNS = 44  # what the other columns need, with what is between
 
 
 def trials_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) -> Table:
@@ -34,23 +34,28 @@ def trials_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) ->
     shown = active[: max(room - len(best), room // 2)]
     kept = list(best.values())[: room - len(shown)]
     table = Table(
-        title=counted(trials.values()), title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False
+        title=counted(trials.values()),
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 0),
+        pad_edge=False,
     )
-    names = max(2 * NAME_COLUMNS[0], min(2 * NAME_COLUMNS[1], width - FIXED_COLUMNS))
+    names = max(NAME_COLUMNS[0], min(NAME_COLUMNS[1], width - FIXED_COLUMNS))
     trial_columns = names * 4 // 7
-    for name, columns in (("trial", trial_columns), ("stratum", names - trial_columns)):
-        table.add_column(name, no_wrap=True, max_width=columns)
-    table.add_column("density", justify="right", no_wrap=True)
-    table.add_column(_metric_name(trials.values()), justify="right", no_wrap=True, max_width=9)
-    table.add_column("state", no_wrap=True)
-    table.add_column("left", justify="right", no_wrap=True)
+    heads = ("trial", "stratum", "density", _metric_name(trials.values()), "state", "left")
+    for name, columns in zip(heads, (trial_columns, names - trial_columns, 7, 8, 10, 7), strict=True):
+        is_text = name in ("trial", "stratum", "state")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True, max_width=columns)
     for trial in shown:
         state = f"{trial.fraction:.0%}" if trial.state == "running" else trial.state
-        _add(table, trial, trial_columns, state, "" if trial.seconds_left is None else clock_time(trial.seconds_left))
+        left = "" if trial.seconds_left is None else clock_time(trial.seconds_left)
+        table.add_row(*_names(trial, trial_columns, names), *_numbers(trial), state, left)
     table.add_section()
     finished = Counter(trial.stratum for trial in trials.values() if trial.state == "finished")
     for trial in kept:
-        _add(table, trial, trial_columns, f"best of {finished[trial.stratum]}", "", "green")
+        state = f"best of {finished[trial.stratum]}"
+        table.add_row(*_names(trial, trial_columns, names), *_numbers(trial), state, style="green")
     if hidden := [
         *([f"{len(active) - len(shown)} more running"] if len(active) > len(shown) else []),
         *([f"the best of {len(best) - len(kept)} more strata"] if len(best) > len(kept) else []),
@@ -92,15 +97,20 @@ def plain_line(trial: TrialAdvanced, is_best: bool) -> str:
     return "  ".join(parts)
 
 
-def _add(table: Table, trial: TrialAdvanced, columns: int, state: str, left: str, style: str = "") -> None:
+def _names(trial: TrialAdvanced, trial_columns: int, columns: int) -> tuple[Text, Text]:
+    """Trial and stratum, cut to what there is room for: of a run's name the middle, since both the method at its
+    beginning and the hash at its end tell it; of a stratum the beginning, since it ends with its number."""
+    run, stratum, room = trial.trial, trial.stratum, columns - trial_columns
+    if len(run) > trial_columns:
+        run = f"{run[: trial_columns - 9]}~{run[-8:]}"
+    if len(stratum) > room:
+        stratum = f"~{stratum[1 - room :]}"
+    return Text(run), Text(stratum)
+
+
+def _numbers(trial: TrialAdvanced) -> tuple[str, str]:
     density = "" if trial.density is None else f"{trial.density:.3f}"
-    metric = "" if trial.metric is None else f"{trial.metric[1]:.3f}"
-    table.add_row(Text(_cropped(trial.trial, columns)), Text(trial.stratum), density, metric, state, left, style=style)
-
-
-def _cropped(name: str, columns: int) -> str:
-    """A run's name with its middle left out: both the method at its beginning and the hash at its end tell it."""
-    return name if len(name) <= columns else f"{name[: columns - 9]}~{name[-8:]}"
+    return density, "" if trial.metric is None else f"{trial.metric[1]:.3f}"
 
 
 def _metric_name(trials: Iterable[TrialAdvanced]) -> str:

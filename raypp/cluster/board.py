@@ -12,7 +12,7 @@ from ray._raylet import PlacementGroupID
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from raypp.progress import Message, TrialAdvanced, TrialState
+from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.stopping import Judgement
 
 EventHandler = Callable[[Any], None]

@@ -19,10 +19,11 @@ from raypp.config import Experiment
 from raypp.data.features import Features
 from raypp.errors import ConfigError
 from raypp.evaluate import score, split_key, teacher_predictions
+from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.models import label_permutation, load_model_config
 from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
-from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact
 from raypp.train import Job
@@ -103,8 +104,10 @@ def prepare_plan(
     return Inputs(features, teacher_metrics, logits)
 
 
-def make_job(plan: Plan, inputs: Inputs, *, phase: str, started_at: float | None = None) -> Job:
-    """A planned run with its input, ready to train."""
+def make_job(
+    plan: Plan, inputs: Inputs, *, phase: str, group: str | None = None, started_at: float | None = None
+) -> Job:
+    """A planned run with its input, ready to train; the arguments are `Job`'s."""
     return Job(
         experiment=plan.experiment,
         task=plan.task,
@@ -114,6 +117,7 @@ def make_job(plan: Plan, inputs: Inputs, *, phase: str, started_at: float | None
         train=inputs.features[TRAIN_SPLIT],
         evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
         teacher_logits=inputs.logits,
+        group=group,
         started_at=time.time() if started_at is None else started_at,
         provenance={"teacher_metrics": inputs.teacher_metrics, "identity": plan.digest, "versions": versions()},
     )

@@ -24,13 +24,16 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
+from raypp.events import PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.identity import versions
 from raypp.plan import Plan
-from raypp.progress import NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
-from raypp.runs import clear_run, locked
+from raypp.progress import NullDisplay
+from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of
+from raypp.sweep_tracking import tracking_group
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class SharedInputs:
 
     session: Session
     on_event: EventHandler
+    group: str
+    """What W&B groups the trials under."""
     built: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     _inputs: dict[Any, Inputs] = field(default_factory=dict)
@@ -105,12 +110,15 @@ def sweep(
             clear_run(plan.folder)
         for number in range(len(plan.points)):
             plan.record_point(number)
-        shared = SharedInputs(session, on_event)
+        shared = SharedInputs(session, on_event, tracking_group(plan.folder))
         ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
         left = [each for each in plan.trials if each.name not in ended]
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
-        if left or not plan.is_complete:
+        is_new = bool(left) or not plan.is_complete
+        if is_new or not (plan.folder / "experiment.yaml").is_file():
+            write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
+        if is_new:
             session.start()
             session.check_resources()
             board = _run(plan, left, experiment, shared)
@@ -126,7 +134,7 @@ def sweep(
             for each in plan.trials
         ]
         facts |= {"seconds": time.monotonic() - began, "built": dict(shared.built), "reused": dict(shared.reused)}
-        return deliver_sweep(plan.folder, experiment.name, outcomes, results, facts)
+        return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event if is_new else None)
 
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
@@ -239,7 +247,7 @@ def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
         update={"storage": plan.experiment.cluster.storage, "store": plan.experiment.cluster.store}
     )
     plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
-    job = make_job(plan, shared.inputs_of(plan), phase="trial")
+    job = make_job(plan, shared.inputs_of(plan), phase="trial", group=shared.group)
     return TrialTask(job, planned.stratum, plan.digest, plan.steps.total, max(1, int(float(cluster.cpus_per_worker))))
 
 

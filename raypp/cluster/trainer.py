@@ -14,7 +14,7 @@ import torch
 
 from raypp.cluster.session import Session
 from raypp.errors import ConfigError, RunFailed, StorageFailed
-from raypp.progress import Message
+from raypp.events import Message
 from raypp.train import Job, fit
 from raypp.worker import Worker
 

@@ -24,9 +24,9 @@ from raypp.cluster.session import Session
 from raypp.cluster.trainer import WorkersPlaced, run_job
 from raypp.errors import ConfigError, RunFailed, StorageFailed
 from raypp.evaluate import headline_key
+from raypp.events import Message, PhaseAdvanced
 from raypp.identity import versions
 from raypp.metrics_file import read_records
-from raypp.progress import Message, PhaseAdvanced
 from raypp.runs import finished_result, locked, start_run
 from raypp.train import Job
 
