@@ -180,7 +180,7 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
         facts=[
             *_setting(sweep),
             ("trials", ", ".join(counts)),
-            ("seconds of the last command", f"{result['seconds']:,.0f}"),
+            ("seconds, all commands together", f"{result['seconds']:,.0f}"),
             *_hours(result["device_hours"], " of the finished trials"),
             ("folder", str(sweep.folder)),
         ],

@@ -26,6 +26,8 @@ class StratifiedHalvingScheduler(FIFOScheduler):  # type: ignore[misc]
         self.on_stop = on_stop
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result["failed"] is not None:
+            self.halving.forget(result["trial"])
         if result["metric"] is None:
             return str(TrialScheduler.CONTINUE)
         judgement = self.halving.judge(result["trial"], result["stratum"], result["fraction"], result["metric"])

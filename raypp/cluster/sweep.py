@@ -34,6 +34,7 @@ from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of
 from raypp.sweep_tracking import tracking_group
+from raypp.train import Job
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class SharedInputs:
     group: str
     """What W&B groups the trials under."""
     built: Counter[str] = field(default_factory=Counter)
-    reused: Counter[str] = field(default_factory=Counter)
+    needed: Counter[str] = field(default_factory=Counter)
+    """By trials: what was not built for one was there already."""
     _inputs: dict[Any, Inputs] = field(default_factory=dict)
 
     def inputs_of(self, plan: Plan) -> Inputs:
@@ -67,19 +69,26 @@ class SharedInputs:
             *(plan.features_key(split, plan.student.tokenizer) for split in plan.splits),
             plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
         )
-        if needs in self._inputs:
-            inputs = self._inputs[needs]
-            self.reused["features"] += len(inputs.features)
-            self.reused["teacher"] += inputs.teacher_metrics is not None
-            self.reused["logits"] += inputs.logits is not None
-            return inputs
-        self._inputs[needs] = prepare_plan(plan, self.session, self._count)
+        if needs not in self._inputs:
+            self._inputs[needs] = prepare_plan(plan, self.session, self._count)
         return self._inputs[needs]
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was built, and how often a trial found it there."""
+        reused = {kind: max(0, needed - self.built[kind]) for kind, needed in self.needed.items()}
+        return {"built": {kind: self.built[kind] for kind in self.needed}, "reused": reused}
+
+    def job_of(self, plan: Plan) -> Job:
+        """A planned run with its input, ready to train."""
+        inputs = self.inputs_of(plan)
+        self.needed["features"] += len(inputs.features)
+        self.needed["teacher"] += plan.teacher_plan is not None
+        self.needed["logits"] += inputs.logits is not None
+        return make_job(plan, inputs, phase="trial", group=self.group)
+
     def _count(self, event: Any) -> None:
-        if isinstance(event, PhaseFinished):
-            kind = "logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]
-            (self.built if event.note is None else self.reused)[kind] += 1
+        if isinstance(event, PhaseFinished) and event.note is None:  # a note says that it was there
+            self.built["logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]] += 1
         self.on_event(event)
 
 
@@ -133,7 +142,9 @@ def sweep(
             outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
             for each in plan.trials
         ]
-        facts |= {"seconds": time.monotonic() - began, "built": dict(shared.built), "reused": dict(shared.reused)}
+        earlier = plan.folder / "result.json"
+        seconds = time.monotonic() - began + (earlier.read_json()["seconds"] if earlier.is_file() else 0.0)
+        facts |= {"seconds": seconds, **shared.counts()}
         return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event if is_new else None)
 
 
@@ -247,8 +258,9 @@ def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
         update={"storage": plan.experiment.cluster.storage, "store": plan.experiment.cluster.store}
     )
     plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
-    job = make_job(plan, shared.inputs_of(plan), phase="trial", group=shared.group)
-    return TrialTask(job, planned.stratum, plan.digest, plan.steps.total, max(1, int(float(cluster.cpus_per_worker))))
+    return TrialTask(
+        shared.job_of(plan), planned.stratum, plan.digest, plan.steps.total, max(1, int(float(cluster.cpus_per_worker)))
+    )
 
 
 def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
 from raypp.cli import main
+from raypp.events import TrialAdvanced
+from raypp.load_config import load_experiment
+from raypp.progress import NullDisplay
+from raypp.sweep_plan import plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -38,7 +44,9 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", str(experiment), "--dry-run"]) == 0
-    assert "4 trials" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4 trials" in shown
+    assert "each trial: 1 worker with 1 CPU and 0 GPU; 4 trials at a time" in shown
     assert not (tmp_path / "runs" / "ladder").exists()
 
     assert main(["sweep", str(experiment)]) == 0
@@ -56,6 +64,13 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
         AutoModelForSequenceClassification.from_pretrained(Path(run) / "model")
     before = json.loads((swept / "result.json").read_text())
     assert before["counts"] == {"finished": 4, "stopped": 0, "failed": 0}
+    assert (before["built"], before["reused"]) == (
+        {"features": 2, "teacher": 0, "logits": 0},
+        {"features": 6, "teacher": 0, "logits": 0},
+    )
+    assert [trial["seed"] for trial in before["trials"]] == [42, 43, 42, 43]
+    assert {trial["state"] for trial in before["trials"]} == {"finished"}
+    assert {trial["path"] for trial in before["trials"]} == set(map(str, runs))
 
     (runs[0] / "result.json").unlink()  # as if it had been killed before its end
     untouched = (runs[1] / "result.json").stat().st_mtime_ns
@@ -70,3 +85,165 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
 def test_a_single_run_of_a_sweep_is_refused(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(experiment)]) == 2
     assert "run by `raypp sweep`" in capsys.readouterr().err
+
+
+def sweep_result(storage: Path) -> dict[str, Any]:
+    (swept,) = (storage / "ladder").glob("sweep-*")
+    return dict(json.loads((swept / "result.json").read_text()))
+
+
+def accuracies(run: Path) -> dict[float, float]:
+    """Accuracy by the part of the run's eight steps."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {record["step"] / 8: record["eval/accuracy"] for record in records if "eval/accuracy" in record}
+
+
+STOPPING = (
+    "train.max_steps=8",
+    "evaluation.every_steps=2",
+    "sweep.seeds=1",
+    "sweep.concurrent=1",
+    "sweep.stopping={}",
+    "sweep.space={pruning.final_density: {choice: [0.5, 0.2]}, train.learning_rate: {choice: [1.0e-4, 1.0e-3, 1.0e-6]}}",
+)
+
+
+def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for_all(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(experiment), *STOPPING]) == 0
+    result = sweep_result(tmp_path / "runs")
+    # One trial at a time: each is compared with those before it.
+    reached: dict[tuple[str, float], list[float]] = {}
+    for trial in result["trials"]:
+        stopped_at = None
+        evaluated = accuracies(Path(trial["path"]))
+        for rung in (0.25, 0.5):
+            others = reached.setdefault((trial["stratum"], rung), [])
+            others.append(evaluated[rung])
+            if sum(other > evaluated[rung] for other in others) >= math.ceil(len(others) / 2):
+                stopped_at = rung
+                break
+        assert trial["fraction"] == (stopped_at or 1.0)
+        assert trial["state"] == ("finished" if stopped_at is None else "stopped")
+        assert trial["metric"] == pytest.approx(evaluated[stopped_at or 1.0])
+        if stopped_at is not None:
+            assert f"at {stopped_at:.0%} of its steps its metric was {trial['metric']:.4f}" in trial["reason"]
+            checkpoint = Path(trial["path"], "checkpoints", f"step-{8 * stopped_at:08.0f}", "manifest.json")
+            assert checkpoint.is_file(), "it could be gone on with"
+    stopped = [Path(trial["path"]) for trial in result["trials"] if trial["state"] == "stopped"]
+    assert stopped, "the test's settings give none"
+    assert result["counts"] == {"finished": 6 - len(stopped), "stopped": len(stopped), "failed": 0}
+    assert {trial["stratum"] for trial in result["trials"] if trial["state"] == "finished"} == {
+        "density 0.5",
+        "density 0.2",
+    }
+    assert f"{6 - len(stopped)} of 6 trials, {len(stopped)} stopped early" in " ".join(capsys.readouterr().out.split())
+
+    before = [(run / "metrics.jsonl").read_text() for run in stopped]
+    assert main(["sweep", str(experiment), *STOPPING]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err
+    assert [(run / "metrics.jsonl").read_text() for run in stopped] == before
+    assert sweep_result(tmp_path / "runs")["trials"] == result["trials"]
+
+
+class Watching(NullDisplay):
+    """Keeps what a display would show."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def handle(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def test_a_trial_that_fails_is_tried_again_and_the_others_go_on(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_seed = ("sweep.seeds=1", "sweep.space={pruning.final_density: {choice: [0.5, 0.2, 0.1]}}")
+    broken, *others = [Path(each.plan.run.path) for each in plan_sweep(load_experiment(experiment, one_seed)).trials]
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file, where checkpoints should go")
+    assert main(["sweep", str(experiment), *one_seed]) == 1
+    shown = capsys.readouterr()
+    assert f"{broken.name} failed and is tried again from its last checkpoint" in shown.err
+    assert "raypp: 1 of 3 trials failed" in shown.err
+    assert f"failed: {broken}" in shown.out
+    result = sweep_result(tmp_path / "runs")
+    assert result["counts"] == {"finished": 2, "stopped": 0, "failed": 1}
+    assert "a checkpoint cannot be" in result["trials"][0]["reason"]
+    untouched = [(run / "result.json").stat().st_mtime_ns for run in others]
+
+    (broken / "checkpoints").unlink()
+    from raypp import sweep
+
+    display = Watching()
+    assert sweep(load_experiment(experiment, one_seed), display=display)["counts"]["finished"] == 3
+    assert [(run / "result.json").stat().st_mtime_ns for run in others] == untouched
+    told = [event for event in display.events if isinstance(event, TrialAdvanced)]
+    assert {event.trial for event in told} == {broken.name}
+    assert {event.stratum for event in told} == {"density 0.5"}
+    assert list(dict.fromkeys(event.state for event in told)) == ["waiting", "running", "finished"]
+    assert told[-1].fraction == 1.0
+    assert told[-1].density == pytest.approx(0.5, abs=1e-4)
+    assert told[-1].metric is not None
+
+
+def test_what_would_fail_alike_is_not_tried_again(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A temperature that makes the loss overflow: the same batch would fail again."""
+    rates = (
+        "sweep.seeds=1",
+        "train.max_gradient_norm=null",
+        "sweep.space={train.adam_epsilon: {choice: [1.0e-8, 1.0e-60]}}",
+        "sweep.stopping=null",
+    )
+    status = main(["sweep", str(experiment), *rates])
+    result = sweep_result(tmp_path / "runs")
+    print(status, result["trials"], capsys.readouterr())
+
+
+def test_a_search_writes_down_what_it_draws(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = (
+        "sweep.seeds=1",
+        "sweep.search=optuna",
+        "sweep.trials=6",
+        "sweep.concurrent=1",
+        "sweep.space={pruning.final_density: {quniform: [0.1, 0.5, 0.1]}, train.learning_rate: "
+        "{loguniform: [1.0e-5, 1.0e-3]}}",
+    )
+    assert main(["sweep", str(experiment), "--dry-run", *search]) == 0
+    assert "1 more points are drawn as results come in" in capsys.readouterr().out
+    assert main(["sweep", str(experiment), *search]) == 0
+    result = sweep_result(tmp_path / "runs")
+    (points,) = (tmp_path / "runs" / "ladder").glob("sweep-*/points")
+    drawn = [json.loads(file.read_text()) for file in sorted(points.iterdir())]
+    assert [trial["settings"] for trial in result["trials"]] == drawn
+    assert result["counts"] == {"finished": 6, "stopped": 0, "failed": 0}
+    assert all(0.0999 < trial["density"] < 0.5001 for trial in result["trials"])
+    capsys.readouterr()
+    assert main(["sweep", str(experiment), *search]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_share_the_cluster(experiment: Path, tmp_path: Path) -> None:
+    import ray
+    from ray.util import placement_group_table
+
+    assert main(["sweep", str(experiment), *STOPPING, "cluster.workers=2", "train.micro_batches=2"]) == 0
+    result = sweep_result(tmp_path / "runs")
+    assert result["counts"]["finished"] + result["counts"]["stopped"] == 6
+    assert result["counts"]["stopped"] > 0
+    held = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert not held, "what the workers of stopped trials held is given back"
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    one = ("train.micro_batches=2", f"cluster.storage={tmp_path / 'one'}")
+    assert main(["sweep", str(experiment), *STOPPING, *one]) == 0
+    alone = sweep_result(tmp_path / "one")
+    assert [trial["run"] for trial in alone["trials"]] == [trial["run"] for trial in result["trials"]]
+    for first, second in zip(result["trials"], alone["trials"], strict=True):
+        assert (first["state"], first["metric"]) == (second["state"], pytest.approx(second["metric"], abs=1e-6))
