@@ -30,7 +30,7 @@ def test_points_their_front_and_the_teacher() -> None:
     figure = front_figure([Front("swept", POINTS, teacher=0.84)], "eval/accuracy")
     (axes,) = figure.axes
     lines = {str(line.get_label()): line for line in axes.lines}
-    assert lines["front"].get_xdata() == (0.03, 0.1, 0.5), "beaten points are not on the line"
+    assert list(lines["front"].get_xdata()) == [0.03, 0.1, 0.5], "beaten points are not on the line"
     assert set(lines["dense teacher"].get_ydata()) == {0.84}
     assert axes.get_xscale() == "log"
     assert axes.get_ylabel() == "accuracy on dev"

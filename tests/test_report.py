@@ -31,6 +31,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self._in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -38,11 +39,16 @@ class Page(HTMLParser):
         self.loads += [value or "" for name, value in attributes if name in ("src", "href")]
         if tag == "tr":
             self.rows.append([])
-        elif tag in ("td", "th") and self.rows:
+        elif tag in ("td", "th"):
             self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
 
     def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
+        if self._in_cell:
             self.rows[-1][-1] += data
 
 
