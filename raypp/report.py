@@ -18,8 +18,8 @@ from raypp.figures import FORMATS, save_to
 from raypp.front_figure import Front, front_figure
 from raypp.metrics_file import read_records
 from raypp.published import METHOD_NAMES, published_curves
-from raypp.report_tables import Table, front_table, metrics_table, trials_table
-from raypp.run_figures import overview_figure
+from raypp.report_tables import Table, front_table, metrics_table, trials_table, unfinished_table
+from raypp.run_figures import FIGURES, overview_figure
 from raypp.runs import recorded_settings
 from raypp.storage import Location
 from raypp.sweep_result import finished_points
@@ -58,11 +58,24 @@ class Finished:
             raise ConfigError(f"RUN_OR_SWEEP: the {what} {folder} is not finished; `raypp {verb}` goes on with it")
         return cls(folder, settings, provenance["versions"], (folder / "result.json").read_json())
 
-    def front(self) -> Front:
-        """A sweep's front, with what is published for its task and encoder."""
+    def front(self, name: str | None = None) -> Front:
+        """A sweep's front, with what is published for its task and encoder.
+
+        Args:
+            name: what it is called in the figure; None: the experiment's name.
+        """
         result, settings = self.result, self.settings
         published = published_curves(result["task"], settings["student"]["model"], result["headline"])
-        return Front(result["name"], finished_points(result), result["teacher"], published)
+        return Front(name or result["name"], finished_points(result), result["teacher"], published)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A figure inside the page."""
+
+    name: str
+    uri: str
+    """Its content, as a data URI."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,8 @@ class Section:
     title: str
     facts: Sequence[tuple[str, str]]
     """Name and value, the most important first."""
-    figures: Sequence[tuple[str, str]]
-    """Name and data URI."""
-    tables: Sequence[Table]
+    parts: Sequence[Image | Table]
+    """In the order in which they are shown."""
     experiment: str
     """YAML."""
     versions: Mapping[str, str]
@@ -131,17 +143,19 @@ def _check_comparable(found: Sequence[Finished]) -> None:
 def _figure(found: Sequence[Finished]) -> Figure:
     """The fronts of sweeps, or the schedule and evaluations of a run."""
     if found[0].is_sweep:
-        return front_figure([each.front() for each in found], found[0].result["headline"])
+        names = [each.title if len(found) > 1 else None for each in found]
+        fronts = [each.front(name) for each, name in zip(found, names, strict=True)]
+        return front_figure(fronts, found[0].result["headline"])
     return overview_figure(read_records(found[0].folder / "metrics.jsonl"))
 
 
 def _html(found: Sequence[Finished]) -> str:
     several = len(found) > 1
-    title = f"{len(found)} sweeps of {found[0].result['headline']}" if several else found[0].title
+    title = f"{len(found)} sweeps of {found[0].result['task']}" if several else found[0].title
     environment = Environment(loader=PackageLoader("raypp"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,
-        front=_svg(_figure(found)) if several else None,
+        front=Image("Metric against remaining weights, every sweep", _svg(_figure(found))) if several else None,
         sections=[
             _sweep_section(each, with_figure=not several) if each.is_sweep else _run_section(each) for each in found
         ],
@@ -151,7 +165,7 @@ def _html(found: Sequence[Finished]) -> str:
 
 def _run_section(run: Finished) -> Section:
     result = run.result
-    images = [file for file in (run.folder / "figures").files() if file.name.endswith(".png")]
+    files = {file.name: file for file in (run.folder / "figures").files()}
     return Section(
         title=run.title,
         facts=[
@@ -161,11 +175,14 @@ def _run_section(run: Finished) -> Section:
             *_hours({result["device"]: result["device_hours"]}),
             ("folder", str(run.folder)),
         ],
-        figures=[
-            (file.name.removesuffix(".png").replace("_", " "), _data_uri("image/png", file.read_bytes()))
-            for file in images
+        parts=[
+            metrics_table(result),
+            *(
+                Image(name.replace("_", " "), _data_uri("image/png", files[f"{name}.png"].read_bytes()))
+                for name in FIGURES
+                if f"{name}.png" in files
+            ),
         ],
-        tables=[metrics_table(result)],
         experiment=_yaml(run.settings),
         versions=run.versions,
     )
@@ -184,8 +201,12 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
             *_hours(result["device_hours"], " of the finished trials"),
             ("folder", str(sweep.folder)),
         ],
-        figures=[("Metric against remaining weights", _svg(figure))] if with_figure else [],
-        tables=[front_table(front, result["headline"]), trials_table(result, front)],
+        parts=[
+            *([Image("Metric against remaining weights", _svg(figure))] if with_figure else []),
+            front_table(front, result["headline"]),
+            trials_table(result, front),
+            *([unfinished] if (unfinished := unfinished_table(result)) else []),
+        ],
         experiment=_yaml(sweep.settings),
         versions=sweep.versions,
     )
@@ -194,6 +215,8 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
 def _setting(found: Finished) -> list[tuple[str, str]]:
     """What was trained, on what."""
     pruning, teacher = found.settings["pruning"], found.settings["teacher"]
+    space = found.settings["sweep"]["space"] if found.is_sweep else {}
+    method = "none" if pruning is None else METHOD_NAMES[pruning["method"]]
     return [
         ("task", found.result["task"]),
         ("student", found.settings["student"]["model"]),
@@ -201,7 +224,7 @@ def _setting(found: Finished) -> list[tuple[str, str]]:
             "teacher",
             "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning",
         ),
-        ("pruning", "none" if pruning is None else METHOD_NAMES[pruning["method"]]),
+        ("pruning", "several methods" if {"pruning", "pruning.method"} & space.keys() else method),
         ("headline metric", found.result["headline"]),
     ]
 

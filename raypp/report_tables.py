@@ -11,10 +11,9 @@ from raypp.front_figure import Front
 
 @dataclass(frozen=True)
 class Column:
-    """Its head; `section` stands small above it."""
+    """Its head, and whether its cells are set flush right."""
 
     name: str
-    section: str = ""
     is_number: bool = True
 
 
@@ -55,19 +54,19 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 def front_table(front: Front, headline: str) -> Table:
     """The points that no other beats, by falling density, after the teacher."""
-    fields = _fields([_flat(point.changes) for point in front.points])
-    rows = [] if front.teacher is None else [Row(("dense", _number(front.teacher), *[""] * len(fields), "teacher"))]
+    differing = _differing([_flat(point.changes) for point in front.points])
+    rows = [] if front.teacher is None else [Row(("dense", _number(front.teacher), "", "teacher"))]
     for point in front.points:
         if point.on_front:
             metric = _number(point.metric) + (f" ± {point.spread:.4f}" if point.spread else "")
-            settings = [_text(_flat(point.changes).get(field)) for field in fields]
-            rows.append(Row((_percent(point.density), metric, *settings, _name(point.runs[0]))))
+            cells = (_percent(point.density), metric, _settings(point.changes, differing), _name(point.runs[0]))
+            rows.append(Row(cells))
     return Table(
         "Front",
         [
             Column("density"),
             Column(headline.removeprefix("eval/")),
-            *map(_column, fields),
+            Column("settings", is_number=False),
             Column("run", is_number=False),
         ],
         rows,
@@ -79,26 +78,26 @@ def front_table(front: Front, headline: str) -> Table:
 def trials_table(result: Mapping[str, Any], front: Front) -> Table:
     """Every trial of a sweep (`result` as in its result.json), those on the front set off."""
     trials = result["trials"]
-    fields = _fields([_flat(trial["settings"]) for trial in trials])
+    differing = _differing([_flat(trial["settings"]) for trial in trials])
     best = {run for point in front.points if point.on_front for run in point.runs}
     rows = [
         Row(
             (
                 trial["run"],
-                *[_text(_flat(trial["settings"]).get(field)) for field in fields],
+                _settings(trial["settings"], differing),
                 str(trial["seed"]),
-                trial["state"] if trial["reason"] is None else f"{trial['state']}: {trial['reason']}",
+                trial["state"],
                 _percent(trial["density"]),
                 _number(trial["metric"]),
                 "" if trial["seconds"] is None else f"{trial['seconds']:,.0f}",
             ),
-            "front" if trial["path"] in best else trial["state"] * (trial["state"] != "finished"),
+            "front" if trial["path"] in best else "" if trial["state"] == "finished" else trial["state"],
         )
         for trial in trials
     ]
     columns = [
         Column("run", is_number=False),
-        *map(_column, fields),
+        Column("settings", is_number=False),
         Column("seed"),
         Column("state", is_number=False),
         Column("density"),
@@ -109,8 +108,20 @@ def trials_table(result: Mapping[str, Any], front: Front) -> Table:
         f"All {len(trials)} trials",
         columns,
         rows,
-        note="Bold: on the front. A trial that did not finish has the density and metric of its last evaluation.",
+        note="Bold: on the front. A trial that did not finish has the density and metric of its last evaluation. "
+        "Settings that are the same for all trials are left out.",
     )
+
+
+def unfinished_table(result: Mapping[str, Any]) -> Table | None:
+    """Why trials were stopped or failed; None where none was."""
+    rows = [
+        Row((trial["run"], trial["state"], trial["reason"]))
+        for trial in result["trials"]
+        if trial["reason"] is not None
+    ]
+    columns = [Column(name, is_number=False) for name in ("run", "state", "reason")]
+    return Table("Trials that did not finish", columns, rows) if rows else None
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,15 +132,17 @@ def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _fields(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which trials differ, or all of them for a single trial."""
-    fields = dict.fromkeys(field for each in settings for field in each)
-    return [field for field in fields if len(settings) == 1 or len({repr(each.get(field)) for each in settings}) > 1]
+def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The fields in which trials that have them differ, or all of them for a single trial."""
+    values: dict[str, set[str]] = {}
+    for each in settings:
+        for field, value in each.items():
+            values.setdefault(field, set()).add(repr(value))
+    return {field for field, found in values.items() if len(settings) == 1 or len(found) > 1}
 
 
-def _column(field: str) -> Column:
-    section, _, name = field.rpartition(".")
-    return Column(name.replace("_", " "), section)
+def _settings(changes: Mapping[str, Any], differing: set[str]) -> str:
+    return ", ".join(f"{field} {_text(value)}" for field, value in _flat(changes).items() if field in differing)
 
 
 def _name(run: str) -> str:
@@ -137,7 +150,7 @@ def _name(run: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None) -> str:

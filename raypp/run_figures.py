@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw
 from raypp.layer_figure import Layer, density_by_layer_figure
 
+FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
+"""Names of all, in the order in which they are shown."""
 SMOOTHING_WINDOWS = 20  # a running mean of a loss is over this part of the run
 
 Record = Mapping[str, Any]
@@ -153,6 +155,7 @@ def _over_steps(title: str, panels: Sequence[Panel]) -> Figure:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels(column)
     column[-1].set_xlabel("optimizer step")
     column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure

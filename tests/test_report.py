@@ -108,11 +108,12 @@ def test_the_report_of_a_sweep_has_every_trial_and_needs_nothing_else(tmp_path: 
     text = (tmp_path / "ladder" / "sweep-1" / "report.html").read_text()
     page = Page(text)
     head = page.rows.index(next(row for row in page.rows if "seed" in row))
-    assert page.rows[head] == ["run", "pruningfinal density", "seed", "state", "density", "accuracy", "seconds"]
+    assert page.rows[head] == ["run", "settings", "seed", "state", "density", "accuracy", "seconds"]
     trials = page.rows[head + 1 : head + 5]
-    assert trials[0] == ["topk-0", "0.5", "42", "finished", "50.00%", "0.9000", "60"]
-    assert trials[2][3:] == ["stopped: 0.9 was needed", "16.67%", "0.7000", ""]
-    assert trials[3][3] == "failed: RunFailed: <b>no</b> & never"
+    assert trials[0] == ["topk-0", "pruning.final_density 0.5", "42", "finished", "50.00%", "0.9000", "60"]
+    assert trials[2][3:] == ["stopped", "16.67%", "0.7000", ""]
+    assert ["topk-2", "stopped", "0.9 was needed"] in page.rows
+    assert ["topk-3", "failed", "RunFailed: <b>no</b> & never"] in page.rows
     assert "b" not in page.tags, "what a trial said is text, not markup"
     assert ["CPU-hours of the finished trials", "0.50"] in page.rows
     assert ["torch", "2.13.0+cpu"] in page.rows
