@@ -11,7 +11,7 @@ from raypp.figures import front_figure, save_to
 from raypp.front import best_runs, front_csv, points_of
 from raypp.stopping import Judgement
 from raypp.storage import Location
-from raypp.sweep_plan import PlannedTrial
+from raypp.sweep_plan import PlannedTrial, SweepPlan
 from raypp.sweep_record import evaluations_of
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -80,6 +80,16 @@ def outcome_of(
         seconds=seconds,
         reason=reason,
     )
+
+
+def read_delivered(plan: SweepPlan) -> dict[str, Any] | None:
+    """The result of a sweep that has ended with these trials; None where there is none yet."""
+    file = plan.folder / "result.json"
+    if not file.is_file():
+        return None
+    result = dict(file.read_json())
+    ended = [trial["run"] for trial in result["trials"] if trial["state"] != "failed"]
+    return result if ended == [each.name for each in plan.trials] else None
 
 
 def deliver_sweep(

@@ -30,7 +30,7 @@ from raypp.runs import clear_run, locked
 from raypp.stopping import Halving, Judgement
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
-from raypp.sweep_result import deliver_sweep, outcome_of
+from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
 from raypp.train import Job
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
@@ -117,6 +117,9 @@ def sweep(
         shared = SharedInputs(session, on_event)
         ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
         left = [each for each in plan.trials if each.name not in ended]
+        if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
+            on_event(PhaseFinished(PHASE, note="finished before"))
+            return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
         if left or not plan.is_complete:
@@ -125,8 +128,6 @@ def sweep(
             board = _run(plan, left, experiment, shared)
             failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
             facts["overhead_seconds_per_trial"] = _overhead(board)
-        else:
-            on_event(PhaseFinished(PHASE, note="finished before"))
         results, stopped = read_results(plan.trials), read_stopped(plan.folder)
         if not results:
             raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
@@ -193,7 +194,7 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
         plan,
         left,
         _ended(plan),
-        task_of=lambda planned: _task(planned, shared),
+        task_of=lambda planned: _task(planned, shared, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )
     scratch = plan.folder / "ray"
@@ -238,7 +239,7 @@ def _resources(settings: ClusterSettings) -> Any:
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
-def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
+def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
@@ -249,7 +250,12 @@ def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
     )
     plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
     return TrialTask(
-        shared.job_of(plan), planned.stratum, plan.digest, plan.steps.total, max(1, int(float(cluster.cpus_per_worker)))
+        job=shared.job_of(plan),
+        stratum=planned.stratum,
+        digest=plan.digest,
+        total_steps=plan.steps.total,
+        may_stop=may_stop,
+        threads=max(1, int(float(cluster.cpus_per_worker))),
     )
 
 
