@@ -140,10 +140,12 @@ def sweep(
 
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
-    """The workers of one trial; where the settings leave it open, each has one CPU."""
+    """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
+    whose workers fail: a trainer that does would do so, too, when a trial is stopped and its workers are taken away."""
     settings = experiment.cluster
     cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
-    return settings.model_copy(update={"workers": max(1, settings.max_workers), "cpus_per_worker": cpus})
+    workers = max(1, settings.max_workers)
+    return settings.model_copy(update={"workers": workers, "cpus_per_worker": cpus, "max_failures": 0})
 
 
 def plan_resources(experiment: Experiment) -> str:
