@@ -15,7 +15,7 @@ from raypp.front_figure import Front, front_figure
 from raypp.published import published_curves
 from raypp.stopping import Judgement
 from raypp.storage import Location
-from raypp.sweep_plan import PlannedTrial
+from raypp.sweep_plan import PlannedTrial, SweepPlan
 from raypp.sweep_record import evaluations_of
 from raypp.sweep_tracking import record_sweep, sync_command
 
@@ -87,20 +87,30 @@ def outcome_of(
     )
 
 
+def read_delivered(plan: SweepPlan) -> dict[str, Any] | None:
+    """The result of a sweep that has ended with these trials; None where there is none yet."""
+    file = plan.folder / "result.json"
+    if not file.is_file():
+        return None
+    result = dict(file.read_json())
+    ended = [trial["run"] for trial in result["trials"] if trial["state"] != "failed"]
+    return result if ended == [each.name for each in plan.trials] else None
+
+
 def deliver_sweep(
     folder: Location,
     experiment: Experiment,
     outcomes: Sequence[TrialOutcome],
     results: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
-    on_event: Callable[[Event], None] | None,
+    on_event: Callable[[Event], None],
 ) -> dict[str, Any]:
     """Writes front.csv, front.png, best.json and, last, result.json, which it returns.
 
     Args:
         results: of the finished trials (as in their result.json), by run name; at least one.
         facts: what the result says besides: seconds, what was built.
-        on_event: takes what W&B has to say, where the sweep is recorded there; None: it has been, and nothing is new.
+        on_event: takes what W&B has to say.
     """
     folder.make_folder()
     finished = [(each.point, each.settings, results[each.run]) for each in outcomes if each.state == "finished"]
@@ -135,8 +145,7 @@ def deliver_sweep(
         "trials": [asdict(each) for each in outcomes],
         "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
     }
-    if on_event is not None:
-        record_sweep(folder, experiment, points, result, warn=lambda text: on_event(Message(text)))
+    record_sweep(folder, experiment, points, result, warn=lambda text: on_event(Message(text)))
     result["paths"]["wandb_sync"] = sync_command(folder)
     (folder / "result.json").write_json(result)
     return result

@@ -221,7 +221,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     best_step = int(progress.best["step"]) if progress.best else None
                     checkpoints.write(capture(done, model, optimizer, state), best_step)
         if steps.evaluates_after(done):
-            worker.on_report({"step": done, **metrics})  # last: who is told may end the run here
+            if worker.may_stop:
+                checkpoints.wait()
+            worker.on_report({"step": done, **metrics})
 
     checkpoints.wait()
     perf["perf/loop_seconds"] = time.monotonic() - loop_began

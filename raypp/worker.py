@@ -31,6 +31,8 @@ class Worker:
     """Takes progress events for the display; may be called often."""
     on_report: Callable[[dict[str, Any]], None] = _ignore
     """Takes the metrics of every report, on every worker at the same step."""
+    may_stop: bool = False
+    """Whether who takes the reports may end the run there and then, process and all."""
 
     @property
     def is_first(self) -> bool:

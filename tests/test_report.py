@@ -98,7 +98,7 @@ def write_sweep(folder: Location, name: str = "ladder", task: str = "sentiment")
     }
     folder.make_folder()
     write_experiment(folder, experiment, folder.name, VERSIONS)
-    deliver_sweep(folder, experiment, outcomes, results, {"seconds": 130.0}, None)
+    deliver_sweep(folder, experiment, outcomes, results, {"seconds": 130.0}, lambda event: None)
     return folder
 
 

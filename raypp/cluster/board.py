@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -120,7 +121,7 @@ class Board(tune.Callback):  # type: ignore[misc]
 
 def _said(trial: Any) -> str:
     """The last line of what a trial failed with."""
-    lines = str(trial.get_error() or "").strip().splitlines()
+    lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
     return lines[-1].strip() if lines else "no reason was given"
 
 

@@ -25,6 +25,7 @@ from raypp.storage import Location
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line says why a trial failed
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the session must not start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -32,7 +32,7 @@ from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
-from raypp.sweep_result import deliver_sweep, outcome_of
+from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweep_tracking import tracking_group
 from raypp.train import Job
 
@@ -122,19 +122,18 @@ def sweep(
         shared = SharedInputs(session, on_event, tracking_group(plan.folder))
         ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
         left = [each for each in plan.trials if each.name not in ended]
+        if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
+            on_event(PhaseFinished(PHASE, note="finished before"))
+            return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
-        is_new = bool(left) or not plan.is_complete
-        if is_new or not (plan.folder / "experiment.yaml").is_file():
-            write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
-        if is_new:
+        write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
+        if left or not plan.is_complete:
             session.start()
             session.check_resources()
             board = _run(plan, left, experiment, shared)
             failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
             facts["overhead_seconds_per_trial"] = _overhead(board)
-        else:
-            on_event(PhaseFinished(PHASE, note="finished before"))
         results, stopped = read_results(plan.trials), read_stopped(plan.folder)
         if not results:
             raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
@@ -145,14 +144,16 @@ def sweep(
         earlier = plan.folder / "result.json"
         seconds = time.monotonic() - began + (earlier.read_json()["seconds"] if earlier.is_file() else 0.0)
         facts |= {"seconds": seconds, **shared.counts()}
-        return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event if is_new else None)
+        return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
 
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
-    """The workers of one trial; where the settings leave it open, each has one CPU."""
+    """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
+    whose workers fail: a trainer that does would do so, too, when a trial is stopped and its workers are taken away."""
     settings = experiment.cluster
     cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
-    return settings.model_copy(update={"workers": max(1, settings.max_workers), "cpus_per_worker": cpus})
+    workers = max(1, settings.max_workers)
+    return settings.model_copy(update={"workers": workers, "cpus_per_worker": cpus, "max_failures": 0})
 
 
 def plan_resources(experiment: Experiment) -> str:
@@ -203,7 +204,7 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
         plan,
         left,
         _ended(plan),
-        task_of=lambda planned: _task(planned, shared),
+        task_of=lambda planned: _task(planned, shared, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )
     scratch = plan.folder / "ray"
@@ -248,7 +249,7 @@ def _resources(settings: ClusterSettings) -> Any:
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
-def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
+def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
@@ -259,7 +260,12 @@ def _task(planned: PlannedTrial, shared: SharedInputs) -> TrialTask:
     )
     plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
     return TrialTask(
-        shared.job_of(plan), planned.stratum, plan.digest, plan.steps.total, max(1, int(float(cluster.cpus_per_worker)))
+        job=shared.job_of(plan),
+        stratum=planned.stratum,
+        digest=plan.digest,
+        total_steps=plan.steps.total,
+        may_stop=may_stop,
+        threads=max(1, int(float(cluster.cpus_per_worker))),
     )
 
 

@@ -38,25 +38,31 @@ class _Reported:
 
 
 def run_job(
-    job: Job, session: Session, on_event: EventHandler, on_report: Callable[[dict[str, Any]], None] | None = None
+    job: Job,
+    session: Session,
+    on_event: EventHandler,
+    on_report: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    may_stop: bool = False,
 ) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
     Args:
         session: started, and found to have the resources, unless `workers: 0`.
         on_report: called with the metrics of every evaluation; what it raises ends the job.
+        may_stop: whether it may: then the evaluation's checkpoint is written before.
 
     Raises:
         RunFailed: training failed for good; the same command resumes it.
     """
     if job.experiment.cluster.max_workers == 0:
         device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
-        return fit(job, Worker(device=device, on_event=on_event, on_report=on_report or _ignore))
-    return _run_on_workers(job, session, on_event, on_report or _ignore)
+        return fit(job, Worker(device=device, on_event=on_event, on_report=on_report or _ignore, may_stop=may_stop))
+    return _run_on_workers(job, session, on_event, on_report or _ignore, may_stop)
 
 
 def _run_on_workers(
-    job: Job, session: Session, on_event: EventHandler, on_report: Callable[[dict[str, Any]], None]
+    job: Job, session: Session, on_event: EventHandler, on_report: Callable[[dict[str, Any]], None], may_stop: bool
 ) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -68,7 +74,7 @@ def _run_on_workers(
     workers = settings.workers if isinstance(settings.workers, int) else tuple(settings.workers)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": events},
+        train_loop_config={"job": job, "events": events, "may_stop": may_stop},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -176,6 +182,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         device=get_device(),
         on_event=tell if first else _ignore,
         on_report=report,
+        may_stop=config["may_stop"],
     )
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))

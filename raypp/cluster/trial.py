@@ -45,6 +45,8 @@ class TrialTask:
     digest: str
     """Identity of the run."""
     total_steps: int
+    may_stop: bool
+    """Whether the sweep stops trials early."""
     threads: int
     """Of torch, where the actor runs the loop itself."""
 
@@ -73,7 +75,7 @@ def run_trial(config: dict[str, Any]) -> None:
                 start_run(run.make_folder(), task.job.experiment, task.digest, versions())
                 reporter.repeat_evaluations()
                 session.start()  # Ray is there already; but then the session knows
-                result = run_job(task.job, session, reporter.on_event, reporter.on_evaluation)
+                result = run_job(task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop)
     except StorageFailed:
         raise
     except (RunFailed, ConfigError) as failure:
