@@ -118,60 +118,82 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     Returns:
         Bool, contiguous, shaped as the scores; in each selection together exactly `count` True.
     """
-    flats: list[list[Tensor]] = []
-    masks: list[list[Tensor]] = []
-    thresholds: list[Tensor | None] = []
-    for selection in selections:
-        flat = [matrix.detach().reshape(-1) for matrix in selection.scores]
-        total = sum(matrix.numel() for matrix in flat)
-        if not 0 <= selection.count <= total:
-            raise ValueError(f"cannot keep {selection.count} of {total} weights")
-        flats.append(flat)
-        if selection.count in (0, total):
-            thresholds.append(None)
-            masks.append([torch.full_like(matrix, selection.count > 0, dtype=torch.bool) for matrix in flat])
-        else:
-            threshold = _kth_largest(flat, selection.count, selection.hint)
-            thresholds.append(threshold)
-            masks.append([matrix >= threshold for matrix in flat])
-    device = flats[0][0].device
-    kept = [torch.stack([mask.count_nonzero() for mask in group]).sum().to(device) for group in masks]
-    for selection, flat, group, cut, number in zip(
-        selections, flats, masks, thresholds, torch.stack(kept).tolist(), strict=True
-    ):
+    cuts = [_cut(selection) for selection in selections]
+    device = cuts[0].flats[0].device
+    kept = torch.stack([torch.as_tensor(cut.kept, device=device) for cut in cuts]).tolist()
+    for selection, cut, number in zip(selections, cuts, kept, strict=True):
         if number > selection.count:
-            assert cut is not None
-            _drop_last_ties(flat, group, cut, number - selection.count, selection.tie_seeds)
+            _drop_last_ties(cut, number - selection.count, selection.tie_seeds)
     return [
-        [mask.view(matrix.shape) for mask, matrix in zip(group, selection.scores, strict=True)]
-        for group, selection in zip(masks, selections, strict=True)
+        [mask.view(matrix.shape) for mask, matrix in zip(cut.masks, selection.scores, strict=True)]
+        for cut, selection in zip(cuts, selections, strict=True)
     ]
 
 
-def _kth_largest(flats: Sequence[Tensor], k: int, hint: ThresholdHint | None) -> Tensor:
-    """The k-th largest of all values, k from 1, as a scalar on their device. A selection, not a sort."""
-    if hint is None or not all(_in_numpy(flat) for flat in flats):
-        return _kth_smallest(_joined(flats), sum(flat.numel() for flat in flats) - k + 1)
-    # numpy compresses by a mask several times faster than torch.
-    low, high = hint.expected - hint.reach, hint.expected + hint.reach
-    above, near = 0, []
-    if math.isfinite(hint.expected):
-        for values in (flat.numpy() for flat in flats):
-            is_above = values > high
-            above += int(np.count_nonzero(is_above))
-            near.append(values[np.logical_xor(values >= low, is_above, out=is_above)])
-    inside = sum(len(values) for values in near)
-    if above < k <= above + inside:
-        candidates = torch.from_numpy(np.concatenate(near))
-        found = _kth_smallest(candidates, inside - (k - above) + 1)
+@dataclass(frozen=True)
+class _Cut:
+    """A selection that still keeps every score that ties at its threshold."""
+
+    flats: list[Tensor]
+    """The matrices, row-major."""
+    masks: list[Tensor]
+    """What is at or above the threshold."""
+    threshold: Tensor
+    """The k-th largest of all values, a scalar; without meaning where all or nothing is kept."""
+    kept: int | Tensor
+    """How many that are, on the host or as an int64 scalar on the device."""
+
+
+def _cut(selection: Selection) -> _Cut:
+    flats, k = [matrix.detach().reshape(-1) for matrix in selection.scores], selection.count
+    total = sum(flat.numel() for flat in flats)
+    if not 0 <= k <= total:
+        raise ValueError(f"cannot keep {k} of {total} weights")
+    if k in (0, total):
+        return _Cut(flats, [torch.full_like(flat, k > 0, dtype=torch.bool) for flat in flats], flats[0][:1].sum(), k)
+    hint = selection.hint if all(_in_numpy(flat) for flat in flats) else None
+    if hint is not None and (found := _cut_near(flats, k, hint)) is not None:
+        cut = found
     else:
-        found = _kth_smallest(_joined(flats), sum(flat.numel() for flat in flats) - k + 1)
-    hint.note(float(found))
-    return found
+        threshold = _kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
+        masks = [flat >= threshold for flat in flats]
+        kept = torch.stack([mask.count_nonzero().to(threshold.device) for mask in masks]).sum()
+        cut = _Cut(flats, masks, threshold, kept)
+    if hint is not None:
+        hint.note(float(cut.threshold))
+    return cut
 
 
-def _joined(flats: Sequence[Tensor]) -> Tensor:
-    return flats[0] if len(flats) == 1 else torch.cat(list(flats))
+def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
+    """The same, from the few scores near the expected threshold alone; None where the threshold is not among them.
+
+    In numpy, which finds the places of a mask several times faster than torch.
+    """
+    low, high = hint.expected - hint.reach, hint.expected + hint.reach
+    if not math.isfinite(hint.expected):
+        return None
+    masks, places, values = [], [], []
+    above = 0
+    for flat in flats:
+        numbers = flat.numpy()
+        mask = numbers > high
+        above += int(np.count_nonzero(mask))
+        near = numbers >= low
+        place = np.flatnonzero(np.logical_xor(near, mask, out=near))
+        masks.append(mask)
+        places.append(place)
+        values.append(numbers[place])
+    candidates = np.concatenate(values)
+    rank = len(candidates) - (k - above)  # of the threshold among them, from the smallest, counted from 0
+    if not 0 <= rank < len(candidates):
+        return None
+    threshold = np.partition(candidates, rank)[rank]
+    kept = above
+    for mask, place, value in zip(masks, places, values, strict=True):
+        chosen = place[value >= threshold]
+        mask[chosen] = True
+        kept += len(chosen)
+    return _Cut(flats, [torch.from_numpy(mask) for mask in masks], torch.as_tensor(threshold), kept)
 
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
@@ -188,19 +210,17 @@ def _in_numpy(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.int64)
 
 
-def _drop_last_ties(
-    flats: Sequence[Tensor], masks: Sequence[Tensor], tied_value: Tensor, surplus: int, tie_seeds: Sequence[int]
-) -> None:
-    """Clears the `surplus` last, in the tie order, of the entries equal to `tied_value`."""
-    tied = [(flat == tied_value).nonzero().squeeze(1) for flat in flats]
+def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
+    """Clears the `surplus` last, in the tie order, of the entries that tie at the threshold."""
+    tied = [(flat == cut.threshold).nonzero().squeeze(1) for flat in cut.flats]
     orders = [
         # Hashes differ within a matrix; the position in the list makes them differ between matrices too.
-        tie_order(index, seed) * len(flats) + position
+        tie_order(index, seed) * len(tied) + position
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
     order = torch.cat(orders)
     last_kept = _kth_smallest(order, order.numel() - surplus)
-    for mask, index, order in zip(masks, tied, orders, strict=True):
+    for mask, index, order in zip(cut.masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
 
 
