@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from raypp.cluster.pipeline import train
 from raypp.config import OfficialSource
 from raypp.data.sources import open_source
+from raypp.events import Event, PhaseAdvanced
 from raypp.export.huggingface import save_model
 from raypp.load_config import experiment_from
 from raypp.models import load_classifier, load_tokenizer, resolve_model
-from raypp.progress import Event, NullDisplay, PhaseAdvanced
+from raypp.progress import NullDisplay
 from raypp.storage import Location
 from raypp.tasks import TASKS, Task
 

@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="Hugging Face folder or run folder")
     sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
 
+    sub = verb("report", _report, "a run, a sweep or several sweeps in one HTML file, or as one figure")
+    sub.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP", help="run folder, or one or more sweep folders")
+    sub.add_argument(
+        "--save", metavar="FILE", help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html inside"
+    )
+
     sub = verb("export", _export, "write a run's model in a form that others read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
     sub.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must be new or empty")
@@ -141,19 +147,20 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from raypp.cluster.sweep import plan_sweep, sweep
+    from raypp.cluster.sweep import plan_resources, sweep
     from raypp.progress import Display
     from raypp.summary import print_front, print_trials
+    from raypp.sweep_plan import plan_sweep
 
     experiment = _experiment(options)
     if options.dry_run:
-        print_trials([(each.trial, str(each.plan.run)) for each in plan_sweep(experiment)])
+        print_trials(plan_sweep(experiment), plan_resources(experiment))
         return
     with Display() as display:
         result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
     print_front(result)
-    if result["failures"]:
-        raise RunFailed(f"{len(result['failures'])} of {result['trials']} trials failed")
+    if failed := result["counts"]["failed"]:
+        raise RunFailed(f"{failed} of {len(result['trials'])} trials failed")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -191,6 +198,12 @@ def _inspect(options: argparse.Namespace) -> None:
     from raypp.inspection import inspect_command
 
     inspect_command(options.model, options.save)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from raypp.report import report
+
+    print(report(options.folders, options.save))
 
 
 def _export(options: argparse.Namespace) -> None:

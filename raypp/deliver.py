@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from raypp.errors import RunFailed
 from raypp.evaluate import Predictions, evaluate, headline_key, predictions_table
@@ -69,6 +70,8 @@ def deliver(
         "density": {"linear": density.linear, "encoder": density.encoder, "model": density.model},
         "steps": progress.steps,
         "seconds": progress.seconds,
+        "device": worker.device_name,
+        "device_hours": _device_hours(job, worker, progress.seconds),
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "perf": dict(perf),
         "best": progress.best,
@@ -87,3 +90,9 @@ def deliver(
         result["paths"]["wandb_sync"] = recorder.finish(result, layers)
         (job.run / "result.json").write_json(result)
     return dict(worker.gather(result)[0])
+
+
+def _device_hours(job: Job, worker: Worker, seconds: float) -> float:
+    """GPU-hours, or CPU-hours on the CPU (threads count), as if all sessions had had as many workers as this one."""
+    each = job.experiment.cluster.gpus_per_worker if worker.device.type == "cuda" else torch.get_num_threads()
+    return seconds * each * worker.world_size / 3600

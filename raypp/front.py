@@ -70,15 +70,25 @@ def pareto(values: Sequence[tuple[float, float]]) -> list[bool]:
 
 def front_csv(points: Sequence[Point], headline: str) -> str:
     """Every point as a line of comma-separated text: density, metric, spread, whether on the front, settings, runs."""
-    fields = list(dict.fromkeys(name for point in points for name in point.changes))
+    columns, rows = front_rows(points, headline)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["density", headline, "spread", "trials", "on_front", *fields, "best_run"])
-    for point in points:
-        settings = [point.changes.get(field, "") for field in fields]
-        numbers = [f"{point.density:.6f}", f"{point.metric:.6f}", f"{point.spread:.6f}", len(point.runs)]
-        writer.writerow([*numbers, "yes" if point.on_front else "no", *settings, point.runs[0]])
+    writer.writerow(columns)
+    for density, metric, spread, *rest in rows:
+        writer.writerow([f"{density:.6f}", f"{metric:.6f}", f"{spread:.6f}", *rest])
     return text.getvalue()
+
+
+def front_rows(points: Sequence[Point], headline: str) -> tuple[list[str], list[list[Any]]]:
+    """The columns of the table of all points, and a row for each."""
+    fields = list(dict.fromkeys(name for point in points for name in point.changes))
+    columns = ["density", headline, "spread", "trials", "on_front", *fields, "best_run"]
+    rows = []
+    for point in points:
+        settings = [str(point.changes.get(field, "")) for field in fields]
+        numbers = [point.density, point.metric, point.spread, len(point.runs)]
+        rows.append([*numbers, "yes" if point.on_front else "no", *settings, point.runs[0]])
+    return columns, rows
 
 
 def best_runs(points: Sequence[Point]) -> dict[str, str]:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from raypp.config import LayerRule
 from raypp.errors import ConfigError
-from raypp.figures import density_by_layer_figure, save, split_layer_name
+from raypp.figures import save
+from raypp.layer_figure import density_by_layer_figure, split_layer_name
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.pruner import select_layers

@@ -27,17 +27,22 @@ class MetricsFile:
 
     def records(self) -> list[dict[str, Any]]:
         """All reports, in order. A last line that a crash cut short is left out; any other bad line is a ValueError."""
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
-        records = []
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{self.path}, line {number}: not a JSON object: {error}") from error
-        return records
+        return read_records(Location.of(self.path))
 
     def cut(self, step: int) -> None:
         """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line."""
         if self.path.exists():
             kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
             Location.of(self.path).write_text("".join(kept))
+
+
+def read_records(file: Location) -> list[dict[str, Any]]:
+    """The reports in a metrics.jsonl anywhere, as `MetricsFile.records` gives them; none where there is no file."""
+    lines = file.read_text().split("\n") if file.is_file() else []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: not a JSON object: {error}") from error
+    return records

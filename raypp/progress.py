@@ -1,8 +1,7 @@
 """One live progress display for the whole of a command, fed with events.
 
-Events are small frozen dataclasses that pickle, so that another process can send them through a queue. On a terminal
-each running phase is one line that moves; what is finished stays above. Elsewhere (a log file, `ray job`) plain lines
-appear now and then, without control characters.
+On a terminal each running phase is one line that moves, and the trials of a sweep are a table below; what is finished
+stays above. Elsewhere (a log file, `ray job`) plain lines appear now and then, without control characters.
 """
 
 from __future__ import annotations
@@ -17,55 +16,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from raypp.durations import clock_time, duration
+from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced
+from raypp.trial_table import best_of_strata, plain_line, trials_table
+
 BAR_COLUMNS = (8, 24)
 FORMATS = dict(epoch="epoch {:.1f}", loss="loss {:.3f}", density="density {:.3f}", rows_per_second="{:,.0f} rows/s")
 # Where the terminal is narrow, what stands last here is left out first.
 PRIORITY = ("end", "progress", "left", "loss", "density", "metric", "epoch", "rows_per_second")
 PLAIN_SECONDS = 30.0  # a phase writes a plain line when it is a tenth further, or after so long
-
-
-@dataclass(frozen=True)
-class PhaseStarted:
-    """A phase begins, or begins again after a failure: 'features train', 'teacher', 'teacher logits', 'student', …"""
-
-    phase: str
-    total: int | None = None
-    """How many things (rows, steps) there are to do; None while unknown."""
-
-
-@dataclass(frozen=True)
-class PhaseAdvanced:
-    """A phase has done `done` things. What is None keeps the value that was shown last."""
-
-    phase: str
-    done: int
-    total: int | None = None
-    step: int | None = None
-    epoch: float | None = None
-    loss: float | None = None
-    density: float | None = None
-    metric: tuple[str, float] | None = None
-    """Name and value of the latest evaluation's headline metric."""
-    rows_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class PhaseFinished:
-    """A phase is done, after `seconds`, or needed no work, for which `note` gives the reason ('from the store')."""
-
-    phase: str
-    seconds: float | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class Message:
-    """A line that the user should see, such as a warning."""
-
-    text: str
-
-
-Event = PhaseStarted | PhaseAdvanced | PhaseFinished | Message
 
 
 @dataclass(frozen=True)
@@ -113,7 +72,7 @@ class _Phase:
             parts["metric"] = f"{latest.metric[0].removeprefix('eval/')} {latest.metric[1]:.3f}"
         left = None if now is None else self.seconds_left(now)
         if left is not None:
-            parts["left"] = f"{_clock_time(left)} left"
+            parts["left"] = f"{clock_time(left)} left"
         return parts
 
 
@@ -139,6 +98,7 @@ class Display(NullDisplay):
         self._lock = threading.Lock()
         # Replaced as a whole, never changed: the live display's own thread reads it without our lock.
         self._running: dict[str, _Phase] = {}
+        self._trials: dict[str, TrialAdvanced] = {}
         unicode = self.console.encoding.lower().startswith("utf")
         self._spinner, self._good, self._bad, self._bar = (
             ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "✓", "✗", "━") if unicode else ("|/-\\", "*", "x", "#")
@@ -171,10 +131,12 @@ class Display(NullDisplay):
                         self._say(f"{event.phase}: started")
                 case PhaseAdvanced():
                     self._advance(event)
+                case TrialAdvanced():
+                    self._advance_trial(event)
                 case PhaseFinished():
                     phase = self._running.get(event.phase, _Phase(PhaseAdvanced(event.phase, 0)))
                     self._running = {name: other for name, other in self._running.items() if name != event.phase}
-                    seconds = None if event.seconds is None else f"done in {_duration(event.seconds)}"
+                    seconds = None if event.seconds is None else f"done in {duration(event.seconds)}"
                     self._end(phase, event.note or seconds or "done", self._good, "green")
 
     def _start(self, first: PhaseAdvanced) -> None:
@@ -189,6 +151,13 @@ class Display(NullDisplay):
             phase = replace(phase, printed=(now, event.done))
             self._say("  ".join([f"{event.phase}:", *phase.parts(now).values()]))
         self._running = {**self._running, event.phase: phase}
+
+    def _advance_trial(self, event: TrialAdvanced) -> None:
+        before = self._trials.get(event.trial)
+        self._trials = {**self._trials, event.trial: event}
+        if self._live is None and event.state not in ("waiting", before.state if before else None):
+            is_best = best_of_strata(self._trials.values()).get(event.stratum) is event
+            self._say(plain_line(event, is_best))
 
     def _end(self, phase: _Phase, how: str, mark: str, style: str) -> None:
         parts = {**phase.parts(), "end": how}
@@ -208,12 +177,13 @@ class Display(NullDisplay):
         width = self.console.width
         names = min(max(map(len, phases), default=0), width // 3)
         mark = Text(self._spinner[int(now * 8) % len(self._spinner)], "cyan")
-        return Group(
-            *(
-                _line(mark, name[:names].ljust(names), phase.parts(now), width, self._bar, phase.fraction)
-                for name, phase in phases.items()
-            )
-        )
+        lines = [
+            _line(mark, name[:names].ljust(names), phase.parts(now), width, self._bar, phase.fraction)
+            for name, phase in phases.items()
+        ]
+        # The last line of a terminal is the cursor's.
+        trials = [trials_table(self._trials, width, self.console.height - len(lines) - 1)] if self._trials else []
+        return Group(*lines, *trials)
 
 
 def _line(mark: Text, name: str, parts: dict[str, str], width: int, bar: str = "", fraction: float = 0.0) -> Text:
@@ -234,12 +204,3 @@ def _line(mark: Text, name: str, parts: dict[str, str], width: int, bar: str = "
     for text in texts:
         line.append(gap + text)
     return line
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else _clock_time(seconds)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raypp.config import Experiment
-from raypp.figures import run_figures, save
-from raypp.progress import Message
+from raypp.events import Message
+from raypp.figures import save
 from raypp.pruning.density import LayerDensity
+from raypp.run_figures import run_figures
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
@@ -92,8 +93,9 @@ class Recorder:
     On any worker but the first it does nothing.
     """
 
-    def __init__(self, run: Location, experiment: Experiment, worker: Worker) -> None:
+    def __init__(self, run: Location, experiment: Experiment, worker: Worker, group: str | None) -> None:
         self.run, self.experiment, self.worker = run, experiment, worker
+        self.group = group or experiment.name
         self.tracker: Tracker = NullTracker()
         self.folder = Path(run.path)  # of a remote run, a local one until what is recorded is uploaded
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
@@ -127,7 +129,7 @@ class Recorder:
             run_folder=self.folder,
             run_name=f"{self.experiment.name}/{self.run.name}",
             run_id=f"{self.experiment.name}-{self.run.name}",
-            group=self.experiment.name,
+            group=self.group,
             config=self.experiment.model_dump(mode="json"),
             resume_step=resume_step,
             warn=lambda text: self.worker.on_event(Message(text)),

@@ -49,10 +49,7 @@ def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapp
     """Writes experiment.yaml, or, when going on, warns of versions that have changed since."""
     recorded = _recorded(run)
     if recorded is None:
-        provenance = {"identity": digest, "versions": dict(versions)}
-        content = {**experiment.model_dump(mode="json"), "provenance": provenance}
-        header = "# The resolved experiment of this run. `provenance` is recorded and not read again.\n"
-        (run / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_experiment(run, experiment, digest, versions)
         return
     before = recorded.get("versions", {})
     changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
@@ -60,6 +57,14 @@ def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapp
         logger.warning(
             "this run was started with other versions: %s; its result may differ a little", ", ".join(changed)
         )
+
+
+def write_experiment(folder: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
+    """Writes experiment.yaml: what runs here, what identifies it and what it is run with."""
+    provenance = {"identity": digest, "versions": dict(versions)}
+    content = {**experiment.model_dump(mode="json"), "provenance": provenance}
+    header = "# The resolved experiment. `provenance` is recorded and not read again.\n"
+    (folder / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def clear_run(run: Location) -> None:
@@ -70,12 +75,20 @@ def clear_run(run: Location) -> None:
 
 
 def _recorded(run: Location) -> dict[str, Any] | None:
+    return recorded_settings(run)[1] if (run / "experiment.yaml").is_file() else None
+
+
+def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What experiment.yaml says: the resolved settings as plain values, and their provenance (identity, versions).
+
+    Raises:
+        ConfigError: it is not what raypp wrote.
+    """
     file = run / "experiment.yaml"
-    if not file.is_file():
-        return None
     try:
-        return dict(yaml.safe_load(file.read_text())["provenance"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        values = dict(yaml.safe_load(file.read_text()))
+        return values, dict(values.pop("provenance"))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{file}: is not what raypp wrote ({error}); move it away or start over with --fresh"
         ) from None
@@ -83,9 +96,7 @@ def _recorded(run: Location) -> dict[str, Any] | None:
 
 def run_experiment(run: Location) -> Experiment:
     """The experiment that a run was started with."""
-    values = yaml.safe_load((run / "experiment.yaml").read_text())
-    values.pop("provenance")
-    return Experiment.model_validate(values, strict=False)
+    return Experiment.model_validate(recorded_settings(run)[0], strict=False)
 
 
 def check_writable(location: Location, field: str) -> None:

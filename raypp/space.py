@@ -1,14 +1,11 @@
-"""The points of a sweep: which settings each trial has, known and checked before anything starts."""
+"""The space of a sweep: its axes, which of them matter at a point, and what is refused before anything starts."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
@@ -16,7 +13,9 @@ from raypp.load_config import DISCRIMINATORS, with_changes
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
-MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
+PREPARED = ("task", "data", "student", "teacher")  # sections that say what is built before the first trial
+# What decides the density, where trials compete with those of the same.
+LEVELS = ("final_density", "target_density", "final_threshold", "final_lambda")
 
 
 @dataclass(frozen=True)
@@ -31,51 +30,128 @@ class Trial:
     """The whole of it, without the sweep."""
 
 
-def trials_of(experiment: Experiment) -> list[Trial]:
-    """Every trial of an experiment's sweep, in the order in which they are started.
+@dataclass(frozen=True)
+class Space:
+    """The axes of a sweep, and the experiment that they change."""
 
-    Raises:
-        ConfigError: with every problem of every point, and of the ends of every range.
-    """
-    settings = experiment.sweep
-    if settings is None:
-        raise ConfigError(
-            "sweep: is missing; say what to try under sweep.space, for example "
-            "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
-        )
-    single = experiment.model_copy(update={"sweep": None})
-    space = _in_order(settings.space)
-    problems = [
-        f"sweep.space: {name} is the same for all trials; give it outside of the sweep"
-        for name in space
-        if name.split(".")[0] in COMMON
-    ]
-    if experiment.run is not None:
-        problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
-    if problems:
-        raise ConfigError(problems)
-    problems = _problems_of_ends(single, space)
-    points = list(_grid(single, space) if settings.search == "grid" else _drawn(single, space, settings))
-    if unused := [name for name in space if not any(name in changes for changes in points)]:
-        problems += [f"sweep.space: {name} matters in no point: its `when` never holds" for name in unused]
-    trials = []
-    for number, changes in enumerate(points):
+    experiment: Experiment
+    """Without the sweep."""
+    settings: SweepSettings
+    axes: Mapping[str, Axis]
+    """By field path: sections before their fields, and what starts a section anew before what else is in it."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Space:
+        """The space of an experiment's sweep.
+
+        Raises:
+            ConfigError: with every problem of the axes, the ends of the ranges among them.
+        """
+        settings = experiment.sweep
+        if settings is None:
+            raise ConfigError(
+                "sweep: is missing; say what to try under sweep.space, for example "
+                "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
+            )
+        axes = _in_order(settings.space)
+        problems = _problems_of_axes(settings, axes)
+        if experiment.run is not None:
+            problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
+        if problems:
+            raise ConfigError(problems)
+        space = cls(experiment.model_copy(update={"sweep": None}), settings, axes)
+        if problems := list(space._problems_of_ends()):
+            raise ConfigError(list(dict.fromkeys(problems)))
+        return space
+
+    def grid(self, *kinds: str) -> list[Changes]:
+        """Every combination of the values of the axes that are given in one of these ways; one, empty, where none
+        is."""
+        lists = {name: axis.values or () for name, axis in self.axes.items() if axis.kind in kinds}
+        return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+    def point(self, values: Mapping[str, Any]) -> Changes:
+        """Of values of all axes, those whose `when` holds, given the experiment and the values before them."""
+        chosen: Changes = {}
+        for name in self.axes:
+            if self.matters(name, chosen):
+                chosen[name] = values[name]
+        return chosen
+
+    def matters(self, name: str, chosen: Changes) -> bool:
+        """Whether an axis matters, given the values chosen for the axes before it."""
+        when = self.axes[name].when
+        if not when:
+            return True
         try:
-            trial = _changed(single, changes)
+            settings = with_changes(self.experiment, chosen).model_dump(mode="json")
+        except ConfigError:
+            return True  # what is wrong with the values before is said of the point as a whole
+        return all(
+            _within(settings, path.split(".")) in map(_plain, allowed if isinstance(allowed, list) else [allowed])
+            for path, allowed in when.items()
+        )
+
+    def trials(self, number: int, point: Changes) -> list[Trial]:
+        """The trials of a point, one a seed.
+
+        Raises:
+            ConfigError: the point does not fit, and how.
+        """
+        try:
+            experiment = self._changed(point)
         except ConfigError as error:
-            problems += [f"sweep.space: {_said(changes)}: {problem}" for problem in error.problems]
-            continue
-        for seed in range(settings.seeds):
-            seeded = trial.train.model_copy(update={"seed": trial.train.seed + seed})
-            trials.append(Trial(number, changes, trial.model_copy(update={"train": seeded})))
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return trials
+            raise ConfigError([f"sweep.space: {said(point)}: {problem}" for problem in error.problems]) from None
+        trials = []
+        for seed in range(self.settings.seeds):
+            seeded = experiment.train.model_copy(update={"seed": experiment.train.seed + seed})
+            trials.append(Trial(number, point, experiment.model_copy(update={"train": seeded})))
+        return trials
+
+    def _changed(self, changes: Changes) -> Experiment:
+        """The experiment of a point; ConfigError where a value would not be what the point says."""
+        changed = with_changes(self.experiment, changes)
+        values = changed.model_dump(mode="json")
+        lost = [
+            f"{name} has no effect, another axis sets it anew"
+            for name, value in changes.items()
+            if not isinstance(value, dict) and _within(values, name.split(".")) != _plain(value)
+        ]
+        if lost:
+            raise ConfigError(lost)
+        return changed
+
+    def _problems_of_ends(self) -> Iterator[str]:
+        """What is wrong with the ends of the ranges, wherever they matter."""
+        for name, axis in self.axes.items():
+            if axis.values is not None:
+                continue
+            for end in getattr(axis, axis.kind)[:2]:
+                for others in self._corners(name):
+                    changes = self.point({**others, name: end})
+                    try:
+                        self._changed(changes)
+                    except ConfigError as error:
+                        yield from (f"sweep.space: {said(changes)}: {problem}" for problem in error.problems)
+
+    def _corners(self, axis: str) -> Iterator[Changes]:
+        """The values of all axes: each of those that decide which fields there are, or whether `axis` matters; the
+        first of the others."""
+        lists = []
+        for name, other in self.axes.items():
+            values = other.values if other.values is not None else getattr(other, other.kind)[:1]
+            decides = name.split(".")[-1] in DISCRIMINATORS or any(isinstance(value, dict) for value in values)
+            lists.append(values if decides or name in self.axes[axis].when else values[:1])
+        for values in itertools.product(*lists):
+            yield dict(zip(self.axes, values, strict=True))
+
+
+def said(changes: Mapping[str, Any]) -> str:
+    """A point as a user would write it."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
 def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
-    """Sections before their fields, and what starts a section anew before what else is in it."""
-
     def rank(name: str) -> tuple[int, bool]:
         parts = name.split(".")
         return len(parts), parts[-1] not in DISCRIMINATORS
@@ -83,18 +159,23 @@ def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
     return {name: space[name] for name in sorted(space, key=rank)}
 
 
-def _changed(experiment: Experiment, changes: Changes) -> Experiment:
-    """The experiment of a point; ConfigError where a value would not be what the point says."""
-    changed = with_changes(experiment, changes)
-    values = changed.model_dump(mode="json")
-    lost = [
-        f"{name} has no effect, another axis sets it anew"
-        for name, value in changes.items()
-        if not isinstance(value, dict) and _within(values, name.split(".")) != _plain(value)
-    ]
-    if lost:
-        raise ConfigError(lost)
-    return changed
+def _problems_of_axes(settings: SweepSettings, axes: Mapping[str, Axis]) -> list[str]:
+    problems = []
+    for name, axis in axes.items():
+        section, last = name.split(".")[0], name.split(".")[-1]
+        if section in COMMON:
+            problems.append(f"sweep.space: {name} is the same for all trials; give it outside of the sweep")
+        if settings.search == "optuna" and section in PREPARED and axis.kind != "grid":
+            problems.append(
+                f"sweep.space: {name} says what is prepared before the first trial, which optuna cannot wait to draw; "
+                f"give its values as grid, not as {axis.kind}"
+            )
+        if settings.stopping is not None and last in LEVELS and axis.kind in ("uniform", "loguniform"):
+            problems.append(
+                f"sweep.space: {name}: with sweep.stopping, trials compete with those of the same density, but of a "
+                f"{axis.kind} range no two are the same; give choice, grid or quniform"
+            )
+    return problems
 
 
 def _plain(value: Any) -> Any:
@@ -102,99 +183,7 @@ def _plain(value: Any) -> Any:
     return METHOD_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
-def _said(changes: Changes) -> str:
-    return ", ".join(f"{name}={value}" for name, value in changes.items())
-
-
-def _grid(experiment: Experiment, space: Mapping[str, Axis]) -> Iterator[Changes]:
-    """Every combination; one that differs from another only in an axis that does not matter comes once."""
-    seen: list[Changes] = []
-    for values in itertools.product(*(axis.choice or () for axis in space.values())):
-        changes = _that_matter(experiment, space, dict(zip(space, values, strict=True)))
-        if changes not in seen:
-            seen.append(changes)
-            yield changes
-
-
-def _drawn(experiment: Experiment, space: Mapping[str, Axis], settings: SweepSettings) -> Iterator[Changes]:
-    """So many different points, or all that a space of choices has; each draw has a stream of its own, so that a longer
-    search begins with the same points."""
-    wanted = settings.trials or 0
-    seen: list[Changes] = []
-    for number in range(wanted * MOST_DRAWS):
-        random = np.random.default_rng([settings.seed, number])
-        changes = _that_matter(experiment, space, {name: _draw(axis, random) for name, axis in space.items()})
-        if changes not in seen:
-            seen.append(changes)
-            yield changes
-        if len(seen) == wanted:
-            return
-
-
-def _draw(axis: Axis, random: np.random.Generator) -> Any:
-    if axis.choice is not None:
-        return axis.choice[int(random.integers(len(axis.choice)))]
-    low, high, *step = getattr(axis, axis.kind)
-    match axis.kind:
-        case "randint":
-            return int(random.integers(low, high, endpoint=True))
-        case "loguniform":
-            return math.exp(random.uniform(math.log(low), math.log(high)))
-        case "quniform":
-            return min(high, max(low, round(random.uniform(low, high) / step[0]) * step[0]))
-        case _:
-            return float(random.uniform(low, high))
-
-
-def _that_matter(experiment: Experiment, space: Mapping[str, Axis], values: Changes) -> Changes:
-    """The values whose `when` holds, given the experiment and the values before them."""
-    chosen: Changes = {}
-    for name, value in values.items():
-        if not space[name].when or _holds(experiment, chosen, space[name].when):
-            chosen[name] = value
-    return chosen
-
-
-def _holds(experiment: Experiment, chosen: Changes, when: Mapping[str, Any]) -> bool:
-    try:
-        settings = with_changes(experiment, chosen).model_dump(mode="json")
-    except ConfigError:
-        return True  # what is wrong with the values before is said of the point as a whole
-    return all(
-        _within(settings, path.split(".")) in map(_plain, allowed if isinstance(allowed, list) else [allowed])
-        for path, allowed in when.items()
-    )
-
-
 def _within(value: Any, parts: list[str]) -> Any:
     for part in parts:
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _problems_of_ends(experiment: Experiment, space: Mapping[str, Axis]) -> list[str]:
-    """What is wrong with the ends of the ranges, wherever they matter."""
-    problems = []
-    for name, axis in space.items():
-        if axis.kind == "choice":
-            continue
-        for end in getattr(axis, axis.kind)[:2]:
-            for others in _corners(space, name):
-                changes = _that_matter(experiment, space, {**others, name: end})
-                try:
-                    _changed(experiment, changes)
-                except ConfigError as error:
-                    problems += [f"sweep.space: {_said(changes)}: {problem}" for problem in error.problems]
-    return problems
-
-
-def _corners(space: Mapping[str, Axis], axis: str) -> Iterator[Changes]:
-    """The values of all axes: each of those that decide which fields there are, or whether `axis` matters; the first of
-    the others."""
-    lists = []
-    for name, other in space.items():
-        values = other.choice if other.choice is not None else getattr(other, other.kind)[:1]
-        decides = name.split(".")[-1] in DISCRIMINATORS or any(isinstance(value, dict) for value in values)
-        lists.append(values if decides or name in space[axis].when else values[:1])
-    for values in itertools.product(*lists):
-        yield dict(zip(space, values, strict=True))

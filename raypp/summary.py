@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raypp.space import Trial
+from raypp.space import said
+from raypp.sweep_plan import SweepPlan
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
@@ -48,22 +49,29 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_trials(trials: Sequence[tuple[Trial, str]], console: Console | None = None) -> None:
-    """Prints what a sweep would run: point, seed, settings, run folder."""
-    table = Table(title=f"{len(trials)} trials", title_style="bold", title_justify="left")
+def print_trials(plan: SweepPlan, resources: str, console: Console | None = None) -> None:
+    """Prints what a sweep would run: point, seed, settings, run folder; then what each trial takes."""
+    console = console or Console()
+    table = Table(title=f"{len(plan.trials)} trials", title_style="bold", title_justify="left")
     for name in ("point", "seed", "settings", "run"):
         table.add_column(name)
-    for trial, run in trials:
-        settings = ", ".join(f"{name}={value}" for name, value in trial.changes.items())
-        table.add_row(str(trial.point), str(trial.experiment.train.seed), Text(settings), run.rsplit("/", 1)[-1])
-    (console or Console()).print(table)
+    for each in plan.trials:
+        table.add_row(
+            str(each.trial.point), str(each.trial.experiment.train.seed), Text(said(each.trial.changes)), each.name
+        )
+    console.print(table)
+    if not plan.is_complete:
+        console.print(f"{plan.wanted - len(plan.points)} more points are drawn as results come in")
+    console.print(resources)
 
 
 def print_front(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the front of a sweep, what failed, and where the files are."""
     console = console or Console()
     metric = result["headline"].removeprefix("eval/")
-    finished = f"{result['finished']} of {result['trials']} trials in {result['seconds']:,.0f} s"
+    counts, ended = result["counts"], len(result["trials"])
+    stopped = f", {counts['stopped']} stopped early" if counts["stopped"] else ""
+    finished = f"{counts['finished']} of {ended} trials{stopped}, in {result['seconds']:,.0f} s"
     table = Table(title=f"{result['name']}: front, {finished}", title_style="bold", title_justify="left")
     table.add_column("density", justify="right")
     table.add_column(metric, justify="right")
@@ -72,16 +80,20 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
     if result["teacher"] is not None:
         table.add_row("dense", f"{result['teacher']:.4f}", "teacher", "")
     for point in result["front"]:
-        settings = ", ".join(f"{name}={value}" for name, value in point["settings"].items())
         spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
         table.add_row(
-            f"{point['density']:.4f}", f"{point['metric']:.4f}{spread}", Text(settings), point["run"].rsplit("/", 1)[-1]
+            f"{point['density']:.4f}",
+            f"{point['metric']:.4f}{spread}",
+            Text(said(point["settings"])),
+            point["run"].rsplit("/", 1)[-1],
         )
     console.print(table)
-    for run, reason in result["failures"].items():
-        console.print(Text(f"failed: {run}: {reason}", "red"), soft_wrap=True)
+    for trial in result["trials"]:
+        if trial["state"] == "failed":
+            console.print(Text(f"failed: {trial['path']}: {trial['reason']}", "red"), soft_wrap=True)
     for name, path in result["paths"].items():
-        console.print(Text(f"{name + ':':<11} {path}"), soft_wrap=True)
+        if path is not None:
+            console.print(Text(f"{PATHS.get(name, name) + ':':<14} {path}"), soft_wrap=True)
 
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:

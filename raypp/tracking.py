@@ -17,7 +17,7 @@ import queue
 import shlex
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,9 @@ class Tracker:
 
     def log_figures(self, figures: Mapping[str, Path]) -> None:
         """Records figures (PNG or JPEG files) by name, at the last step logged."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Records a table, at the last step logged."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Records what the run came to."""
@@ -119,6 +122,10 @@ class WandbTracker(Tracker):
                 raise ValueError(f"{name}: {path} is none of {', '.join(FIGURE_SUFFIXES)}")
         files, step = {name: str(path) for name, path in figures.items()}, self._last_step
         self._put(lambda run: run.log({name: self._wandb.Image(f) for name, f in files.items()}, step=step))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        heads, data, step = list(columns), [list(row) for row in rows], self._last_step
+        self._put(lambda run: run.log({name: self._wandb.Table(columns=heads, data=data)}, step=step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         values = dict(values)

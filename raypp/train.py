@@ -29,6 +29,7 @@ from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import LayerPairs, OnlineTeacher, load_teacher
 from raypp.errors import RunFailed, StorageFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
+from raypp.events import Message, PhaseAdvanced
 from raypp.inputs import step_inputs
 from raypp.models import (
     embeddings_of,
@@ -39,7 +40,6 @@ from raypp.models import (
     resolve_model,
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
-from raypp.progress import Message, PhaseAdvanced
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
@@ -77,6 +77,8 @@ class Job:
     """Layers of student and teacher that the hidden loss compares; empty without one."""
     trained_teacher: Location | None = None
     """Model folder of a teacher that was trained first; a given one is found as the student is."""
+    group: str | None = None
+    """What W&B groups it under; None: the experiment's name."""
     started_at: float = field(default_factory=time.time)
     """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +94,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
     Raises:
         RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
     """
-    with Recorder(job.run, job.experiment, worker) as recorder:
+    with Recorder(job.run, job.experiment, worker, job.group) as recorder:
         try:
             return _fit(job, worker, recorder)
         except FloatingPointError as error:
@@ -146,6 +148,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     stream = step_inputs(features, settings, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
+    loop_began = time.monotonic()
 
     for step in range(start, steps.total):
         began = time.perf_counter()
@@ -219,7 +222,6 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
             worker.on_event(_advanced(job, done, steps, metrics))
-            worker.on_report({"step": done, **metrics})
         if steps.saves_after(done):
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
             recorder.save()  # before the checkpoint: what is too new is cut on resume, what is missing is lost
@@ -235,8 +237,13 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     best_step = int(progress.best["step"]) if progress.best else None
                     captured = capture(done, model, optimizer, state, beside=objective.projections)
                     checkpoints.write(captured, best_step)
+        if steps.evaluates_after(done):
+            if worker.may_stop:
+                checkpoints.wait()
+            worker.on_report({"step": done, **metrics})
 
     checkpoints.wait()
+    perf["perf/loop_seconds"] = time.monotonic() - loop_began
     worker.barrier()  # the first worker writes, all may read now
     best = progress.best if selects_best else None
     if best is not None and best["step"] != steps.total:

@@ -31,10 +31,17 @@ class Worker:
     """Takes progress events for the display; may be called often."""
     on_report: Callable[[dict[str, Any]], None] = _ignore
     """Takes the metrics of every report, on every worker at the same step."""
+    may_stop: bool = False
+    """Whether who takes the reports may end the run there and then, process and all."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """What it computes on: CPU, or the GPU's model."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def shares(self, micro_batches: int) -> range:
         """The shares of a global batch that this worker computes: share m runs on worker m mod world_size."""

@@ -16,16 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from raypp.errors import ConfigError
-from raypp.figures import (
-    density_by_layer_figure,
-    evaluation_figure,
-    loss_figure,
-    run_figures,
-    running_mean,
-    save,
-    schedule_figure,
-    split_layer_name,
-)
+from raypp.figures import save
+from raypp.layer_figure import density_by_layer_figure, split_layer_name
+from raypp.run_figures import evaluation_figure, loss_figure, run_figures, running_mean, schedule_figure
 
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 
@@ -92,8 +85,9 @@ def test_other_endings_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_the_global_state_of_pyplot_is_left_alone() -> None:
     program = (
-        "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams); import raypp.figures as f;"
-        "f.save(f.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]), pathlib.Path(tempfile.mkdtemp()) /"
+        "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams);"
+        "import raypp.run_figures as r, raypp.figures as f;"
+        "f.save(r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]), pathlib.Path(tempfile.mkdtemp()) /"
         "'a.png'); assert dict(m.rcParams) == before; print('matplotlib.pyplot' in sys.modules)"
     )
     environment = {"MPLBACKEND": "agg", "PATH": "", "HOME": str(Path.home())}

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from raypp.figures import front_figure, save_to
 from raypp.front import best_runs, front_csv, pareto, points_of
-from raypp.storage import Location
 
 
 def result(run: str, density: float, metric: float) -> dict[str, Any]:
@@ -54,14 +50,3 @@ def test_the_table_has_every_point_with_its_settings() -> None:
     assert [row["on_front"] for row in rows] == ["yes", "no", "yes", "yes"]
     assert rows[0]["best_run"] == "runs/b"
     assert (rows[3]["pruning.method"], rows[3]["pruning.final_density"]) == ("l0", "")
-
-
-def test_the_figure_shows_points_front_and_teacher(tmp_path: Path) -> None:
-    figure = front_figure(points_of(RESULTS), "swept", "eval/accuracy", teacher=0.95)
-    (axes,) = figure.axes
-    assert axes.get_xscale() == "log"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["dense teacher", "beaten", "front"]
-    assert axes.get_ylabel() == "accuracy"
-    save_to(figure, Location.of(tmp_path / "front.png"))
-    with Image.open(tmp_path / "front.png") as image:
-        assert image.size[0] > 900

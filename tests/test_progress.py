@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raypp.progress import Display, Event, Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced, TrialState
+from raypp.progress import Display, NullDisplay
 from raypp.summary import print_result, summary_table
 
 EVENTS: list[Event] = [
@@ -119,6 +120,69 @@ def test_finished_phases_and_messages_stay_and_unfinished_ones_are_marked() -> N
     assert "✓ teacher logits  10/20  done in 41.2 s" in lasting
     assert lasting[-1].startswith("✗ student 640/1150")
     assert lasting[-1].endswith("stopped")
+
+
+# --- the trials of a sweep -------------------------------------------------------------------------------------------
+
+
+def sweep_events(running: int, finished: int, waiting: int, strata: int = 5) -> list[Event]:
+    """The trials of a sweep, each in one of so many strata; the later ones have the higher metrics."""
+    events: list[Event] = [PhaseStarted("trials", running + finished + waiting)]
+    states: list[TrialState] = [*["finished"] * finished, *["running"] * running, *["waiting"] * waiting]  # type: ignore[list-item]
+    for number, state in enumerate(states):
+        name, stratum = f"sigmoid-threshold-0.1-{number:08x}", f"density 0.{number % strata + 1:02d}"
+        known = {} if state == "waiting" else {"density": 0.25, "metric": ("eval/matthews", number / 100)}
+        left = 75.0 if state == "running" else None
+        events.append(TrialAdvanced(name, stratum, state, 0.5 * (state == "running"), seconds_left=left, **known))  # type: ignore[arg-type]
+    return events
+
+
+def test_running_trials_and_the_best_of_each_stratum_are_a_table() -> None:
+    text = render_terminal(sweep_events(running=2, finished=12, waiting=18))
+    assert "32 trials: 18 waiting, 2 running, 12 finished" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["trial", "stratum", "density", "matthews", "state", "left"] in lines
+    running = [line for line in lines if line[-1:] == ["1:15"]]
+    assert [line[0].rsplit("~")[-1] for line in running] == ["0000000c", "0000000d"]
+    assert running[0][1:] == ["density", "0.03", "0.250", "0.120", "50%", "1:15"]
+    best = {line[2]: line[4] for line in lines if "best" in line}
+    assert best == {"0.01": "0.100", "0.02": "0.110", "0.03": "0.070", "0.04": "0.080", "0.05": "0.090"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 12), (120, 40)])
+@pytest.mark.parametrize(("running", "strata"), [(2, 5), (30, 5), (2, 30), (30, 30)])
+def test_the_table_fits_the_terminal(width: int, height: int, running: int, strata: int) -> None:
+    file = io.StringIO()
+    console = Console(width=width, height=height, force_terminal=True, file=file, color_system=None)
+    display = Display(console, Clock())
+    for event in [*sweep_events(running, 40, 10, strata), PhaseAdvanced("trials", 40)]:
+        display.handle(event)
+    with console.capture() as capture:
+        console.print(display._render())
+    lines = capture.get().splitlines()
+    assert len(lines) < height
+    assert all(len(line) <= width for line in lines)
+    assert sum("50%" in line for line in lines) >= 1, "some of what runs is always shown"
+    assert sum("best of" in line and "strata" not in line for line in lines) >= 1, "and some of what is known"
+    hidden = running - sum("50%" in line for line in lines)
+    assert (f"{hidden} more running" in capture.get()) == (hidden > 0)
+
+
+def test_a_log_gets_a_line_for_each_change_of_a_trials_state() -> None:
+    def trial(name: str, state: TrialState, fraction: float, metric: float | None = None) -> TrialAdvanced:
+        return TrialAdvanced(name, "density 0.1", state, fraction, 0.1, metric and ("eval/f1", metric))  # type: ignore[arg-type]
+
+    events: list[Event] = [
+        *(trial("a", "waiting", 0.0), trial("b", "waiting", 0.0)),
+        *(trial("a", "running", 0.0), trial("a", "running", 0.5, 0.6), trial("a", "finished", 1.0, 0.7)),
+        *(trial("b", "running", 0.0), trial("b", "stopped", 0.5, 0.5)),
+    ]
+    assert render_plain(events) == [
+        "a: running  density 0.100",
+        "a: finished  100%  density 0.100  f1 0.700  best so far of density 0.1",
+        "b: running  density 0.100",
+        "b: stopped  50%  density 0.100  f1 0.500",
+    ]
 
 
 # --- in a log file ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
-from raypp.space import Trial, trials_of
+from raypp.points import trials_of
+from raypp.space import Trial
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -94,9 +95,12 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
             {"space": {"pruning.final_density": {"uniform": [0.5, 2.0]}}, "search": "random", "trials": 1},
             ["final_density", "2.0"],
         ),
-        ({"space": {"pruning.final_density": {"uniform": [0.1, 0.5]}}}, ["a grid takes choices only"]),
+        ({"space": {"pruning.final_density": {"uniform": [0.1, 0.5]}}}, ["a grid takes listed values only"]),
         ({"space": {"pruning.final_density": {"choice": [0.5]}}, "search": "random"}, ["needs trials"]),
-        ({"space": {"pruning.final_density": {"choice": [0.5]}}, "trials": 3}, ["trials belongs to search: random"]),
+        (
+            {"space": {"pruning.final_density": {"choice": [0.5]}}, "trials": 3},
+            ["trials belongs to search: random and optuna"],
+        ),
         (
             {"space": {"train.seed": {"loguniform": [0, 5]}}, "search": "random", "trials": 1},
             ["low must be below high"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from raypp.cluster.prepare import featurize, logits_key, teacher_logits
@@ -18,10 +19,11 @@ from raypp.config import Experiment
 from raypp.data.features import Features
 from raypp.errors import ConfigError
 from raypp.evaluate import score, split_key, teacher_predictions
+from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.models import label_permutation, load_model_config
 from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
-from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact
 from raypp.train import Job
@@ -74,14 +76,53 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
     on_event = (display or NullDisplay()).handle
     plan = make_plan(experiment)
     with Session(plan.experiment.cluster, verbose) as session:
-        return prepare_plan(plan, session, on_event)
+        inputs = prepare_plan(plan, session, on_event)
+    return [*inputs.features.values(), *([inputs.logits] if inputs.logits else [])]
 
 
-def prepare_plan(plan: Plan, session: Session, on_event: EventHandler) -> list[Artifact]:
-    """Fills the store for a planned run; returns the artifacts that it would read."""
-    features = _features(plan, plan.student, session, on_event)
-    _, logits = _teacher(plan, features, session, on_event)
-    return [*features.values(), *([logits] if logits else [])]
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, in the store."""
+
+    features: dict[str, Artifact]
+    """Of every split."""
+    teacher_metrics: dict[str, float] | None
+    logits: Artifact | None
+    """The teacher's, over the training split."""
+
+
+def prepare_plan(
+    plan: Plan, session: Session, on_event: EventHandler, features: dict[str, Artifact] | None = None
+) -> Inputs:
+    """Fills the store for a planned run.
+
+    Args:
+        features: of every split, where the caller has them already.
+    """
+    features = features or _features(plan, plan.student, session, on_event)
+    teacher_metrics, logits = _teacher(plan, features, session, on_event)
+    return Inputs(features, teacher_metrics, logits)
+
+
+def make_job(
+    plan: Plan, inputs: Inputs, *, phase: str, group: str | None = None, started_at: float | None = None
+) -> Job:
+    """A planned run with its input, ready to train; the arguments are `Job`'s."""
+    return Job(
+        experiment=plan.experiment,
+        task=plan.task,
+        run=plan.run,
+        phase=phase,
+        micro_batches=plan.micro_batches,
+        train=inputs.features[TRAIN_SPLIT],
+        evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
+        teacher_logits=inputs.logits,
+        hidden_pairs=plan.hidden_pairs,
+        trained_teacher=plan.teacher_plan.run / "model" if plan.teacher_plan else None,
+        group=group,
+        started_at=time.time() if started_at is None else started_at,
+        provenance={"teacher_metrics": inputs.teacher_metrics, "identity": plan.digest, "versions": versions()},
+    )
 
 
 def run_plan(
@@ -92,7 +133,6 @@ def run_plan(
     phase: str,
     fresh: bool = False,
     stored: bool = False,
-    wait: bool = False,
     features: dict[str, Artifact] | None = None,
     started_at: float | None = None,
 ) -> dict[str, Any]:
@@ -103,11 +143,10 @@ def run_plan(
         fresh: delete first what an earlier run left.
         stored: the run is in the store, as a teacher is: if another process works on it, wait for that one; if its
             model is damaged, train it again.
-        wait: for another process that works on the same run, in any case.
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
-    with locked(plan.run, wait=stored or wait), session.owning(plan.run, wait=stored or wait):
+    with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
         result = finished_result(plan.run, plan.digest)
@@ -122,22 +161,8 @@ def run_plan(
             session.start()
             session.check_resources()
         start_run(plan.run.make_folder(), plan.experiment, plan.digest, versions())
-        features = features or _features(plan, plan.student, session, on_event)
-        teacher_metrics, logits = _teacher(plan, features, session, on_event)
-        job = Job(
-            experiment=plan.experiment,
-            task=plan.task,
-            run=plan.run,
-            phase=phase,
-            micro_batches=plan.micro_batches,
-            train=features[TRAIN_SPLIT],
-            evaluation={split: features[split] for split in plan.task.eval_splits},
-            teacher_logits=logits,
-            hidden_pairs=plan.hidden_pairs,
-            trained_teacher=plan.teacher_plan.run / "model" if plan.teacher_plan else None,
-            started_at=time.time() if started_at is None else started_at,
-            provenance={"teacher_metrics": teacher_metrics, "identity": plan.digest, "versions": versions()},
-        )
+        inputs = prepare_plan(plan, session, on_event, features)
+        job = make_job(plan, inputs, phase=phase, started_at=started_at)
         on_event(PhaseStarted(phase, plan.steps.total))
         result = run_job(job, session, on_event)
         on_event(PhaseFinished(phase, seconds=result["seconds"]))

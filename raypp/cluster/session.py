@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ from raypp.storage import Location
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line says why a trial failed
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the session must not start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -161,13 +163,20 @@ class Session:
         ]
         if problems:
             raise ConfigError(problems)
-        # A worker does not spread over nodes; of nodes that do not exist yet nothing is known.
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(min(int(node.get(name, 0) // each) for name, each in asked.items() if each) for node in nodes)
         can_grow = any(reachable[name] > have for name, have in ray.cluster_resources().items())
-        if room < least and not can_grow:
+        if (room := self.room()) < least and not can_grow:
             raise ConfigError(
                 f"cluster.workers: the nodes have room for {room} workers with "
                 + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items() if each)
                 + f", not for {least}; ask for less"
             )
+
+    def room(self) -> int:
+        """Workers that fit on the nodes there are; none spreads over two."""
+        import ray
+
+        asked = {"CPU": self.cpus_per_worker(), "GPU": self.settings.gpus_per_worker}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(
+            min(math.floor(node.get(name, 0) / each + 1e-9) for name, each in asked.items() if each) for node in nodes
+        )

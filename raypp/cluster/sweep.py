@@ -1,9 +1,11 @@
-"""`raypp sweep`: the trials of an experiment on Ray Tune, each an ordinary run in a process of its own, and their
-front.
+"""`raypp sweep`: the trials of an experiment on Ray Tune, each an ordinary run, and their front.
 
 A run's folder is the truth. Features, teacher and teacher logits are built before the first trial and read by all;
-trials that are finished are taken as they are, unfinished ones go on from their checkpoints, and nothing depends on
-what Tune remembers.
+trials that are finished are taken as they are, those that were stopped early stay stopped, unfinished ones go on from
+their checkpoints, and nothing depends on what Tune remembers. Beside what it delivers, a sweep's folder holds
+
+    points/00012.json      points that a search has drawn, by number
+    stopped/<run>.json     why a trial was stopped early
 """
 
 from __future__ import annotations
@@ -11,56 +13,83 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from raypp.cluster.pipeline import EventHandler, check_device, prepare_plan, run_plan
+from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import start_fit
-from raypp.config import Experiment
-from raypp.errors import ConfigError, RunFailed
-from raypp.figures import front_figure, save_to
-from raypp.front import Point, best_runs, front_csv, points_of
-from raypp.plan import Plan, make_plan
-from raypp.progress import Message, NullDisplay, PhaseAdvanced, PhaseFinished, PhaseStarted
-from raypp.runs import clear_run, finished_result, locked
-from raypp.space import Trial, trials_of
-from raypp.storage import Location
+from raypp.cluster.trial import TrialTask, run_trial
+from raypp.config import ClusterSettings, Experiment, StoppingSettings
+from raypp.errors import RunFailed
+from raypp.evaluate import headline_key
+from raypp.events import PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.identity import versions
+from raypp.plan import Plan
+from raypp.progress import NullDisplay
+from raypp.runs import clear_run, locked, write_experiment
+from raypp.stopping import Halving, Judgement
+from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
+from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
+from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
+from raypp.sweep_tracking import tracking_group
+from raypp.train import Job
+
+# Ray Tune is imported where it is used, after the session has set the environment that it reads.
+if TYPE_CHECKING:
+    from raypp.cluster.board import Board
 
 RETRIES = 1
 POLL_SECONDS = 1.0
 PHASE = "trials"
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as everywhere; Tune's would wait for its trials
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl has it all
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing of Tune's is gone on with
+}
 
 
-@dataclass(frozen=True)
-class PlannedTrial:
-    """A trial that was checked and has a folder."""
+@dataclass
+class SharedInputs:
+    """What the trials read, built once for all that need the same, and how often that was."""
 
-    trial: Trial
-    plan: Plan
+    session: Session
+    on_event: EventHandler
+    group: str
+    """What W&B groups the trials under."""
+    built: Counter[str] = field(default_factory=Counter)
+    needed: Counter[str] = field(default_factory=Counter)
+    """By trials: what was not built for one was there already."""
+    _inputs: dict[Any, Inputs] = field(default_factory=dict)
 
-
-def plan_sweep(experiment: Experiment) -> list[PlannedTrial]:
-    """Every trial, checked against its input as a single run would be. Two that come to the same run are one.
-
-    Raises:
-        ConfigError: with every problem of every trial.
-    """
-    if experiment.cluster.max_workers > 1:
-        raise ConfigError(
-            f"cluster.workers: {experiment.cluster.workers} workers a trial are not possible in a sweep; give 0 or 1"
+    def inputs_of(self, plan: Plan) -> Inputs:
+        """What a planned run reads."""
+        needs = (
+            *(plan.features_key(split, plan.student.tokenizer) for split in plan.splits),
+            plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
         )
-    problems: list[str] = []
-    planned: dict[str, PlannedTrial] = {}
-    for trial in trials_of(experiment):
-        try:
-            plan = make_plan(trial.experiment)
-            planned.setdefault(plan.digest, PlannedTrial(trial, plan))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return list(planned.values())
+        if needs not in self._inputs:
+            self._inputs[needs] = prepare_plan(plan, self.session, self._count)
+        return self._inputs[needs]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was built, and how often a trial found it there."""
+        reused = {kind: max(0, needed - self.built[kind]) for kind, needed in self.needed.items()}
+        return {"built": {kind: self.built[kind] for kind in self.needed}, "reused": reused}
+
+    def job_of(self, plan: Plan) -> Job:
+        """A planned run with its input, ready to train."""
+        inputs = self.inputs_of(plan)
+        self.needed["features"] += len(inputs.features)
+        self.needed["teacher"] += plan.teacher_plan is not None
+        self.needed["logits"] += inputs.logits is not None
+        return make_job(plan, inputs, phase="trial", group=self.group)
+
+    def _count(self, event: Any) -> None:
+        if isinstance(event, PhaseFinished) and event.note is None:  # a note says that it was there
+            self.built["logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]] += 1
+        self.on_event(event)
 
 
 def sweep(
@@ -80,168 +109,186 @@ def sweep(
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
-    planned = plan_sweep(experiment)
-    folder = _folder(planned)
-    one_worker = experiment.cluster.model_copy(update={"workers": 1})
-    with Session(one_worker, verbose) as session, locked(folder), session.owning(folder):
+    plan = plan_sweep(experiment)
+    check_stopping(plan)
+    with Session(trial_cluster(experiment), verbose) as session, locked(plan.folder), session.owning(plan.folder):
         if fresh:
-            for each in planned:
+            for each in plan.trials:
                 with locked(each.plan.run), session.owning(each.plan.run):
                     clear_run(each.plan.run)
+            clear_run(plan.folder)
+        for number in range(len(plan.points)):
+            plan.record_point(number)
+        shared = SharedInputs(session, on_event, tracking_group(plan.folder))
+        ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
+        left = [each for each in plan.trials if each.name not in ended]
+        if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
+            on_event(PhaseFinished(PHASE, note="finished before"))
+            return delivered
+        facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
-        unfinished = [each for each in planned if finished_result(each.plan.run, each.plan.digest) is None]
-        if unfinished:
+        write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
+        if left or not plan.is_complete:
             session.start()
             session.check_resources()
-            _prepare(unfinished, session, on_event)
-            failures = _run(unfinished, len(planned), folder / "ray", experiment, on_event)
-        else:
-            on_event(PhaseFinished(PHASE, note="finished before"))
-        results = []
-        for each in planned:
-            result = finished_result(each.plan.run, each.plan.digest)
-            if result is not None:
-                results.append((each.trial.point, each.trial.changes, result))
+            board = _run(plan, left, experiment, shared)
+            failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
+            facts["overhead_seconds_per_trial"] = _overhead(board)
+        results, stopped = read_results(plan.trials), read_stopped(plan.folder)
         if not results:
             raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
-        seconds = time.monotonic() - began
-        return _deliver(folder, experiment, points_of(results), results, failures, seconds)
+        outcomes = [
+            outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
+            for each in plan.trials
+        ]
+        earlier = plan.folder / "result.json"
+        seconds = time.monotonic() - began + (earlier.read_json()["seconds"] if earlier.is_file() else 0.0)
+        facts |= {"seconds": seconds, **shared.counts()}
+        return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
 
 
-def _in_one_process(experiment: Experiment) -> Experiment:
-    """A trial's actor runs the loop itself: no workers of its own."""
-    cluster = experiment.cluster.model_copy(update={"workers": 0})
-    return experiment.model_copy(update={"cluster": cluster})
+def trial_cluster(experiment: Experiment) -> ClusterSettings:
+    """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
+    whose workers fail: a trainer that does would do so, too, when a trial is stopped and its workers are taken away."""
+    settings = experiment.cluster
+    cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
+    workers = max(1, settings.max_workers)
+    return settings.model_copy(update={"workers": workers, "cpus_per_worker": cpus, "max_failures": 0})
 
 
-def _folder(planned: list[PlannedTrial]) -> Location:
-    digest = hashlib.sha256("".join(each.plan.digest for each in planned).encode()).hexdigest()
-    return planned[0].plan.run.parent / f"sweep-{digest[:8]}"
+def plan_resources(experiment: Experiment) -> str:
+    """What each trial takes, and how many run at a time, in words. Starts Ray to see what there is.
+
+    Raises:
+        ConfigError: the cluster has no room for one.
+    """
+    with Session(trial_cluster(experiment)) as session:
+        session.start()
+        session.check_resources()
+        cluster, at_once = session.settings, trials_at_once(experiment, session)
+    return (
+        f"each trial: {cluster.workers} worker{'s' * (cluster.workers != 1)} with {cluster.cpus_per_worker:g} CPU and "
+        f"{cluster.gpus_per_worker:g} GPU; {at_once} trial{'s' * (at_once != 1)} at a time"
+    )
 
 
-def _prepare(planned: list[PlannedTrial], session: Session, on_event: EventHandler) -> None:
-    """Fills the store, once for all trials that need the same."""
-    done: set[Any] = set()
-    for each in planned:
-        plan = each.plan
-        needs = (
-            *(plan.features_key(split, plan.student.tokenizer) for split in plan.splits),
-            plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
-        )
-        if needs not in done:
-            done.add(needs)
-            prepare_plan(plan, session, on_event)
+def trials_at_once(experiment: Experiment, session: Session) -> int:
+    """Trials that the cluster has room for, at most as many as the sweep allows."""
+    room = max(1, session.room() // session.settings.max_workers)
+    limit = experiment.sweep.concurrent if experiment.sweep else None
+    return room if limit is None else min(room, limit)
 
 
-def _run(
-    planned: list[PlannedTrial], total: int, scratch: Location, experiment: Experiment, on_event: EventHandler
-) -> dict[str, str]:
-    """Runs the trials on Tune; returns what the failed ones said, by run folder."""
-    # Ctrl-C ends the command, as everywhere; Tune's own handler would wait for its trials.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shared: SharedInputs) -> Board:
+    """Runs what is left of a sweep on Tune."""
+    os.environ.update(TUNE_ENVIRONMENT)
     from ray import tune
 
-    cpus = 1.0 if experiment.cluster.cpus_per_worker == "auto" else float(experiment.cluster.cpus_per_worker)
-    resources = {"cpu": cpus, "gpu": experiment.cluster.gpus_per_worker}
-    experiments = [_in_one_process(each.plan.experiment) for each in planned]
-    threads = max(1, int(cpus))
+    from raypp.cluster.board import Board
+    from raypp.cluster.scheduler import StratifiedHalvingScheduler
+    from raypp.cluster.searcher import TrialSearcher
+
+    on_event, session = shared.on_event, shared.session
+    for each in left:
+        shared.inputs_of(each.plan)
+    board = Board(headline_key(plan.trials[0].plan.task), on_event)
+    board.add((each.name, each.stratum) for each in left)
+
+    def stop(judgement: Judgement) -> None:
+        record_stopped(plan.folder, judgement)
+        board.stop(judgement)
+
+    stopping = plan.space.settings.stopping
+    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop)
+    searcher = TrialSearcher(
+        plan,
+        left,
+        _ended(plan),
+        task_of=lambda planned: _task(planned, shared, may_stop=stopping is not None),
+        on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
+    )
+    scratch = plan.folder / "ray"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_trial, experiments=experiments, threads=threads), resources),
-        param_space={"number": tune.grid_search(list(range(len(planned))))},
+        tune.with_resources(run_trial, _resources(session.settings)),
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=experiment.sweep.concurrent if experiment.sweep else None, reuse_actors=True
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=trials_at_once(experiment, session),
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=hashlib.sha256(os.urandom(16)).hexdigest()[:16],  # nothing of Tune's is gone on with
             storage_path=scratch.path,
             storage_filesystem=scratch.filesystem,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[board],
             verbose=0,
         ),
     )
     thread, outcome = start_fit(tuner.fit)
-    on_event(PhaseStarted(PHASE, total))
+    on_event(PhaseStarted(PHASE, len(plan.trials)))
     while thread.is_alive():
-        # Tune's callbacks are pickled, which a display cannot be; and the folders are the truth anyway.
-        done = sum((each.plan.run / "result.json").is_file() for each in planned)
-        on_event(PhaseAdvanced(PHASE, total - len(planned) + done, total))
+        waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
+        on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
         thread.join(POLL_SECONDS)
     scratch.delete()
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
-    failures = {}
-    for each, found in zip(planned, outcome["result"], strict=True):  # Tune keeps the order of the grid
-        for text in (found.metrics or {}).get("messages", []):
-            on_event(Message(f"trial {each.plan.run.name}: {text}"))
-        if found.error is not None:
-            failures[str(each.plan.run)] = _last_line(found.error)
-            on_event(Message(f"trial {each.plan.run.name} failed: {_last_line(found.error)}"))
     on_event(PhaseFinished(PHASE))
-    return failures
+    return board
 
 
-def _run_trial(config: dict[str, Any], experiments: list[Experiment], threads: int) -> None:
-    """One trial in its own actor; the store has everything, and the run's folder has what an earlier try left."""
-    import torch
+def _resources(settings: ClusterSettings) -> Any:
+    """What Tune reserves for a trial: its one worker; or next to nothing, since workers of its own reserve what they
+    need, and none of their CPUs may be taken from them."""
     from ray import tune
 
-    torch.set_num_threads(threads)
-    messages: list[str] = []
-
-    def keep(event: Any) -> None:
-        if isinstance(event, Message):
-            messages.append(event.text)
-
-    plan = make_plan(experiments[config["number"]])
-    with Session(plan.experiment.cluster) as session:
-        # What a command that was killed has left may hold the run for some seconds more.
-        result = run_plan(plan, session, keep, phase="trial", wait=True)
-    headline = result["headline"]
-    tune.report({headline: result["metrics"][headline], "density": result["density"]["linear"], "messages": messages})
+    if settings.max_workers == 1:
+        return {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "no reason was given"
+def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialTask:
+    """What a trial's actor is given. A single worker is the actor itself."""
+    plan, cluster = planned.plan, shared.session.settings
+    if cluster.max_workers == 1:
+        cluster = cluster.model_copy(update={"workers": 0})
+    # Paths are absolute in the plan's own settings.
+    cluster = cluster.model_copy(
+        update={"storage": plan.experiment.cluster.storage, "store": plan.experiment.cluster.store}
+    )
+    plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
+    return TrialTask(
+        job=shared.job_of(plan),
+        stratum=planned.stratum,
+        digest=plan.digest,
+        total_steps=plan.steps.total,
+        may_stop=may_stop,
+        threads=max(1, int(float(cluster.cpus_per_worker))),
+    )
 
 
-def _deliver(
-    folder: Location,
-    experiment: Experiment,
-    points: list[Point],
-    results: list[tuple[int, Any, Any]],
-    failures: dict[str, str],
-    seconds: float,
-) -> dict[str, Any]:
-    """Writes front.csv, front.png, best.json and, last, result.json."""
-    folder.make_folder()
-    headline = results[0][2]["headline"]
-    teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in results}
-    teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
-    (folder / "front.csv").write_text(front_csv(points, headline))
-    save_to(front_figure(points, experiment.name, headline, teacher), folder / "front.png")
-    best = best_runs(points)
-    (folder / "best.json").write_json(best)
-    result = {
-        "name": experiment.name,
-        "headline": headline,
-        "teacher": teacher,
-        "trials": len(results) + len(failures),
-        "finished": len(results),
-        "failures": failures,
-        "seconds": seconds,
-        "front": [
-            {
-                "density": p.density,
-                "metric": p.metric,
-                "spread": p.spread,
-                "settings": dict(p.changes),
-                "run": p.runs[0],
-            }
-            for p in points
-            if p.on_front
-        ],
-        "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
+def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
+    """The rungs as the trials that have ended left them; the others tell theirs when they go on."""
+    halving = Halving(stopping)
+    ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
+    for each in plan.trials:
+        if each.name in ended:
+            halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
+    return halving
+
+
+def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
+    """Metric and achieved density of the trials that have ended, None of those that were stopped."""
+    finished = {
+        name: (result["metrics"][result["headline"]], result["density"]["linear"])
+        for name, result in read_results(plan.trials).items()
     }
-    (folder / "result.json").write_json(result)
-    return result
+    return dict.fromkeys(read_stopped(plan.folder)) | finished
+
+
+def _overhead(board: Board) -> float | None:
+    """Seconds that a trial took beyond its training loop: the mean; None where none was finished."""
+    known = [row.overhead_seconds for row in board.rows.values() if row.overhead_seconds is not None]
+    return sum(known) / len(known) if known else None

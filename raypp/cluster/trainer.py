@@ -7,13 +7,14 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from raypp.cluster.session import Session
 from raypp.errors import ConfigError, RunFailed, StorageFailed
-from raypp.progress import Message
+from raypp.events import Message
 from raypp.train import Job, fit
 from raypp.worker import Worker
 
@@ -22,22 +23,47 @@ CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail
 STOP_SECONDS = 30.0  # for workers to notice, at one of their next events, that nobody listens any more
 
 
-def run_job(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
+@dataclass(frozen=True)
+class WorkersPlaced:
+    """The workers of a job run, in this placement group (its id, hex)."""
+
+    placement_group: str
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """The first worker's report, on its way to this process."""
+
+    metrics: dict[str, Any]
+
+
+def run_job(
+    job: Job,
+    session: Session,
+    on_event: EventHandler,
+    on_report: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    may_stop: bool = False,
+) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
     Args:
         session: started, and found to have the resources, unless `workers: 0`.
+        on_report: called with the metrics of every evaluation; what it raises ends the job.
+        may_stop: whether it may: then the evaluation's checkpoint is written before.
 
     Raises:
         RunFailed: training failed for good; the same command resumes it.
     """
     if job.experiment.cluster.max_workers == 0:
         device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
-        return fit(job, Worker(device=device, on_event=on_event))
-    return _run_on_workers(job, session, on_event)
+        return fit(job, Worker(device=device, on_event=on_event, on_report=on_report or _ignore, may_stop=may_stop))
+    return _run_on_workers(job, session, on_event, on_report or _ignore, may_stop)
 
 
-def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[str, Any]:
+def _run_on_workers(
+    job: Job, session: Session, on_event: EventHandler, on_report: Callable[[dict[str, Any]], None], may_stop: bool
+) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
@@ -48,7 +74,7 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
     workers = settings.workers if isinstance(settings.workers, int) else tuple(settings.workers)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": events},
+        train_loop_config={"job": job, "events": events, "may_stop": may_stop},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -73,9 +99,13 @@ def _run_on_workers(job: Job, session: Session, on_event: EventHandler) -> dict[
     try:
         while thread.is_alive() or not events.empty():
             try:
-                on_event(events.get(timeout=0.5))
+                event = events.get(timeout=0.5)
             except (Empty, queue.Empty):
                 continue
+            if isinstance(event, _Reported):
+                on_report(event.metrics)
+            else:
+                on_event(event)
     except BaseException:
         # The workers notice and end: else they would train on, on a cluster of others, with a run that is nobody's; and
         # Ray of our own must not be shut down under the trainer's feet.
@@ -125,6 +155,7 @@ def _explained(error: BaseException) -> Exception:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every TorchTrainer worker runs: the loop, with this worker's place in the group."""
     import ray.train
+    import ray.util
     from ray.exceptions import RayActorError
     from ray.train.torch import get_device
 
@@ -140,14 +171,21 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             ray.get(told.pop())
         told[:] = [events.actor.put_nowait.remote(event)]
 
+    def report(metrics: dict[str, Any]) -> None:
+        ray.train.report(metrics)
+        if first:
+            tell(_Reported(metrics))
+
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=get_device(),
         on_event=tell if first else _ignore,
-        on_report=ray.train.report,
+        on_report=report,
+        may_stop=config["may_stop"],
     )
     if first:
+        tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
         logging.getLogger("raypp").addHandler(_ToDisplay(tell))
     try:
         result = fit(config["job"], worker)
@@ -174,4 +212,4 @@ class _ToDisplay(logging.Handler):
 
 
 def _ignore(_: Any) -> None:
-    """Only the first worker tells the display."""
+    """Nobody wants to know."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from ray.util import placement_group_table
 from transformers import AutoModelForSequenceClassification
 
 from raypp.cli import main
+from raypp.cluster.sweep import sweep
+from raypp.events import TrialAdvanced
+from raypp.load_config import load_experiment
+from raypp.progress import NullDisplay
+from raypp.sweep_plan import plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -38,7 +47,9 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", str(experiment), "--dry-run"]) == 0
-    assert "4 trials" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4 trials" in shown
+    assert "each trial: 1 worker with 1 CPU and 0 GPU; 4 trials at a time" in shown
     assert not (tmp_path / "runs" / "ladder").exists()
 
     assert main(["sweep", str(experiment)]) == 0
@@ -55,7 +66,14 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     for run in json.loads((swept / "best.json").read_text()).values():
         AutoModelForSequenceClassification.from_pretrained(Path(run) / "model")
     before = json.loads((swept / "result.json").read_text())
-    assert before["failures"] == {}
+    assert before["counts"] == {"finished": 4, "stopped": 0, "failed": 0}
+    assert (before["built"], before["reused"]) == (
+        {"features": 2, "teacher": 0, "logits": 0},
+        {"features": 6, "teacher": 0, "logits": 0},
+    )
+    assert [trial["seed"] for trial in before["trials"]] == [42, 43, 42, 43]
+    assert {trial["state"] for trial in before["trials"]} == {"finished"}
+    assert {trial["path"] for trial in before["trials"]} == set(map(str, runs))
 
     (runs[0] / "result.json").unlink()  # as if it had been killed before its end
     untouched = (runs[1] / "result.json").stat().st_mtime_ns
@@ -70,3 +88,156 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
 def test_a_single_run_of_a_sweep_is_refused(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(experiment)]) == 2
     assert "run by `raypp sweep`" in capsys.readouterr().err
+
+
+def sweep_result(storage: Path) -> dict[str, Any]:
+    (swept,) = (storage / "ladder").glob("sweep-*")
+    return dict(json.loads((swept / "result.json").read_text()))
+
+
+def accuracies(run: Path) -> dict[float, float]:
+    """Accuracy by the part of the run's eight steps."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {record["step"] / 8: record["eval/accuracy"] for record in records if "eval/accuracy" in record}
+
+
+def rewrite(experiment: Path, sweep: dict[str, Any], **sections: dict[str, Any]) -> None:
+    """Gives an experiment file another sweep, and changes fields of other sections."""
+    values = yaml.safe_load(experiment.read_text())
+    for name, fields in sections.items():
+        values[name] = {**values.get(name, {}), **fields}
+    experiment.write_text(yaml.safe_dump({**values, "sweep": sweep}))
+
+
+DENSITY, RATE = "pruning.final_density", "train.learning_rate"
+
+
+@pytest.fixture
+def stopping(experiment: Path) -> Path:
+    """A sweep that stops early, one trial at a time, so that what is stopped depends on no timing."""
+    space = {DENSITY: {"choice": [0.5, 0.2]}, RATE: {"choice": [1e-4, 1e-6]}}
+    sweep = {"space": space, "stopping": {}, "concurrent": 1}
+    rewrite(experiment, sweep, train={"max_steps": 8}, evaluation={"every_steps": 2})
+    return experiment
+
+
+def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for_all(
+    stopping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(stopping)]) == 0
+    result = sweep_result(tmp_path / "runs")
+    # One trial at a time: each is compared with those before it.
+    reached: dict[tuple[str, float], list[float]] = {}
+    for trial in result["trials"]:
+        stopped_at = None
+        evaluated = accuracies(Path(trial["path"]))
+        for rung in (0.25, 0.5):
+            others = reached.setdefault((trial["stratum"], rung), [])
+            others.append(evaluated[rung])
+            if sum(other > evaluated[rung] for other in others) >= math.ceil(len(others) / 2):
+                stopped_at = rung
+                break
+        assert trial["fraction"] == (stopped_at or 1.0)
+        assert trial["state"] == ("finished" if stopped_at is None else "stopped")
+        assert trial["metric"] == pytest.approx(evaluated[stopped_at or 1.0])
+        if stopped_at is not None:
+            assert f"at {stopped_at:.0%} of its steps its metric was {trial['metric']:.4f}" in trial["reason"]
+            checkpoint = Path(trial["path"], "checkpoints", f"step-{8 * stopped_at:08.0f}", "manifest.json")
+            assert checkpoint.is_file(), "it could be gone on with"
+    stopped = [Path(trial["path"]) for trial in result["trials"] if trial["state"] == "stopped"]
+    assert stopped, "the test's settings give none"
+    assert result["counts"] == {"finished": 4 - len(stopped), "stopped": len(stopped), "failed": 0}
+    assert {trial["stratum"] for trial in result["trials"] if trial["state"] == "finished"} == {
+        "density 0.5",
+        "density 0.2",
+    }
+    assert f"{4 - len(stopped)} of 4 trials, {len(stopped)} stopped early" in " ".join(capsys.readouterr().out.split())
+
+    before = [(run / "metrics.jsonl").read_text() for run in stopped]
+    assert main(["sweep", str(stopping)]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err
+    assert [(run / "metrics.jsonl").read_text() for run in stopped] == before
+    assert sweep_result(tmp_path / "runs")["trials"] == result["trials"]
+
+
+class Watching(NullDisplay):
+    """Keeps what a display would show."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def handle(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # So small an epsilon is 0 in float32: where a gradient is 0, Adam divides by it. The same steps would fail again.
+    rewrite(experiment, {"space": {"train.adam_epsilon": {"choice": [1e-8, 1e-60]}}, "seeds": 2, "concurrent": 2})
+    planned = plan_sweep(load_experiment(experiment)).trials
+    broken, other, *hopeless = [Path(each.plan.run.path) for each in planned]
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file, where checkpoints should go")
+    assert main(["sweep", str(experiment)]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("failed and is tried again from its last checkpoint") == 1
+    assert f"{broken.name} failed and is tried again from its last checkpoint" in shown.err
+    assert "raypp: 3 of 4 trials failed" in shown.err
+    assert f"failed: {broken}: NotADirectoryError" in shown.out
+    result = sweep_result(tmp_path / "runs")
+    assert [trial["state"] for trial in result["trials"]] == ["failed", "finished", "failed", "failed"]
+    for trial in result["trials"][2:]:
+        assert "the loss or the gradient is not finite" in trial["reason"]
+    untouched = (other / "result.json").stat().st_mtime_ns
+
+    (broken / "checkpoints").unlink()
+    display = Watching()
+    assert sweep(load_experiment(experiment), display=display)["counts"] == {"finished": 2, "stopped": 0, "failed": 2}
+    assert (other / "result.json").stat().st_mtime_ns == untouched
+    told = [event for event in display.events if isinstance(event, TrialAdvanced)]
+    assert {event.trial for event in told} == {broken.name, *(run.name for run in hopeless)}
+    of_mended = [event for event in told if event.trial == broken.name]
+    assert list(dict.fromkeys(event.state for event in of_mended)) == ["waiting", "running", "finished"]
+    last = of_mended[-1]
+    assert (last.stratum, last.fraction, last.density) == ("density 0.5", 1.0, pytest.approx(0.5, abs=1e-4))
+    assert last.metric is not None
+    assert last.metric[0] == "eval/accuracy"
+
+
+@pytest.mark.slow
+def test_a_search_writes_down_what_it_draws(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {DENSITY: {"quniform": [0.1, 0.5, 0.1]}, RATE: {"loguniform": [1e-5, 1e-3]}}
+    rewrite(experiment, {"space": space, "search": "optuna", "trials": 6, "concurrent": 2}, train={"max_steps": 2})
+    assert main(["sweep", str(experiment), "--dry-run"]) == 0
+    assert "1 more points are drawn as results come in" in capsys.readouterr().out
+    assert main(["sweep", str(experiment)]) == 0
+    result = sweep_result(tmp_path / "runs")
+    (points,) = (tmp_path / "runs" / "ladder").glob("sweep-*/points")
+    drawn = [json.loads(file.read_text()) for file in sorted(points.iterdir())]
+    assert [trial["settings"] for trial in result["trials"]] == drawn
+    assert result["counts"] == {"finished": 6, "stopped": 0, "failed": 0}
+    assert all(0.0999 < trial["density"] < 0.5001 for trial in result["trials"])
+    capsys.readouterr()
+    assert main(["sweep", str(experiment)]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_share_the_cluster(stopping: Path, tmp_path: Path) -> None:
+    assert main(["sweep", str(stopping), "cluster.workers=2", "train.micro_batches=2"]) == 0
+    result = sweep_result(tmp_path / "runs")
+    assert result["counts"]["finished"] + result["counts"]["stopped"] == 4
+    assert result["counts"]["stopped"] > 0
+    deadline = time.monotonic() + 30
+    while held := [group for group in placement_group_table().values() if group["state"] != "REMOVED"]:
+        assert time.monotonic() < deadline, f"what the workers of stopped trials held is given back: {held}"
+        time.sleep(0.5)
+    one = ("train.micro_batches=2", f"cluster.storage={tmp_path / 'one'}")
+    assert main(["sweep", str(stopping), *one]) == 0
+    alone = sweep_result(tmp_path / "one")
+    assert [trial["run"] for trial in alone["trials"]] == [trial["run"] for trial in result["trials"]]
+    for first, second in zip(result["trials"], alone["trials"], strict=True):
+        assert (first["state"], first["metric"]) == (second["state"], pytest.approx(second["metric"], abs=1e-6))

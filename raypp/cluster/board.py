@@ -1,0 +1,133 @@
+"""What the command knows of its trials while they run: from Ray Tune's callbacks to the display and the outcomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray._raylet import PlacementGroupID
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from raypp.events import Message, TrialAdvanced, TrialState
+from raypp.stopping import Judgement
+
+EventHandler = Callable[[Any], None]
+
+
+@dataclass
+class Row:
+    """One trial."""
+
+    name: str
+    stratum: str
+    state: TrialState = "waiting"
+    fraction: float = 0.0
+    density: float | None = None
+    metric: float | None = None
+    reason: str | None = None
+    """What it failed with."""
+    started: float = 0.0
+    """When its latest try began, on the monotonic clock."""
+    first: tuple[float, float] | None = None
+    """When the first report of that try came, and what was done by then."""
+    overhead_seconds: float | None = None
+    """What it took beyond its training loop."""
+
+    def seconds_left(self) -> float | None:
+        """Expected from the pace since the first report."""
+        if self.state != "running" or self.first is None or self.fraction <= self.first[1]:
+            return None
+        return (time.monotonic() - self.first[0]) / (self.fraction - self.first[1]) * (1 - self.fraction)
+
+
+@dataclass
+class Board(tune.Callback):  # type: ignore[misc]
+    """All trials that run in this command. Its methods are called in the thread in which Tune runs."""
+
+    headline: str
+    on_event: EventHandler
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def add(self, trials: Iterable[tuple[str, str]]) -> None:
+        """Adds trials, by name and stratum, that wait to be started."""
+        for name, stratum in trials:
+            self.rows[name] = Row(name, stratum)
+            self._show(self.rows[name])
+
+    def stop(self, judgement: Judgement) -> None:
+        """A trial is stopped early."""
+        row = self.rows[judgement.trial]
+        row.state, row.fraction, row.metric = "stopped", judgement.fraction, judgement.metric
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, but what a sweep goes on from are its run folders."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        row = self._row(trial)
+        row.state, row.started, row.first = "running", time.monotonic(), None
+        self._show(row)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        row = self._row(trial)
+        for text in result["messages"]:
+            self.on_event(Message(f"{row.name}: {text}"))
+        row.fraction, row.density = result["fraction"], result["density"]
+        if result["metric"] is not None:
+            row.metric = result["metric"]
+        if row.first is None:
+            row.first = (time.monotonic(), row.fraction)
+        if result["failed"] is not None:
+            row.state, row.reason = "failed", result["failed"]
+        if result["finished"]:
+            row.state = "finished"
+            row.overhead_seconds = time.monotonic() - row.started - result["loop_seconds"]
+        self._show(row)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        row = self._row(trial)
+        if row.state == "failed":
+            self.on_event(Message(f"{row.name} failed: {row.reason}"))
+        _free_workers(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        row = self._row(trial)
+        row.state = "retrying"
+        self.on_event(Message(f"{row.name} failed and is tried again from its last checkpoint: {_said(trial)}"))
+        self._show(row)
+        _free_workers(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        row = self._row(trial)
+        row.state, row.reason = "failed", _said(trial)
+        self.on_event(Message(f"{row.name} failed: {row.reason}"))
+        self._show(row)
+        _free_workers(trial)
+
+    def _row(self, trial: Any) -> Row:
+        return self.rows[trial.config["task"].job.run.name]
+
+    def _show(self, row: Row) -> None:
+        metric = None if row.metric is None else (self.headline, row.metric)
+        self.on_event(
+            TrialAdvanced(row.name, row.stratum, row.state, row.fraction, row.density, metric, row.seconds_left())
+        )
+
+
+def _said(trial: Any) -> str:
+    """The last line of what a trial failed with."""
+    lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+    return lines[-1].strip() if lines else "no reason was given"
+
+
+def _free_workers(trial: Any) -> None:
+    """Gives back what the workers of a trial hold: its trainer may have ended before it could. (Ray's own cleaner needs
+    the dashboard.)"""
+    group = (trial.last_result or {}).get("placement_group")
+    if group and placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

@@ -1,0 +1,94 @@
+"""The trials of a sweep, handed to Ray Tune one by one; a search that learns draws them as results come in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from raypp.cluster.trial import TrialTask
+from raypp.suggest import Told, suggest
+from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_point
+
+
+class TrialSearcher(Searcher):  # type: ignore[misc]
+    """Gives Tune what is left of a sweep.
+
+    Args:
+        left: the known trials that are to run.
+        ended: of the known trials that have ended before, metric and achieved density; None where they were stopped.
+        task_of: makes what a trial's actor is given.
+        on_draw: called with the new trials of a point that was drawn.
+    """
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        left: Iterable[PlannedTrial],
+        ended: Mapping[str, tuple[float, float] | None],
+        task_of: Callable[[PlannedTrial], TrialTask],
+        on_draw: Callable[[list[PlannedTrial]], None],
+    ) -> None:
+        super().__init__()
+        self.plan, self.task_of, self.on_draw = plan, task_of, on_draw
+        self.left = list(left)
+        self.ended = dict(ended)
+        self.running: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        while not self.left:
+            if not self._draw():
+                return str(Searcher.FINISHED)
+        planned = self.left.pop(0)
+        self.running[trial_id] = planned.name
+        return {"task": self.task_of(planned)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        name = self.running.pop(trial_id)
+        self.ended[name] = (result["metric"], result["density"]) if result and result["finished"] else None
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what a sweep goes on from are its folders."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a sweep goes on from its folders")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _draw(self) -> bool:
+        """Draws a point and writes it down; whether there was one."""
+        plan = self.plan
+        trials: list[PlannedTrial] = []
+        if plan.space.settings.search != "optuna":
+            return False
+
+        def check(number: int, point: dict[str, Any]) -> None:
+            trials[:] = plan_point(plan.space, number, point)
+
+        point = suggest(plan.space, self._told(), check)
+        if point is None:
+            return False
+        new = plan.add(point, trials)
+        plan.record_point(len(plan.points) - 1)
+        self.on_draw(new)
+        self.left += new
+        return True
+
+    def _told(self) -> list[Told]:
+        """What is known of each point: its trials' mean once all have ended."""
+        told = []
+        for point, runs in zip(self.plan.points, self.plan.runs, strict=True):
+            if any(run not in self.ended for run in runs):
+                told.append(Told(point, "running"))
+                continue
+            finished = [values for run in runs if (values := self.ended[run]) is not None]
+            if not finished:
+                told.append(Told(point, "lost"))
+                continue
+            metrics, densities = zip(*finished, strict=True)
+            told.append(Told(point, "finished", statistics.fmean(metrics), statistics.fmean(densities)))
+
+        return told

@@ -1,0 +1,150 @@
+"""One trial as Ray Tune runs it: in an actor of its own, which runs the loop itself or starts workers for it.
+
+What a trial reports, always with the same fields:
+
+    trial, stratum     name of its run; whom it competes with
+    fraction           part of its steps that is done, 0 to 1
+    density            of the linear weights, now; None while unknown
+    metric             the headline metric; None in a report that is no evaluation
+    messages           lines for the user since the report before
+    placement_group    of its own workers, hex; None without any
+    loop_seconds       what the training loop took in this session; None until the end
+    finished           whether the run is
+    failed             None, or what the run failed with, where trying again would not help
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from raypp.cluster.session import Session
+from raypp.cluster.trainer import WorkersPlaced, run_job
+from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.evaluate import headline_key
+from raypp.events import Message, PhaseAdvanced
+from raypp.identity import versions
+from raypp.metrics_file import read_records
+from raypp.runs import finished_result, locked, start_run
+from raypp.train import Job
+
+# A report waits for the driver's answer, which a training step should not do often.
+REPORT_SECONDS = 2.0
+# For a stopped trial to close what it has open, before its process takes the next one.
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True, repr=False)
+class TrialTask:
+    """What a trial's actor is given."""
+
+    job: Job
+    stratum: str
+    digest: str
+    """Identity of the run."""
+    total_steps: int
+    may_stop: bool
+    """Whether the sweep stops trials early."""
+    threads: int
+    """Of torch, where the actor runs the loop itself."""
+
+    def __repr__(self) -> str:  # Tune puts it into names and files
+        return self.job.run.name
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Runs a trial from whatever of it is done. The store has everything it reads."""
+    import torch
+
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
+    task: TrialTask = config["task"]
+    torch.set_num_threads(task.threads)
+    reporter = _Reporter(task)
+    run = task.job.run
+    try:
+        # What a command that was killed has left may hold the run for some seconds more.
+        with (
+            Session(task.job.experiment.cluster) as session,
+            locked(run, wait=True),
+            session.owning(run, wait=True),
+        ):
+            result = finished_result(run, task.digest)
+            if result is None:
+                start_run(run.make_folder(), task.job.experiment, task.digest, versions())
+                reporter.repeat_evaluations()
+                session.start()  # Ray is there already; but then the session knows
+                result = run_job(task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop)
+    except StorageFailed:
+        raise
+    except (RunFailed, ConfigError) as failure:
+        reporter.report(failed=str(failure))  # it would fail alike: not raised, so that Tune does not try again
+        return
+    reporter.finish(result)
+
+
+@dataclass
+class _Reporter:
+    """Tells the driver how a trial is getting on."""
+
+    task: TrialTask
+    fraction: float = 0.0
+    density: float | None = None
+    messages: list[str] = field(default_factory=list)
+    placement_group: str | None = None
+    reported: float = -REPORT_SECONDS
+
+    def on_event(self, event: Any) -> None:
+        match event:
+            case Message():
+                self.messages.append(event.text)
+            case WorkersPlaced():
+                self.placement_group = event.placement_group
+            case PhaseAdvanced():
+                self.fraction = event.done / self.task.total_steps
+                self.density = self.density if event.density is None else event.density
+                if event.metric is None and time.monotonic() - self.reported >= REPORT_SECONDS:
+                    self.report()
+
+    def on_evaluation(self, metrics: dict[str, Any]) -> None:
+        self.fraction = metrics["step"] / self.task.total_steps
+        self.density = metrics["prune/density"]
+        self.report(metric=metrics[headline_key(self.task.job.task)])
+
+    def repeat_evaluations(self) -> None:
+        """Tells what an earlier try had evaluated: the driver may be a new one, and may not have heard the last."""
+        for record in read_records(self.task.job.run / "metrics.jsonl"):
+            if headline_key(self.task.job.task) in record:
+                self.on_evaluation(record)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self.fraction, self.density = 1.0, result["density"]["linear"]
+        metric, loop_seconds = result["metrics"][result["headline"]], result["perf"]["perf/loop_seconds"]
+        self.report(metric=metric, loop_seconds=loop_seconds, finished=True)
+
+    def report(
+        self,
+        metric: float | None = None,
+        loop_seconds: float | None = None,
+        finished: bool = False,
+        failed: str | None = None,
+    ) -> None:
+        from ray import tune
+
+        messages, self.messages = self.messages, []
+        tune.report(
+            {
+                "trial": self.task.job.run.name,
+                "stratum": self.task.stratum,
+                "fraction": self.fraction,
+                "density": self.density,
+                "metric": metric,
+                "messages": messages,
+                "placement_group": self.placement_group,
+                "loop_seconds": loop_seconds,
+                "finished": finished,
+                "failed": failed,
+            }
+        )
+        self.reported = time.monotonic()

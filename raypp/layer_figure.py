@@ -1,0 +1,93 @@
+"""The figure of what is left of a model: remaining weights of every pruned matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from raypp.figures import BLUE, NothingToDraw
+
+
+class Layer(Protocol):
+    """A pruned matrix; `raypp.pruning.density.LayerDensity` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kept(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def density_by_layer_figure(layers: Sequence[Layer]) -> Figure:
+    """Remaining weights of each pruned matrix (%): a map of layers by kinds of matrix; bars if no name has a number."""
+    if not layers:
+        raise NothingToDraw("density by layer: there is no pruned layer")
+    places = [split_layer_name(layer.name) for layer in layers]
+    return _density_map(layers, places) if any(number for _, number, _ in places) else _density_bars(layers)
+
+
+def split_layer_name(name: str) -> tuple[str, str, str]:
+    """Stack, layer number and kind of a matrix: encoder.layer.3.output.dense -> (encoder.layer, 3, output.dense).
+
+    The last number counts, unless it ends the name. A name without one has neither stack nor number.
+    """
+    found = re.fullmatch(r"(?:(.*)\.)?(\d+)\.(.+?)", name)
+    return (found[1] or "", found[2], found[3]) if found else ("", "", name)
+
+
+def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]) -> Figure:
+    """A row for each layer and for all of them, a column for each kind of matrix and for all of them."""
+    rows = list(dict.fromkeys(place[:2] for place in places))
+    columns = list(dict.fromkeys(place[2] for place in places))
+    kept, total = np.zeros((2, len(rows) + 1, len(columns) + 1))
+    for layer, (stack, number, kind) in zip(layers, places, strict=True):
+        cell = rows.index((stack, number)), columns.index(kind)
+        for row in (cell[0], -1):
+            for column in (cell[1], -1):
+                kept[row, column] += layer.kept
+                total[row, column] += layer.total
+    percent = np.divide(100.0 * kept, total, out=np.full_like(kept, np.nan), where=total > 0)
+
+    size = (2.6 + 0.75 * percent.shape[1], max(4.0, 2.2 + 0.3 * percent.shape[0]))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    # At least twice the mean: where all matrices are equally dense, that is the middle of the scale and not its end.
+    top = max(0.1, np.nanmax(percent), min(100.0, 2 * percent[-1, -1]))
+    image = axes.imshow(percent, cmap="cividis", vmin=0.0, vmax=top, aspect="auto")
+    for (row, column), value in np.ndenumerate(percent):
+        if not np.isnan(value):
+            color = "black" if value > 0.45 * top else "white"
+            axes.text(column, row, _short(value), ha="center", va="center", color=color, fontsize=8)
+    one_stack = len({stack for stack, _ in rows}) == 1
+    names = [number if one_stack else f"{stack}.{number}".strip(".") or "others" for stack, number in rows]
+    axes.set_yticks(range(len(rows) + 1), [*names, "all"])
+    axes.set_xticks(range(len(columns) + 1), [*columns, "all"], rotation=35, ha="right", rotation_mode="anchor")
+    axes.axhline(len(rows) - 0.5, color="white", linewidth=2)
+    axes.axvline(len(columns) - 0.5, color="white", linewidth=2)
+    axes.set_ylabel("layer")
+    axes.set_title("Remaining weights by layer")
+    figure.colorbar(image, label="remaining weights (%)")
+    return figure
+
+
+def _density_bars(layers: Sequence[Layer]) -> Figure:
+    figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    percent = [100.0 * layer.kept / layer.total for layer in layers]
+    bars = axes.barh([layer.name for layer in layers], percent, color=BLUE)
+    axes.bar_label(bars, [_short(value) for value in percent], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("remaining weights (%)")
+    axes.set_title("Remaining weights by layer")
+    return figure
+
+
+def _short(percent: float) -> str:
+    return f"{percent:.0f}" if percent >= 99.95 else f"{percent:.1f}"

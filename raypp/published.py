@@ -1,0 +1,73 @@
+"""Published results of pruned BERT-base, to compare a front with.
+
+Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning" (arXiv:2005.07683), table 2, the rows with
+distillation: dev scores at 10% and 3% remaining weights in the encoder's linear layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCE = "Sanh et al. 2020"
+STUDENT = "bert-base-uncased"
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """What one method reaches on one task."""
+
+    task: str
+    method: str
+    """As in `pruning.method`."""
+    headline: str
+    """The metric, as in a run's result."""
+    points: tuple[tuple[float, float], ...]
+    """(density, metric), both 0 to 1."""
+
+    @property
+    def label(self) -> str:
+        return f"{METHOD_NAMES[self.method]} ({SOURCE})"
+
+
+METHOD_NAMES = {
+    "topk": "movement",
+    "sigmoid_threshold": "soft movement",
+    "magnitude": "magnitude",
+    "l0": "L0",
+    "threshold": "threshold",
+}
+
+
+def _curves(task: str, headline: str, **methods: tuple[float, float]) -> tuple[PublishedCurve, ...]:
+    """A task's rows; each method's scores (%) at 10% and at 3%."""
+    return tuple(
+        PublishedCurve(task, method, headline, ((0.10, at_10 / 100), (0.03, at_3 / 100)))
+        for method, (at_10, at_3) in methods.items()
+    )
+
+
+CURVES = (
+    *_curves(
+        "mnli",
+        "eval/matched/accuracy",
+        magnitude=(78.3, 69.4),
+        l0=(78.7, 76.0),
+        topk=(80.1, 76.5),
+        sigmoid_threshold=(81.2, 79.5),
+    ),
+    *_curves(
+        "qqp",
+        "eval/accuracy",
+        magnitude=(79.8, 72.4),
+        l0=(88.1, 87.0),
+        topk=(89.7, 86.1),
+        sigmoid_threshold=(90.2, 89.1),
+    ),
+)
+
+
+def published_curves(task: str, student: str, headline: str) -> list[PublishedCurve]:
+    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most."""
+    if student.rstrip("/").rsplit("/", 1)[-1] != STUDENT:
+        return []
+    return [curve for curve in CURVES if (curve.task, curve.headline) == (task, headline)]

@@ -1,0 +1,166 @@
+"""Figures of a run, drawn from its metrics.jsonl and its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw
+from raypp.layer_figure import Layer, density_by_layer_figure
+
+FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
+"""Names of all, in the order in which they are shown."""
+SMOOTHING_WINDOWS = 20  # a running mean of a loss is over this part of the run
+
+Record = Mapping[str, Any]
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+Panel = tuple[str, Callable[[Axes], None]]
+
+
+def run_figures(records: Sequence[Record], layers: Sequence[Layer]) -> dict[str, Figure]:
+    """Every figure, by name, that there is data for."""
+    drawings: dict[str, Callable[[], Figure]] = {
+        "schedule": partial(schedule_figure, records),
+        "loss": partial(loss_figure, records),
+        "evaluation": partial(evaluation_figure, records),
+        "density_by_layer": partial(density_by_layer_figure, layers),
+    }
+    figures = {}
+    for name, draw in drawings.items():
+        with suppress(NothingToDraw):
+            figures[name] = draw()
+    return figures
+
+
+def overview_figure(records: Sequence[Record]) -> Figure:
+    """A run in one figure: its pruning schedule above, its evaluations below."""
+    return _over_steps("Pruning schedule and evaluation", [*_schedule_panels(records), *_evaluation_panels(records)])
+
+
+def schedule_figure(records: Sequence[Record]) -> Figure:
+    """Density requested and achieved, threshold, and lambda over steps, each of the three in a panel of its own."""
+    return _over_steps("Pruning schedule", _schedule_panels(records))
+
+
+def _schedule_panels(records: Sequence[Record]) -> list[Panel]:
+    requested, achieved = _series(records, "prune/requested_density"), _series(records, "prune/density")
+
+    def draw_densities(axes: Axes) -> None:
+        if requested is not None:
+            _line(axes, requested, color=ORANGE, linestyle="--", linewidth=2.5, label="requested")
+        if achieved is not None:
+            _line(axes, achieved, color=BLUE, label="achieved")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylim(bottom=0.0)
+        axes.legend(frameon=False)
+
+    panels: list[Panel] = []
+    if requested is not None or achieved is not None:
+        panels.append(("remaining linear weights", draw_densities))
+    for key, label, color in (
+        ("prune/threshold", "threshold", GREEN),
+        ("prune/penalty_lambda", "lambda of the penalty", PURPLE),
+    ):
+        if (series := _series(records, key)) is not None:
+            panels.append((label, partial(_line, series=series, color=color)))
+    return panels
+
+
+def loss_figure(records: Sequence[Record]) -> Figure:
+    """The loss and its terms over steps, values faint, their running mean strong; the penalty in its own panel."""
+    styles = {
+        "loss": (BLACK, "-"),
+        "soft_loss": (BLUE, "--"),
+        "hard_loss": (VERMILION, "-."),
+        "hidden_loss": (GREEN, ":"),
+    }
+    terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
+    penalty = _series(records, "train/penalty")
+
+    def draw_terms(axes: Axes) -> None:
+        for name, series in terms.items():
+            _smoothed_line(axes, series, *styles[name], label=name.replace("_", " "))
+        axes.set_ylim(bottom=0.0)
+        axes.legend(frameon=False)
+
+    panels: list[Panel] = [("loss (mean of the rows)", draw_terms)] if terms else []
+    if penalty is not None:
+        panels.append(("penalty", partial(_smoothed_line, series=penalty, color=PURPLE, style="-")))
+    return _over_steps("Training loss", panels)
+
+
+def evaluation_figure(records: Sequence[Record]) -> Figure:
+    """Evaluation metrics over steps: those between -1 and 1 together, every other one in a panel of its own."""
+    return _over_steps("Evaluation", _evaluation_panels(records))
+
+
+def _evaluation_panels(records: Sequence[Record]) -> list[Panel]:
+    keys = dict.fromkeys(key for record in records for key in record if key.startswith("eval/"))
+    found = {key.removeprefix("eval/"): _series(records, key) for key in keys}
+    metrics = {name: series for name, series in found.items() if series is not None}
+    together = {name: series for name, series in metrics.items() if np.abs(series[1]).max() <= 1}
+
+    def draw(axes: Axes, chosen: Mapping[str, Series]) -> None:
+        looks = zip(cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)), cycle("os^Dv"), strict=False)
+        for (name, series), (color, marker) in zip(chosen.items(), looks, strict=False):
+            axes.plot(*series, color=color, marker=marker, label=name)
+        if len(chosen) > 1:
+            axes.legend(frameon=False)
+
+    label = next(iter(together)) if len(together) == 1 else "metric"
+    panels: list[Panel] = [(label, partial(draw, chosen=together))] if together else []
+    for name, series in metrics.items():
+        if name not in together:
+            panels.append((name, partial(draw, chosen={name: series})))
+    return panels
+
+
+def _series(records: Iterable[Record], key: str) -> Series | None:
+    """Steps and values of the records that hold the key, one value a step; None if there is none."""
+    # A step may have two records, its log line and its evaluation: the later one says how the step ended.
+    values = {record["step"]: record[key] for record in records if key in record}
+    return (np.array([*values], np.float64), np.array([*values.values()], np.float64)) if values else None
+
+
+def _line(axes: Axes, series: Series, **style: Any) -> None:
+    axes.plot(*series, marker="o" if len(series[0]) <= 30 else None, markersize=4, **style)
+
+
+def _smoothed_line(axes: Axes, series: Series, color: str, style: str, label: str | None = None) -> None:
+    axes.plot(*series, color=color, alpha=0.25, linewidth=0.8)
+    _line(axes, (series[0], running_mean(series[1])), color=color, linestyle=style, linewidth=1.8, label=label)
+
+
+def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the values around each of values [n], so that it does not lag; the window is cut at both ends alike."""
+    half, sums = len(values) // SMOOTHING_WINDOWS // 2, np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    return np.asarray((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1))
+
+
+def _over_steps(title: str, panels: Sequence[Panel]) -> Figure:
+    """Panels (label of the y axis, what draws it) below one another, over one axis of steps."""
+    if not panels:
+        raise NothingToDraw(f"{title}: none of its series is recorded")
+    figure = Figure(figsize=(7.0, 1.0 + 2.6 * len(panels)), layout="constrained")
+    figure.suptitle(title)
+    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, draw) in zip(column, panels, strict=True):
+        draw(axes)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels(column)
+    column[-1].set_xlabel("optimizer step")
+    column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure

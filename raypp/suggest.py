@@ -1,0 +1,150 @@
+"""Points that learn from finished trials: Optuna's multi-objective TPE, headline metric up and achieved density down.
+
+A suggestion is a pure function of the space, its number and what is known of the points before it. Optuna's own state
+is made anew for each one, so a search that was interrupted goes on as it would have, from the points that are recorded
+and the results in their run folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from raypp.config import Axis
+from raypp.errors import ConfigError
+from raypp.space import Changes, Space
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+STARTUP = 5  # draws, for each combination of the grid axes, before anything is learned from
+MOST_TRIES = 20  # for a point that is new and fits
+
+Check = Callable[[int, Changes], object]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a point."""
+
+    point: Changes
+    state: Literal["running", "finished", "lost"]
+    """lost: none of its trials finished; they were stopped, or failed."""
+    metric: float = 0.0
+    """Headline metric: the mean of its finished trials."""
+    density: float = 0.0
+    """Achieved density of the linear weights, likewise."""
+
+
+def first_points(space: Space, check: Check | None = None) -> list[Changes]:
+    """The points that a search begins with, whatever comes of them; fewer where the space has no more.
+
+    Raises:
+        ConfigError: no point fits.
+    """
+    told: list[Told] = []
+    for _ in range(min(STARTUP, space.settings.trials or 0) * len(space.grid("grid"))):
+        point = suggest(space, told, check)
+        if point is None:
+            break
+        told.append(Told(point, "running"))
+    return [each.point for each in told]
+
+
+def suggest(space: Space, told: Sequence[Told], check: Check | None = None) -> Changes | None:
+    """The next point after those told; None where all are drawn, or nothing new that fits is found.
+
+    Each combination of the grid axes has a search of its own; they take turns.
+
+    Args:
+        check: called with the number and the point; raises ConfigError where it does not fit, and another is drawn.
+
+    Raises:
+        ConfigError: there is none before it, and none that fits.
+    """
+    import optuna
+
+    number, grid = len(told), space.grid("grid")
+    if number >= (space.settings.trials or 0) * len(grid):
+        return None
+    fixed = grid[number % len(grid)]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    problems: list[str] = []
+    for attempt in range(MOST_TRIES):
+        seed = int.from_bytes(hashlib.blake2b(repr((space.settings.seed, number, attempt)).encode()).digest()[:4])
+        draws = number // len(grid)
+        sampler = (
+            optuna.samplers.RandomSampler(seed)
+            if draws < STARTUP
+            else optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+        )
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        study.add_trials([_frozen(space, each) for each in told[number % len(grid) :: len(grid)]])
+        trial = study.ask()
+        point: Changes = {}
+        for name, axis in space.axes.items():
+            if space.matters(name, point):
+                point[name] = fixed[name] if axis.kind == "grid" else _suggested(trial, name, axis)
+        if any(each.point == point for each in told):
+            continue
+        try:
+            (check or space.trials)(number, point)
+        except ConfigError as error:
+            problems += error.problems  # the ends of the ranges fit, this combination does not
+            continue
+        return point
+    if problems and not told:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return None
+
+
+def _suggested(trial: Any, name: str, axis: Axis) -> Any:
+    if axis.values is not None:
+        return axis.values[trial.suggest_categorical(name, range(len(axis.values)))]
+    low, high, *step = getattr(axis, axis.kind)
+    match axis.kind:
+        case "randint":
+            return trial.suggest_int(name, low, high)
+        case "loguniform":
+            return trial.suggest_float(name, low, high, log=True)
+        case "quniform":
+            multiple = trial.suggest_int(name, round(low / step[0]), round(high / step[0]))
+            return min(high, max(low, multiple * step[0]))
+        case _:
+            return trial.suggest_float(name, low, high)
+
+
+def _frozen(space: Space, told: Told) -> FrozenTrial:
+    """A point as Optuna knows it."""
+    from optuna.trial import TrialState, create_trial
+
+    drawn = {name: value for name, value in told.point.items() if space.axes[name].kind != "grid"}
+    parameters = {name: _parameter(space.axes[name], value) for name, value in drawn.items()}
+    state = {"running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "lost": TrialState.PRUNED}[told.state]
+    return create_trial(
+        state=state,
+        values=[told.metric, told.density] if told.state == "finished" else None,
+        params={name: parameter for name, (parameter, _) in parameters.items()},
+        distributions={name: distribution for name, (_, distribution) in parameters.items()},
+    )
+
+
+def _parameter(axis: Axis, value: Any) -> tuple[Any, BaseDistribution]:
+    """What `_suggested` made the value from, and its distribution."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if axis.values is not None:
+        return axis.values.index(value), CategoricalDistribution(tuple(range(len(axis.values))))
+    low, high, *step = getattr(axis, axis.kind)
+    match axis.kind:
+        case "randint":
+            return value, IntDistribution(low, high)
+        case "loguniform":
+            return value, FloatDistribution(low, high, log=True)
+        case "quniform":
+            return round(value / step[0]), IntDistribution(round(low / step[0]), round(high / step[0]))
+        case _:
+            return value, FloatDistribution(low, high)

@@ -1,0 +1,166 @@
+"""A sweep before anything of it runs: its trials, each checked as a single run would be, and its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from raypp.config import Experiment
+from raypp.errors import ConfigError
+from raypp.plan import Plan, make_plan
+from raypp.points import trials_of
+from raypp.space import Changes, Space, Trial
+from raypp.steps import StepPlan
+from raypp.stopping import stratum_of
+from raypp.storage import Location
+from raypp.suggest import first_points
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial that was checked and has a run folder."""
+
+    trial: Trial
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """Name of its run."""
+        return self.plan.run.name
+
+    @property
+    def stratum(self) -> str:
+        """Whom it competes with."""
+        return stratum_of(self.plan.experiment)
+
+
+@dataclass
+class SweepPlan:
+    """The trials of a sweep, as far as they are known; a search that learns adds more."""
+
+    space: Space
+    folder: Location
+    trials: list[PlannedTrial] = field(default_factory=list)
+    """Each run once, though several points may come to it."""
+    points: list[Changes] = field(default_factory=list)
+    """Of a search that learns: its points, as they were suggested."""
+    runs: list[list[str]] = field(default_factory=list)
+    """Names of the runs of each of these points."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no point is to be drawn any more."""
+        return self.space.settings.search != "optuna" or len(self.points) >= self.wanted
+
+    @property
+    def wanted(self) -> int:
+        """Points that a search that learns is to have."""
+        return (self.space.settings.trials or 0) * len(self.space.grid("grid"))
+
+    def add(self, point: Changes, planned: list[PlannedTrial]) -> list[PlannedTrial]:
+        """Adds a suggested point; returns its trials that are no other point's."""
+        known = {each.name for each in self.trials}
+        new = [each for each in planned if each.name not in known]
+        self.points.append(point)
+        self.runs.append([each.name for each in planned])
+        self.trials += new
+        return new
+
+    def record_point(self, number: int) -> None:
+        """Writes a suggested point down, before anything of it runs."""
+        (self.folder / "points").make_folder()
+        (self.folder / "points" / f"{number:05d}.json").write_json(self.points[number])
+
+
+def plan_sweep(experiment: Experiment) -> SweepPlan:
+    """Every trial that is known now, checked against its input. Two that come to the same run are one.
+
+    Raises:
+        ConfigError: with every problem of every trial.
+    """
+    if not isinstance(experiment.cluster.workers, int):
+        raise ConfigError(
+            f"cluster.workers: the trials of a sweep share the cluster evenly, so a range is not possible, got "
+            f"{list(experiment.cluster.workers)}; give one number"
+        )
+    space = Space.of(experiment)
+    if space.settings.search == "optuna":
+        return _plan_search(space)
+    trials = plan_trials(trials_of(experiment))
+    return SweepPlan(space, _folder(trials, _stopping(space)), trials)
+
+
+def _plan_search(space: Space) -> SweepPlan:
+    """The points that were drawn before, and those that a search begins with."""
+    planned: dict[int, list[PlannedTrial]] = {}
+
+    def check(number: int, point: Changes) -> None:
+        planned[number] = plan_point(space, number, point)
+
+    first = first_points(space, check)
+    # How many points are wanted is left out: a longer search goes on with a shorter one.
+    settings = space.settings.model_dump(mode="json", include={"space", "seed", "seeds"})
+    folder = _folder(planned[0], json.dumps(settings, sort_keys=True), _stopping(space))
+    plan = SweepPlan(space, folder)
+    files = (folder / "points").children()
+    recorded = [file.read_json() for file in files if file.name.endswith(".json")]
+    for number, point in enumerate([*recorded, *first[len(recorded) :]]):
+        is_planned = number < len(first) and first[number] == point
+        plan.add(point, planned[number] if is_planned else plan_point(space, number, point))
+    return plan
+
+
+def plan_point(space: Space, number: int, point: Changes) -> list[PlannedTrial]:
+    """The trials of a point.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    return plan_trials(space.trials(number, point))
+
+
+def plan_trials(trials: Iterable[Trial]) -> list[PlannedTrial]:
+    """Trials, checked; those that come to the same run once.
+
+    Raises:
+        ConfigError: with every problem of every trial.
+    """
+    problems: list[str] = []
+    planned: dict[str, PlannedTrial] = {}
+    for trial in trials:
+        try:
+            plan = make_plan(trial.experiment)
+            planned.setdefault(plan.digest, PlannedTrial(trial, plan))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return list(planned.values())
+
+
+def check_stopping(plan: SweepPlan) -> None:
+    """Refuses stopping early where no trial is evaluated between the first rung and its end."""
+    stopping = plan.space.settings.stopping
+    if stopping is None or any(_is_judged(each.plan.steps, stopping.grace_fraction) for each in plan.trials):
+        return
+    raise ConfigError(
+        f"sweep.stopping.grace_fraction: no trial is evaluated between {stopping.grace_fraction:g} of its steps and "
+        "its end, so none would ever be stopped; lower evaluation.every_epochs (or every_steps), or leave stopping out"
+    )
+
+
+def _is_judged(steps: StepPlan, grace_fraction: float) -> bool:
+    return any(steps.evaluates_after(step) and step >= grace_fraction * steps.total for step in range(1, steps.total))
+
+
+def _stopping(space: Space) -> str:
+    """What others were stopped by is no reason under other settings."""
+    return "" if space.settings.stopping is None else space.settings.stopping.model_dump_json()
+
+
+def _folder(trials: Sequence[PlannedTrial], *settings: str) -> Location:
+    digests = [each.plan.digest for each in trials]
+    digest = hashlib.sha256("".join([*digests, *settings]).encode()).hexdigest()
+    return trials[0].plan.run.parent / f"sweep-{digest[:8]}"

@@ -1,0 +1,44 @@
+"""What the folders of a sweep and of its runs say of its trials: from this an interrupted sweep goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from raypp.evaluate import headline_key
+from raypp.metrics_file import read_records
+from raypp.runs import finished_result
+from raypp.stopping import Judgement
+from raypp.storage import Location
+from raypp.sweep_plan import PlannedTrial
+
+
+def read_results(trials: Iterable[PlannedTrial]) -> dict[str, dict[str, Any]]:
+    """The results of the finished trials (as in their result.json), by run name.
+
+    Raises:
+        ConfigError: a run folder holds a run of other settings.
+    """
+    found = {each.name: finished_result(each.plan.run, each.plan.digest) for each in trials}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def read_stopped(folder: Location) -> dict[str, Judgement]:
+    """Why trials were stopped early, by run name."""
+    files = (folder / "stopped").children()
+    judgements = [Judgement(**file.read_json()) for file in files if file.name.endswith(".json")]
+    return {judgement.trial: judgement for judgement in judgements}
+
+
+def record_stopped(folder: Location, judgement: Judgement) -> None:
+    """Writes down that a trial is stopped early."""
+    (folder / "stopped").make_folder()
+    (folder / "stopped" / f"{judgement.trial}.json").write_json(asdict(judgement))
+
+
+def evaluations_of(trial: PlannedTrial) -> list[tuple[float, float, float]]:
+    """Part of its steps, headline metric and density at each evaluation that a trial has on record, in order."""
+    headline, total = headline_key(trial.plan.task), trial.plan.steps.total
+    records = read_records(trial.plan.run / "metrics.jsonl")
+    return [(each["step"] / total, each[headline], each["prune/density"]) for each in records if headline in each]

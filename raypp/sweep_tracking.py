@@ -1,0 +1,66 @@
+"""A sweep in W&B: a group, with a run for each trial, which records itself, and one for what the sweep came to."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raypp.config import Experiment
+from raypp.front import Point, front_rows
+from raypp.storage import Location
+from raypp.tracking import make_tracker
+
+
+def tracking_group(folder: Location) -> str:
+    """What the runs of a sweep are grouped under, from the sweep's folder: `<experiment>/sweep-1a2b3c4d`."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def record_sweep(
+    folder: Location,
+    experiment: Experiment,
+    points: Sequence[Point],
+    result: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> None:
+    """Records the front as table and figure (`front.png` is in the folder), and the sweep's numbers as summary.
+
+    Args:
+        warn: called with each line that the user should see, such as why W&B cannot be reached.
+    """
+    group = tracking_group(folder)
+    with contextlib.ExitStack() as stack:
+        # Of a remote sweep, W&B's files are written here and uploaded.
+        local = folder.is_local
+        here = Path(folder.path if local else stack.enter_context(tempfile.TemporaryDirectory(prefix="raypp-")))
+        tracker = make_tracker(
+            experiment.tracking,
+            run_folder=here,
+            run_name=f"{group}/front",
+            run_id=group.replace("/", "-"),
+            group=group,
+            config=experiment.model_dump(mode="json"),
+            resume_step=None,
+            warn=warn,
+        )
+        figure = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raypp-")), "front.png")
+        figure.write_bytes((folder / "front.png").read_bytes())
+        tracker.log_figures({"front/figure": figure})
+        tracker.log_table("front/table", *front_rows(points, result["headline"]))
+        best = max(point.metric for point in points)
+        numbers = {name: result[name] for name in ("seconds", "device_hours", "teacher") if result[name] is not None}
+        tracker.summary({f"best/{result['headline']}": best, "trials": result["counts"]} | numbers)
+        tracker.finish(0)
+        if not local and (here / "wandb").is_dir():
+            (folder / "wandb").upload(here / "wandb")
+
+
+def sync_command(folder: Location) -> str | None:
+    """The command that uploads what all trials and the sweep itself have recorded offline; None if there is nothing."""
+    if not any(child.name.startswith("offline-run-") for child in (folder / "wandb").children()):
+        return None
+    return f"wandb sync {shlex.quote(str(folder.parent))}/*/wandb/offline-run-*"

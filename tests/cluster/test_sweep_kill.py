@@ -1,0 +1,124 @@
+"""A sweep whose command, or one of whose trials, is killed: the same command goes on to the same front."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EXPERIMENT = """
+name: ladder
+task: sentiment
+data: {{source: {{kind: synthetic, train_rows: 160, dev_rows: 48}}, max_length: 32}}
+student: {{model: "{model}"}}
+pruning: {{method: magnitude, final_density: 0.5, initial_warmup: 0, final_warmup: 1}}
+train: {{max_steps: 12, batch_size: 8}}
+evaluation: {{every_steps: 3}}
+cluster: {{storage: "{storage}"}}
+tracking: {{wandb: off}}
+sweep:
+  concurrent: 1
+"""
+SEARCHES = {
+    "grid": """
+  stopping: {}
+  space:
+    pruning.final_density: {choice: [0.5, 0.1]}
+    train.learning_rate: {choice: [1.0e-4, 1.0e-6]}
+""",
+    "optuna": """
+  search: optuna
+  trials: 7
+  space:
+    pruning.final_density: {quniform: [0.1, 0.5, 0.1]}
+    train.learning_rate: {loguniform: [1.0e-6, 1.0e-3]}
+""",
+}
+DEADLINE_SECONDS = 300
+
+
+def command(folder: Path, search: str, model: Path) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    path = folder / "ladder.yaml"
+    path.write_text(EXPERIMENT.format(model=model, storage=folder / "runs") + SEARCHES[search])
+    return [sys.executable, "-m", "raypp.cli", "sweep", str(path)]
+
+
+def run(words: list[str]) -> str:
+    """Runs a command to its end; returns what it printed."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def is_in_the_middle(folder: Path, finished: int) -> bool:
+    """Whether so many runs are finished, and another has a checkpoint."""
+    runs = [path for path in folder.glob("runs/ladder/*") if not path.name.startswith("sweep-")]
+    done = [path for path in runs if (path / "result.json").is_file()]
+    begun = [path for path in runs if path not in done and list(path.glob("checkpoints/step-*/manifest.json"))]
+    return len(done) >= finished and bool(begun)
+
+
+def actors(folder: Path) -> list[int]:
+    """Process ids of the Tune actors that hold a run of this folder."""
+    found = []
+    for lock in folder.glob("runs/ladder/*/.lock"):
+        text = lock.read_text()
+        if text and not lock.parent.name.startswith("sweep-"):
+            found.append(int(json.loads(text)["pid"]))
+    return found
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The front and the trials of a sweep, without what differs from one folder to another."""
+    (file,) = folder.glob("runs/ladder/sweep-*/result.json")
+    result = json.loads(file.read_text())
+    places = ("path", "run", "seconds")
+    return (
+        [{key: value for key, value in point.items() if key not in places} for point in result["front"]],
+        [{key: value for key, value in trial.items() if key not in places} for trial in result["trials"]],
+    )
+
+
+@pytest.mark.parametrize("search", sorted(SEARCHES))
+def test_a_killed_command_changes_nothing(search: str, tmp_path: Path, minilm_dir: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run(command(undisturbed, search, minilm_dir))
+    process = subprocess.Popen(command(killed, search, minilm_dir), stderr=subprocess.DEVNULL)
+    wait_for(lambda: is_in_the_middle(killed, 1), "a trial to be finished and another to be under way")
+    process.kill()
+    process.wait(timeout=DEADLINE_SECONDS)
+    finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/ladder/*/result.json")}
+    run(command(killed, search, minilm_dir))
+    assert outcome(killed) == outcome(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished trials are taken as they are"
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path: Path, minilm_dir: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run(command(undisturbed, "grid", minilm_dir))
+    process = subprocess.Popen(command(killed, "grid", minilm_dir), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: is_in_the_middle(killed, 0) and bool(actors(killed)), "a trial to be under way")
+    os.kill(actors(killed)[0], signal.SIGKILL)
+    _, shown = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0, shown
+    assert "failed and is tried again from its last checkpoint" in shown
+    assert "trial: goes on after step" in shown
+    assert outcome(killed) == outcome(undisturbed)

@@ -1,0 +1,76 @@
+"""A real sweep, recorded offline: what W&B is told of it; and the report of it and of one of its trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb_files import read_run
+
+from raypp.cli import main
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
+    tmp_path: Path, minilm_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "ladder.yaml"
+    values = {
+        "task": "sentiment",
+        "data": {"source": {"kind": "synthetic", "train_rows": 64, "dev_rows": 32}, "max_length": 32},
+        "student": {"model": str(minilm_dir)},
+        "pruning": {"method": "magnitude", "final_density": 0.5, "initial_warmup": 0, "final_warmup": 1},
+        "train": {"max_steps": 4, "batch_size": 8},
+        "tracking": {"wandb": "offline", "project": "swept"},
+        "sweep": {"space": {"pruning.final_density": {"choice": [0.5, 0.2]}}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    assert main(["sweep", str(path)]) == 0
+    shown = capsys.readouterr()
+    (sweep,) = (tmp_path / "runs" / "ladder").glob("sweep-*")
+    assert "finished  100%" in shown.err, "a log says what became of a trial"
+    assert "best so far of density 0.2" in shown.err
+
+    command = f"wandb sync {sweep.parent}/*/wandb/offline-run-*"
+    assert command in shown.out
+    runs = [read_run(folder) for folder in sorted(sweep.parent.glob("*/wandb/offline-run-*"))]
+    assert len(runs) == 3
+    assert {run["group"] for run in runs} == {f"ladder/{sweep.name}"}
+    assert {run["project"] for run in runs} == {"swept"}
+    assert {run["exit_code"] for run in runs} == {0}
+    (front,) = [run for run in runs if run["name"] == f"ladder/{sweep.name}/front"]
+    trials = {run["config"]["pruning"]["final_density"]: run for run in runs if run is not front}
+    result = json.loads((sweep / "result.json").read_text())
+    for trial in result["trials"]:
+        run = trials[trial["settings"]["pruning.final_density"]]
+        assert run["name"] == f"ladder/{trial['run']}"
+        assert run["config"]["train"]["max_steps"] == 4
+        assert run["summary"]["eval/accuracy"] == pytest.approx(trial["metric"])
+        assert run["summary"]["prune/linear_density"] == pytest.approx(trial["density"])
+        assert run["history"][-1]["eval/accuracy"] == pytest.approx(trial["metric"])
+    assert front["config"]["sweep"]["space"]["pruning.final_density"]["choice"] == [0.5, 0.2]
+    assert front["summary"]["best/eval/accuracy"] == max(trial["metric"] for trial in result["trials"])
+    (wandb,) = (sweep / "wandb").glob("offline-run-*")
+    drawn = {key: value for row in front["history"] for key, value in row.items()}
+    table = json.loads((wandb / "files" / drawn["front/table/path"]).read_text())
+    assert table["columns"][:2] == ["density", "eval/accuracy"]
+    assert [row[0] for row in table["data"]] == pytest.approx([0.5, 0.2], abs=1e-4)
+    assert (wandb / "files" / drawn["front/figure/path"]).read_bytes() == (sweep / "front.png").read_bytes()
+
+    assert main(["sweep", str(path)]) == 0, "all is finished: nothing is recorded again"
+    assert [wandb] == list((sweep / "wandb").glob("offline-run-*"))
+    assert command in capsys.readouterr().out
+
+    run = Path(result["trials"][0]["path"])
+    assert main(["report", str(sweep)]) == 0
+    assert all(trial["run"] in (sweep / "report.html").read_text() for trial in result["trials"])
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert text.count("data:image/png") == len(list((run / "figures").glob("*.png"))) > 2
+    assert "CPU-hours" in text
+    assert main(["report", str(run), "--save", "run.svg"]) == 0
+    assert (tmp_path / "run.svg").read_bytes().startswith(b"<?xml")

@@ -1,0 +1,158 @@
+"""The points that Optuna draws: within the space, learned from results, and the same again after an interruption."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raypp.errors import ConfigError
+from raypp.load_config import experiment_from
+from raypp.points import trials_of
+from raypp.space import Changes, Space
+from raypp.suggest import STARTUP, Told, first_points, suggest
+
+RATE = "pruning.mask_learning_rate"
+DENSITY = "pruning.final_density"
+
+
+def space(axes: dict[str, Any], trials: int = 12, seed: int = 0) -> Space:
+    values = {
+        "name": "swept",
+        "task": "sentiment",
+        "student": {"model": "some/encoder"},
+        "pruning": {"method": "topk", "final_density": 0.5},
+        "sweep": {"space": axes, "search": "optuna", "trials": trials, "seed": seed},
+    }
+    return Space.of(experiment_from(values))
+
+
+def outcome(point: Changes) -> tuple[float, float]:
+    """Metric and density of a point: best at a rate of 1e-2, worse the sparser."""
+    density = point.get(DENSITY, 0.5)
+    return density**0.1 - 0.1 * abs(np.log10(point[RATE]) + 2), density
+
+
+def searched(space: Space, told: list[Told] | None = None) -> list[Told]:
+    """The search to its end, one point at a time."""
+    told = list(told or [])
+    while (point := suggest(space, told)) is not None:
+        told.append(Told(point, "finished", *outcome(point)))
+    return told
+
+
+def test_a_search_comes_nearer_to_the_best() -> None:
+    found = searched(space({RATE: {"loguniform": [1e-4, 1.0]}}, trials=40))
+    assert len(found) == 40
+    distances = [abs(np.log10(each.point[RATE]) + 2) for each in found]
+    assert np.mean(distances[-10:]) < 0.5 * np.mean(distances[:STARTUP])
+
+
+def test_an_interrupted_search_goes_on_as_it_would_have() -> None:
+    axes = {
+        RATE: {"loguniform": [1e-4, 1.0]},
+        DENSITY: {"quniform": [0.05, 0.5, 0.05]},
+        "pruning.scope": {"choice": ["local", "global"]},
+        "train.batch_size": {"randint": [8, 32]},
+        "train.warmup_fraction": {"uniform": [0.05, 0.2]},
+    }
+    whole = searched(space(axes))
+    assert searched(space(axes), whole[:7]) == whole
+    assert searched(space(axes, trials=8)) == whole[:8], "a longer search begins with the same points"
+    assert searched(space(axes, seed=1))[0] != whole[0]
+    assert [each.point for each in whole[:STARTUP]] == first_points(space(axes))
+    densities = {round(each.point[DENSITY] / 0.05, 6) for each in whole}
+    assert densities <= set(range(1, 11))
+
+
+def test_a_stopped_point_counts_as_a_bad_one() -> None:
+    axes = {RATE: {"loguniform": [1e-4, 1.0]}}
+    told = [
+        Told({RATE: rate}, "finished" if rate < 1e-2 else "lost", *((0.9, 0.5) if rate < 1e-2 else (0.0, 0.0)))
+        for rate in np.geomspace(1e-4, 1.0, 20).tolist()
+    ]
+    rates = []
+    for _ in range(10):
+        point = suggest(space(axes, trials=30), told)
+        assert point is not None
+        told.append(Told(point, "running"))
+        rates.append(point[RATE])
+    assert np.median(rates) < 1e-2
+
+
+def test_an_axis_that_does_not_matter_is_not_drawn() -> None:
+    axes = {
+        "pruning.method": {"choice": ["topk", "magnitude"]},
+        RATE: {"loguniform": [1e-3, 1e-1], "when": {"pruning.method": "topk"}},
+        DENSITY: {"uniform": [0.05, 0.5]},
+    }
+    told: list[Told] = []
+    while (point := suggest(space(axes, trials=20), told)) is not None:
+        assert (RATE in point) == (point["pruning.method"] == "topk")
+        told.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+    assert {each.point["pruning.method"] for each in told} == {"topk", "magnitude"}
+    assert len(told) == 20
+
+
+def test_every_value_of_a_grid_axis_has_as_many_points() -> None:
+    axes = {DENSITY: {"grid": [0.5, 0.1, 0.03]}, RATE: {"loguniform": [1e-4, 1.0]}}
+    found = searched(space(axes, trials=8))
+    densities = [each.point[DENSITY] for each in found]
+    assert densities == [0.5, 0.1, 0.03] * 8
+    drawn = trials_of(experiment_with({"space": axes, "search": "random", "trials": 2}))
+    assert [trial.changes[DENSITY] for trial in drawn] == [0.5, 0.1, 0.03] * 2
+    assert len({trial.changes[RATE] for trial in drawn}) == 2, "each draw is tried with every value"
+    listed = trials_of(experiment_with({"space": {DENSITY: {"grid": [0.5, 0.1]}, RATE: {"choice": [1e-2, 1e-1]}}}))
+    assert len(listed) == 4
+
+
+def experiment_with(sweep: dict[str, Any]) -> Any:
+    values = {"name": "s", "task": "sentiment", "student": {"model": "m"}, "pruning": {"method": "topk"}}
+    return experiment_from({**values, "sweep": sweep})
+
+
+def test_a_small_space_is_drawn_once_through() -> None:
+    found = searched(space({RATE: {"choice": [1e-3, 1e-2, 1e-1]}}, trials=10))
+    assert sorted(each.point[RATE] for each in found) == [1e-3, 1e-2, 1e-1]
+
+
+def test_a_combination_that_does_not_fit_is_drawn_again() -> None:
+    axes = {"pruning.initial_density": {"uniform": [0.5, 1.0]}, DENSITY: {"quniform": [0.1, 0.5, 0.1]}}
+    assert len(searched_densities(space(axes, trials=10))) == 10
+    refused: list[Changes] = []
+
+    def check(number: int, point: Changes) -> None:
+        refused.append(point)
+        raise ConfigError(f"{number}: does not fit")
+
+    with pytest.raises(ConfigError, match="0: does not fit"):
+        suggest(space(axes), [], check)
+    assert len(refused) > 1
+
+
+def searched_densities(space: Space) -> list[float]:
+    told: list[Told] = []
+    while (point := suggest(space, told)) is not None:
+        told.append(Told(point, "finished", 0.5, point[DENSITY]))
+    return [each.point[DENSITY] for each in told]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "parts"),
+    [
+        ({"space": {"data.max_length": {"choice": [32, 64]}}}, ["data.max_length", "give its values as grid"]),
+        ({"space": {DENSITY: {"grid": [0.5, 0.1]}}}, ["nothing to draw", "search: grid"]),
+        ({"space": {DENSITY: {"uniform": [0.1, 2.0]}}}, ["final_density", "2.0"]),
+        ({"space": {DENSITY: {"uniform": [0.1, 0.5]}}, "trials": None}, ["search: optuna needs trials"]),
+        (
+            {"space": {DENSITY: {"uniform": [0.1, 0.5]}}, "stopping": {}},
+            ["sweep.stopping", "no two are the same", "choice, grid or quniform"],
+        ),
+    ],
+)
+def test_what_optuna_cannot_search_is_refused(sweep: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        trials_of(experiment_with({"search": "optuna", "trials": 4, **sweep}))
+    for part in parts:
+        assert part in str(error.value)
