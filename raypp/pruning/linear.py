@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from raypp.config import LayerRule
 from raypp.errors import ConfigError
+from raypp.pruning import masked_product
 from raypp.pruning.masks import hard_concrete
 
 # Parts of a module's dotted name that are never pruned and do not count as encoder: embeddings and their projections
@@ -38,16 +39,14 @@ class _ApplyMask(torch.autograd.Function):
         ctx.save_for_backward(
             mask if needs_weight else None, weight if needs_scores else None, gate_slope if needs_scores else None
         )
+        ctx.dtypes = weight.dtype, weight.dtype if scores is None else scores.dtype
         return product.view_as(product)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         mask, weight, gate_slope = ctx.saved_tensors
-        for_weight = None if mask is None else gradient * mask
-        for_scores = None if weight is None else gradient * weight
-        if for_scores is not None and gate_slope is not None:
-            for_scores = for_scores * gate_slope
+        for_weight, for_scores = masked_product.gradients(gradient, weight, mask, gate_slope, ctx.dtypes)
         return for_weight, for_scores, None, None, None
 
 
@@ -107,12 +106,13 @@ class MaskedLinear(nn.Module):
         assert self.mask_scores is not None, "gates need scores"
         self.mask, self.gate_slope = hard_concrete(self.mask_scores, noise)
 
-    def masked_weight(self) -> Tensor:
-        """weight * mask, (out, in), differentiable in weight and scores."""
+    def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """weight * mask, (out, in), in the weight's type or another, differentiable in weight and scores."""
         weight = self.weight
-        state = None if weight.is_inference() else (weight.dtype, weight.data_ptr(), weight._version)
+        dtype = dtype or weight.dtype
+        state = None if weight.is_inference() else (dtype, weight.dtype, weight.data_ptr(), weight._version)
         if state is None or state != self._product_of or self.mask is not self._product_mask:
-            self._product, self._product_of, self._product_mask = self._multiplied(), state, self.mask
+            self._product, self._product_of, self._product_mask = self._multiplied(dtype), state, self.mask
         masked = _ApplyMask.apply(  # type: ignore[no-untyped-call]
             self.weight, self.mask_scores, self.mask, self.gate_slope, self._product
         )
@@ -120,16 +120,21 @@ class MaskedLinear(nn.Module):
 
     @torch.inference_mode(False)  # what is made in an evaluation is trained with later
     @torch.no_grad()
-    def _multiplied(self) -> Tensor:
-        old = self._product
-        if old is not None and old.dtype == self.weight.dtype and old.device == self.weight.device:
-            # New memory would cost more than the multiplication. Nothing needs the old product: its step is over.
-            return torch.mul(self.weight, self.mask, out=old)
-        return (self.weight * self.mask).to(self.weight.dtype)
+    def _multiplied(self, dtype: torch.dtype) -> Tensor:
+        product = self._product
+        # New memory would cost more than the multiplication. Nothing needs the old product: its step is over.
+        if product is None or (product.dtype, product.device) != (dtype, self.weight.device):
+            product = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+        return masked_product.multiply(self.weight, self.mask, product)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
-        return functional.linear(inputs, self.masked_weight(), self.bias)
+        return functional.linear(inputs, self.masked_weight(self._autocast_dtype()), self.bias)
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        """What autocast would convert the product to at every forward, and its gradient back from."""
+        device, is_double = self.weight.device.type, self.weight.dtype == torch.float64  # which autocast leaves alone
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and not is_double else None
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:

@@ -118,6 +118,8 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     Returns:
         Bool, contiguous, shaped as the scores; in each selection together exactly `count` True.
     """
+    if not selections:
+        return []
     cuts = [_cut(selection) for selection in selections]
     device = cuts[0].flats[0].device
     kept = torch.stack([torch.as_tensor(cut.kept, device=device) for cut in cuts]).tolist()
@@ -199,11 +201,15 @@ def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device.
 
-    numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same.
+    numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same. On a GPU
+    torch.kthvalue searches a whole matrix with one block of threads, and refuses under deterministic algorithms;
+    torch.topk uses many blocks. It gathers the values up to the one looked for, so from the nearer end.
     """
     if _in_numpy(values):
         return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
-    return values.kthvalue(k).values
+    if k <= values.numel() // 2:
+        return values.topk(k, largest=False, sorted=False).values.amax()
+    return values.topk(values.numel() - k + 1, sorted=False).values.amin()
 
 
 def _in_numpy(values: Tensor) -> bool:
@@ -229,6 +235,8 @@ def keep_above(
 ) -> list[Tensor]:
     """The masks of the scores above a threshold (Sanh et al. 2020, section 4), but of no matrix fewer than a minimum.
 
+    A device is waited for at most twice, unless scores tie.
+
     Args:
         scores: matrices of any shape and memory layout, on one device, no NaN.
         threshold: kept is what is strictly above; may be infinite.
@@ -240,9 +248,10 @@ def keep_above(
     """
     masks = [(matrix.detach() > threshold).contiguous() for matrix in scores]
     kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()
-    for place, (number, minimum) in enumerate(zip(kept, minimums, strict=True)):
-        if number < minimum:
-            ((masks[place],),) = keep_largest([Selection([scores[place]], minimum, [seeds[place]])])
+    short = [place for place, minimum in enumerate(minimums) if kept[place] < minimum]
+    filled = keep_largest([Selection([scores[place]], minimums[place], [seeds[place]]) for place in short])
+    for place, (mask,) in zip(short, filled, strict=True):
+        masks[place] = mask
     return masks
 
 
@@ -272,7 +281,7 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tens
         logits = torch.logit(noise, eps=NOISE_MARGIN).to(log_alpha.dtype)
         sigmoid = logits.add_(log_alpha).mul_(steepness).sigmoid_()
     stretch = GATE_HIGH - GATE_LOW
-    gate = torch.add(sigmoid.new_tensor(GATE_LOW), sigmoid, alpha=stretch)
+    gate = torch.add(sigmoid.new_full((), GATE_LOW), sigmoid, alpha=stretch)  # new_tensor would wait for the device
     slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(steepness * stretch)
     slope.mul_((gate >= 0) & (gate <= 1))
     return gate.clamp_(0.0, 1.0), slope

@@ -237,4 +237,6 @@ def _noise(layer: MaskedLinear, seed: int) -> Tensor:
     size = layer.weight.numel()
     raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
     noise = torch.from_numpy(raw.astype(np.float32)).mul_(2.0**-16).add_(2.0**-17)
-    return noise.view(layer.weight.shape).to(layer.weight.device)
+    if layer.weight.is_cuda:
+        noise = noise.pin_memory()  # else the copy would wait for the device, matrix by matrix
+    return noise.view(layer.weight.shape).to(layer.weight.device, non_blocking=True)
