@@ -131,6 +131,28 @@ def test_autocast_computes_in_low_precision_and_returns_float32_gradients(dtype:
         torch.testing.assert_close(gradient, parameter.grad, atol=0.2, rtol=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_product_made_for_autocast_is_the_one_that_autocast_would_make(dtype: torch.dtype, gated: bool) -> None:
+    layer = make()
+    if gated:
+        layer.set_gates(torch.full((4, 5), 0.4))
+    product = (layer.weight * layer.mask).detach().requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        outputs, expected = layer(inputs_of()), functional.linear(inputs_of(), product, layer.bias)
+    assert torch.equal(outputs, expected)
+    loss_of(outputs).backward()
+    loss_of(expected).backward()
+    assert product.grad is not None
+    assert layer.mask_scores is not None
+    slope = layer.gate_slope if layer.gate_slope is not None else torch.ones(4, 5)
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, product.grad * layer.mask)
+    assert layer.mask_scores.grad is not None
+    assert torch.equal(layer.mask_scores.grad, product.grad * layer.weight * slope)
+    assert layer.masked_weight().dtype == torch.float32, "for counting and folding"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_layer_moved_to_another_dtype_still_trains(dtype: torch.dtype, gated: bool) -> None:

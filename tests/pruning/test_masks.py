@@ -212,6 +212,14 @@ def test_above_threshold_compares_strictly_and_keeps_the_minimum(seed: int) -> N
     assert set(values[floored].tolist()) == set(sorted(values.flatten().tolist())[-5:])
 
 
+def test_each_matrix_that_falls_short_is_filled_up_by_itself() -> None:
+    scores = [scores_of_kind("distinct", seed) - shift for seed, shift in ((0, 99.0), (1, 0.0), (2, 99.0))]
+    low, middle, last = keep_above(scores, 0.0, [5, 6, 7], [3, 4, 5])
+    assert torch.equal(low, largest(scores[0], 5, tie_seed=3))
+    assert torch.equal(middle, scores[1] > 0.0)
+    assert torch.equal(last, largest(scores[2], 7, tie_seed=5))
+
+
 def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> None:
     # The original's floor kept what was greater than the kth value: nothing, where all are equal.
     mask = keep_above([torch.zeros(30, 40)], 0.0, [7], [3])[0]

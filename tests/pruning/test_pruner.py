@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.config import LayerRule, PruningSettings
@@ -56,6 +57,20 @@ def settings_of(method: str, **fields: Any) -> PruningSettings:
 
 def at(value: float | None) -> SchedulePoint:
     return SchedulePoint(step=0, value=value, progress=0.5, penalty_lambda=0.0, is_final=False)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU's host would wait: a number or a size brought back, a number sent there."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:
@@ -459,3 +474,29 @@ def test_a_whole_fine_pruning_learns_and_ends_at_the_requested_density() -> None
     assert losses[-1] < 0.25 * losses[0]
     total = sum(layer.weight.numel() for layer in pruner.layers.values())
     assert pruner.density().linear == sum(int(0.3 * ly.weight.numel()) for ly in pruner.layers.values()) / total
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "fields"),
+    [
+        ("topk", 0.3, {}),
+        ("topk", 0.3, {"scope": "global"}),
+        ("magnitude", 0.3, {}),
+        ("threshold", 0.0, {}),
+        ("sigmoid_threshold", 0.9, {}),  # above all scores: every matrix is at its floor
+        ("l0", None, {}),
+    ],
+)
+def test_a_refresh_waits_for_the_device_once_and_not_once_per_matrix(
+    method: str, value: float | None, fields: dict[str, Any]
+) -> None:
+    if method not in ("magnitude", "l0"):
+        fields = {**fields, "score_initialization": {"kind": "uniform", "scale": 1.0}}
+    # A CPU selects float32 with numpy; the way of a GPU is that of other types.
+    model = bert().double()
+    pruner = Pruner(model, settings_of(method, **fields))
+    model.double()
+    pruner.refresh(at(value))
+    with Waits() as waits:
+        pruner.refresh(at(value))  # without noise, which is made on the CPU
+    assert waits.count <= 1, "the test for NaN"
