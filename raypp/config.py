@@ -229,7 +229,7 @@ class Penalty(Settings):
     kind: Literal["l1", "l0"]
     """l1: mean of sigmoid(scores); l0: mean probability that a hard concrete gate is open."""
     final_lambda: Annotated[float, Field(ge=0)]
-    """Its weight at the end; it follows the threshold's schedule from 0. With a target_density: where lambda begins."""
+    """Its weight at the end; it follows the threshold's schedule from 0. With a target_density: a first guess."""
     mean: Literal["per_matrix", "global"] = "per_matrix"
     """per_matrix: every matrix counts the same (as in the paper); global: every score counts the same."""
 

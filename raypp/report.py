@@ -191,7 +191,6 @@ def _run_section(run: Finished) -> Section:
 def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
     result, front = sweep.result, sweep.front()
     counts = [f"{count} {state}" for state, count in result["counts"].items() if count]
-    figure = front_figure([front], result["headline"])
     return Section(
         title=sweep.title,
         facts=[
@@ -202,7 +201,11 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
             ("folder", str(sweep.folder)),
         ],
         parts=[
-            *([Image("Metric against remaining weights", _svg(figure))] if with_figure else []),
+            *(
+                [Image("Metric against remaining weights", _svg(front_figure([front], result["headline"])))]
+                if with_figure
+                else []
+            ),
             front_table(front, result["headline"]),
             trials_table(result, front),
             *([unfinished] if (unfinished := unfinished_table(result)) else []),

@@ -86,7 +86,7 @@ def counted(trials: Iterable[TrialAdvanced]) -> str:
 def plain_line(trial: TrialAdvanced, is_best: bool) -> str:
     """What a log file says of a trial whose state has changed."""
     parts = [f"{trial.trial}: {trial.state}"]
-    if trial.state != "running" or trial.fraction:
+    if trial.fraction:
         parts.append(f"{trial.fraction:.0%}")
     if trial.density is not None:
         parts.append(f"density {trial.density:.3f}")

@@ -26,6 +26,7 @@ SCORED = {
     "penalty": None,
 }
 DENSITY = {"scope": "local", "initial_density": 1.0, "final_density": 0.15}
+TARGETED = SCORED | {"target_density": None}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "OwnTask": {"kind": "classification", "pair": False, "labels": []},
     "TrainSettings": {
@@ -57,9 +58,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "TopKPruning": SCORED | DENSITY,
     "MagnitudePruning": PRUNING | DENSITY,
-    "SigmoidThresholdPruning": SCORED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
-    "ThresholdPruning": SCORED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
-    "L0Pruning": SCORED | {"score_initialization": {"kind": "constant", "scale": 2.197}},
+    "SigmoidThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
+    "ThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
+    "L0Pruning": TARGETED | {"score_initialization": {"kind": "constant", "scale": 2.197}},
     "Penalty": {"mean": "per_matrix"},
     "ScoreInitialization": {"kind": "constant", "scale": 0.0},
     "LayerRule": {"include": [r"."], "exclude": []},

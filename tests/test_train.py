@@ -252,13 +252,18 @@ def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     assert_same(whole, run(values("cut")))
 
 
-@pytest.mark.parametrize("method", ["sigmoid_threshold", "l0"])
+@pytest.mark.parametrize("method", ["sigmoid_threshold", pytest.param("l0", marks=pytest.mark.slow)])
 def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
     method: str, settings: Experiment, tmp_path: Path
 ) -> None:
     values = settings(
-        pruning={"method": method, "target_density": 0.2, "final_warmup": 1, "mask_learning_rate": 3e-2},
-        evaluation={"every_steps": 3, "select": "best"},
+        pruning={
+            "method": method,
+            "target_density": 0.2,
+            "final_warmup": 1,
+            "mask_learning_rate": 3e-2,
+            "layers": {"include": [r"layer\.[01]\."]},
+        }
     )
     saved_often = {"workers": 0, "store": values["cluster"]["store"], "checkpoint_every_steps": 3}
     whole = run(values | {"cluster": {**saved_often, "storage": str(tmp_path / "whole")}})
@@ -269,11 +274,10 @@ def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_mode
     logged = [[record.get(column) for column in columns] for record in records(whole)]
     assert [[record.get(column) for column in columns] for record in records(resumed)] == logged
     assert len({row[1] for row in logged}) > 5, "lambda moves"
-    # What the target is comes out everywhere: in the name, the result, and the model; the best is one at the target.
+    # What the target is comes out everywhere: in the name, the result, and the model.
     assert Path(whole["paths"]["run"]).name.startswith(f"{method.replace('_', '-')}-0.2-")
     assert whole["requested_density"] == 0.2
     assert whole["density"]["linear"] == pytest.approx(0.2, abs=1e-4)
-    assert whole["best"]["step"] == 8
 
 
 @pytest.mark.slow

@@ -59,6 +59,15 @@ class Board(tune.Callback):  # type: ignore[misc]
             self.rows[name] = Row(name, stratum)
             self._show(self.rows[name])
 
+    def add_ended(self, name: str, stratum: str, reached: tuple[float, float] | None) -> None:
+        """Adds a trial that an earlier command has ended: metric and density where it finished, None if stopped."""
+        if reached is None:
+            self.rows[name] = Row(name, stratum, "stopped")
+        else:
+            metric, density = reached
+            self.rows[name] = Row(name, stratum, "finished", 1.0, density, metric)
+        self._show(self.rows[name])
+
     def stop(self, judgement: Judgement) -> None:
         """A trial is stopped early."""
         row = self.rows[judgement.trial]

@@ -193,6 +193,10 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
         shared.inputs_of(each.plan)
     board = Board(headline_key(plan.trials[0].plan.task), on_event)
     board.add((each.name, each.stratum) for each in left)
+    ended = _ended(plan)
+    for each in plan.trials:
+        if each.name in ended:
+            board.add_ended(each.name, each.stratum, ended[each.name])
 
     def stop(judgement: Judgement) -> None:
         record_stopped(plan.folder, judgement)
@@ -203,7 +207,7 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
     searcher = TrialSearcher(
         plan,
         left,
-        _ended(plan),
+        ended,
         task_of=lambda planned: _task(planned, shared, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )

@@ -38,7 +38,7 @@ SEARCHES = {
 """,
     "optuna": """
   search: optuna
-  trials: 7
+  trials: 6
   space:
     pruning.final_density: {quniform: [0.1, 0.5, 0.1]}
     train.learning_rate: {loguniform: [1.0e-6, 1.0e-3]}

@@ -78,7 +78,6 @@ class Training:
         ("sigmoid_threshold", 378, 3e-2, 5.0),
         ("sigmoid_threshold", 1000, 1e-2, 0.3),
         ("sigmoid_threshold", 1000, 3e-2, 5.0),
-        ("l0", 1000, 3e-2, 0.3),
         ("l0", 1000, 3e-2, 5.0),
     ],
 )

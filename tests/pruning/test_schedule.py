@@ -130,6 +130,15 @@ def test_lambda_rises_from_zero_to_its_final_value_for_every_method(settings: di
     assert set(lambdas[50:]) == {125.0}
 
 
+@pytest.mark.parametrize("method", ["sigmoid_threshold", "threshold", "l0"])
+def test_a_target_density_comes_down_by_the_cubic_and_is_final_with_the_final_warmup(method: str) -> None:
+    schedule = make(100, 10, method=method, target_density=0.1)
+    for step in range(101):
+        expected = original(step, 100, 10, 1.0, 0.1, 1, 2)
+        assert schedule.at(step).target_density == pytest.approx(expected, rel=1e-12)
+        assert schedule.at(step).is_final == (step >= 80)
+
+
 def test_without_a_penalty_lambda_is_zero() -> None:
     for method in ("topk", "magnitude", "sigmoid_threshold", "threshold", "l0"):
         assert {make(20, 2, method=method).at(step).penalty_lambda for step in range(21)} == {0.0}
