@@ -62,7 +62,7 @@ class _Stop(NullDisplay):
 class Workload:
     """One task's first rows, and a teacher for them, in a scratch folder."""
 
-    def __init__(self, name: str, scratch: Path, train_rows: int = 2048, dev_rows: int = 64) -> None:
+    def __init__(self, name: str, scratch: Path, train_rows: int = 2048, dev_rows: int | None = 64) -> None:
         self.task, self.scratch = TASKS[name], scratch / name
         self.scratch.mkdir(parents=True)
         for split, rows in (("train", train_rows), ("dev", dev_rows)):

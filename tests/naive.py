@@ -85,8 +85,9 @@ def fine_prune(
     temperature: float = 2.0,
     seed: int = 42,
     max_length: int,
-) -> list[float]:
-    """Trains over `batches` (rows of each step) and returns the loss of every step, without the penalty."""
+) -> tuple[list[float], nn.Module]:
+    """Trains over `batches` (rows of each step) and returns the loss of every step, without the penalty, and the model
+    with its masks."""
     tokenizer = AutoTokenizer.from_pretrained(str(student))
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(str(student), num_labels=2, dtype=torch.float32)
@@ -140,4 +141,4 @@ def fine_prune(
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
-    return losses
+    return losses, model

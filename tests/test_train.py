@@ -154,7 +154,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     lines = (glue_dir / "MRPC" / "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
     cells = [line.rstrip("\r").split("\t") for line in lines]
     batches = [batch.indices.tolist() for batch in plan_epoch(lengths, TrainSettings(batch_size=8), 0, micro_batches=1)]
-    expected = fine_prune(
+    expected, _ = fine_prune(
         student,
         followed,
         [(cell[3], cell[4]) for cell in cells],
@@ -317,10 +317,14 @@ def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_learns_alike(precision: str, settings: Experiment) -> None:
     train_settings = settings()["train"]
-    exact = run(settings())
-    rounded = run(settings(train={**train_settings, "precision": precision}))
-    np.testing.assert_allclose(losses(rounded), losses(exact), atol=0.05)
-    assert losses(rounded) != losses(exact)
+    exact = losses(run(settings()))
+    rounded = losses(run(settings(train={**train_settings, "precision": precision})))
+    # Rounding alone, before it has moved a weight; then what it comes to. Single losses later on differ by processor:
+    # where a gradient is near 0, its rounding decides the sign of a whole step of Adam.
+    np.testing.assert_allclose(rounded[0], exact[0], atol=1e-3)
+    np.testing.assert_allclose(rounded[1], exact[1], atol=0.01)
+    np.testing.assert_allclose(np.mean(rounded), np.mean(exact), atol=0.02)
+    assert rounded != exact
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(settings: Experiment, tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert sweep(load_experiment(experiment), display=display)["counts"] == {"finished": 2, "stopped": 0, "failed": 2}
     assert (other / "result.json").stat().st_mtime_ns == untouched
     told = [event for event in display.events if isinstance(event, TrialAdvanced)]
-    assert {event.trial for event in told} == {broken.name, *(run.name for run in hopeless)}
+    assert {event.trial for event in told} == {run.name for run in (broken, other, *hopeless)}
+    assert {event.state for event in told if event.trial == other.name} == {"finished"}, "shown, and not run again"
     of_mended = [event for event in told if event.trial == broken.name]
     assert list(dict.fromkeys(event.state for event in of_mended)) == ["waiting", "running", "finished"]
     last = of_mended[-1]
