@@ -54,7 +54,7 @@ with Session(ClusterSettings()) as session:
     from ray.train.torch import TorchTrainer
     cpus = {{"CPU": session.cpus_per_worker()}}
     scaling = ScalingConfig(num_workers=1, resources_per_worker=cpus)
-    trainer = TorchTrainer(time.time, scaling_config=scaling, run_config=RunConfig(storage_path={storage!r}))
+    trainer = TorchTrainer(lambda: time.time(), scaling_config=scaling, run_config=RunConfig(storage_path={storage!r}))
     print(trainer.fit().return_value - began)
 """
 

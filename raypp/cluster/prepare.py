@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     from raypp.tasks import Task
 
 Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
-PART_ROWS = 1024
-WINDOW_ROWS = 128 * PART_ROWS  # so many rows are in memory at a time
+# Rows of a part, which is a task's work: few enough to keep many nodes busy, and so many that a task of Ray Data's,
+# which costs about as much as tokenizing 1024 rows, pays.
+PART_ROWS = (1024, 8192)
+WINDOW_PARTS = 64
+WINDOW_ROWS = WINDOW_PARTS * PART_ROWS[1]  # so many rows are in memory at a time
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
@@ -70,7 +73,7 @@ def featurize(
         files: list[StoredFile] = []
         done = 0
         for window in _read_ahead(_windows(raw.read(split))):
-            parts = [window.slice(start, PART_ROWS) for start in range(0, window.num_rows, PART_ROWS)]
+            parts = _parts(window)
             answers = ray.data.from_arrow(parts).map_batches(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
@@ -94,6 +97,13 @@ def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
             held = [table.slice(WINDOW_ROWS)] if rows > WINDOW_ROWS else []
     if held:
         yield pa.concat_tables(held)
+
+
+def _parts(window: pa.Table) -> list[pa.Table]:
+    """The rows in at most `WINDOW_PARTS` tables, if those do not become too small."""
+    least, most = PART_ROWS
+    size = min(most, max(least, -(-window.num_rows // WINDOW_PARTS)))
+    return [window.slice(start, size) for start in range(0, window.num_rows, size)]
 
 
 def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
