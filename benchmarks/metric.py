@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from workload import ENCODER, Workload, raw_table
+from workload import ENCODER, Workload, raw_table, texts_of
 
 from raypp.cluster.pipeline import prepare, train
 from raypp.config import Experiment, ScoreInitialization
@@ -116,8 +116,7 @@ def _evaluated(workload: Workload, model: nn.Module, longest: int) -> float:
 
 def _columns(workload: Workload, split: str, rows: int | None) -> tuple[list[tuple[str, ...]], list[int]]:
     table = raw_table(workload.task, split, rows)
-    sentences = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if workload.task.pair else [])]
-    return list(zip(*sentences, strict=True)), table["label"].to_pylist()
+    return texts_of(table, workload.task), table["label"].to_pylist()
 
 
 def said(values: list[float]) -> str:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report
+from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report, texts_of
 
 from raypp.config import ScoreInitialization
 from raypp.models import resolve_model
@@ -29,7 +29,6 @@ UNIFORM = ScoreInitialization(kind="uniform", scale=0.1)
 def naive_seconds(workload: Workload, steps: int) -> float:
     """Seconds of a naive step; the first one does not count."""
     table = raw_table(workload.task, "train", steps * BATCH_SIZE)
-    columns = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if workload.task.pair else [])]
     times: list[float] = []
 
     def timed_batches() -> Iterator[list[int]]:
@@ -41,7 +40,7 @@ def naive_seconds(workload: Workload, steps: int) -> float:
     fine_prune(
         resolve_model(ENCODER, None, "student.model"),
         workload.teacher,
-        list(zip(*columns, strict=True)),
+        texts_of(table, workload.task),
         table["label"].to_pylist(),
         timed_batches(),
         method="topk",

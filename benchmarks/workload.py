@@ -49,6 +49,12 @@ def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
     return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
 
 
+def texts_of(table: pa.Table, task: Task) -> list[tuple[str, ...]]:
+    """The sentence, or the pair of them, of each row."""
+    columns = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if task.pair else [])]
+    return list(zip(*columns, strict=True))
+
+
 class _Enough(Exception):
     """Ends a run that has made its steps."""
 

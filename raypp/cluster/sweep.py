@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def sweep(
         for number in range(len(plan.points)):
             plan.record_point(number)
         shared = SharedInputs(session, on_event, tracking_group(plan.folder))
-        ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
+        ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
         if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
             on_event(PhaseFinished(PHASE, note="finished before"))
@@ -131,7 +132,7 @@ def sweep(
         if left or not plan.is_complete:
             session.start()
             session.check_resources()
-            board = _run(plan, left, experiment, shared)
+            board = _run(plan, left, ended, experiment, shared)
             failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
             facts["overhead_seconds_per_trial"] = _overhead(board)
         results, stopped = read_results(plan.trials), read_stopped(plan.folder)
@@ -179,7 +180,13 @@ def trials_at_once(experiment: Experiment, session: Session) -> int:
     return room if limit is None else min(room, limit)
 
 
-def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shared: SharedInputs) -> Board:
+def _run(
+    plan: SweepPlan,
+    left: list[PlannedTrial],
+    ended: dict[str, tuple[float, float] | None],
+    experiment: Experiment,
+    shared: SharedInputs,
+) -> Board:
     """Runs what is left of a sweep on Tune."""
     os.environ.update(TUNE_ENVIRONMENT)
     from ray import tune
@@ -193,7 +200,6 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
         shared.inputs_of(each.plan)
     board = Board(headline_key(plan.trials[0].plan.task), on_event)
     board.add((each.name, each.stratum) for each in left)
-    ended = _ended(plan)
     for each in plan.trials:
         if each.name in ended:
             board.add_ended(each.name, each.stratum, ended[each.name])
@@ -203,7 +209,7 @@ def _run(plan: SweepPlan, left: list[PlannedTrial], experiment: Experiment, shar
         board.stop(judgement)
 
     stopping = plan.space.settings.stopping
-    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop)
+    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping, ended), stop)
     searcher = TrialSearcher(
         plan,
         left,
@@ -273,10 +279,9 @@ def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialT
     )
 
 
-def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
+def _halving(plan: SweepPlan, stopping: StoppingSettings, ended: Container[str]) -> Halving:
     """The rungs as the trials that have ended left them; the others tell theirs when they go on."""
     halving = Halving(stopping)
-    ended = read_results(plan.trials).keys() | read_stopped(plan.folder).keys()
     for each in plan.trials:
         if each.name in ended:
             halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
