@@ -179,8 +179,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         if worker.is_first and point.penalty_lambda:
             # The penalty is the whole model's and not a share's: once, on one worker.
             with watch("backward"):
-                penalty = pruner.penalty()
-                scaler.scale(point.penalty_lambda * penalty).backward()
+                factor = torch.tensor(point.penalty_lambda, device=worker.device)
+                penalty = pruner.add_penalty(scaler.scale(factor))
 
         with watch("data"):
             # A GPU is still busy with this step while the host makes the next one's batch.
@@ -207,7 +207,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             progress.computed_tokens += window.computed_tokens
             metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)
             if penalty is not None:
-                metrics["train/penalty"] = float(penalty.detach())
+                metrics["train/penalty"] = float(penalty)
             metrics["train/epoch"] = steps.epochs_after(done)
             trained = (progress.tokens - before.tokens, progress.computed_tokens - before.computed_tokens)
             perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
@@ -269,11 +269,20 @@ def seed_of(*parts: int) -> int:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
     """Scales all gradients together down to `max_norm`; returns their norm before that."""
-    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    total = _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     norm = float(total)
     if max_norm is not None and norm + 1e-6 > max_norm:  # torch's own term; else it would multiply all by 1
         nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return norm
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all of them together, a scalar on their device."""
+    if not gradients or gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    # On a CPU a dot product reads memory three times as fast as torch's norm.
+    flats = [gradient.reshape(-1) for gradient in gradients]
+    return torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt()
 
 
 def _training_features(job: Job) -> Features:

@@ -34,6 +34,8 @@ def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """
     kernels = _kernels_for(weight)
     if kernels is None:
+        if mask.dtype == torch.bool and out.dtype == weight.dtype:
+            return out.copy_(mask).mul_(weight)  # torch's product of two types makes a converted copy of the mask
         # The promotion matters where weight and result are two low precisions; else torch would round to the first too.
         return torch.mul(weight.to(torch.promote_types(weight.dtype, out.dtype)), mask, out=out)
     kernels.multiply(weight, mask, out)
@@ -66,7 +68,12 @@ def gradients(
         found: tuple[Tensor | None, Tensor | None] = kernels.gradients(gradient, weight, mask, gate_slope, dtypes)
         return found
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    for_weight = None if mask is None else (wide * mask).to(dtypes[0])
+    for_weight = None
+    if mask is not None:
+        # Converted here, as in `multiply`.
+        is_bool = mask.dtype == torch.bool
+        for_weight = torch.empty_like(wide).copy_(mask).mul_(wide) if is_bool else wide * mask
+        for_weight = for_weight.to(dtypes[0])
     if weight is None:
         return for_weight, None
     for_scores = wide * weight

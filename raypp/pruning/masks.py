@@ -21,7 +21,7 @@ GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
 GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest log alpha whose deterministic gate is 0
 NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
 
-HINT_MEMORY = 0.9  # part of an error that the next step still reckons with
+HINT_MEMORY = 0.8  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
 
@@ -324,5 +324,7 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tens
     stretch = GATE_HIGH - GATE_LOW
     gate = torch.add(sigmoid.new_full((), GATE_LOW), sigmoid, alpha=stretch)  # new_tensor would wait for the device
     slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(steepness * stretch)
-    slope.mul_((gate >= 0) & (gate <= 1))
+    # 0 where the gate is clamped, by the derivative of torch's own clamping activation: comparing, and multiplying by
+    # a boolean mask, takes seven times as long.
+    torch.ops.aten.hardtanh_backward.grad_input(slope, gate, 0.0, 1.0, grad_input=slope)
     return gate.clamp_(0.0, 1.0), slope

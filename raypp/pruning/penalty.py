@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypp.pruning.masks import GATE_CLOSES, GATE_TEMPERATURE
 
-
-class _MeanSigmoid(torch.autograd.Function):
-    """sigmoid(scores + shift).mean(), whose backward makes one matrix where autograd's own makes two."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, shift: float) -> Tensor:
-        sigmoid = torch.add(scores, shift).sigmoid_() if shift else torch.sigmoid(scores)
-        ctx.save_for_backward(sigmoid)
-        return sigmoid.mean()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (sigmoid,) = ctx.saved_tensors
-        return torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(gradients[0] / sigmoid.numel()), None
+# l1 is the mean of sigmoid(scores) (Sanh et al. 2020, section 4); l0 the mean probability that a hard concrete gate is
+# not 0, which is a sigmoid too (Louizos et al. 2018, equation 12).
+SHIFTS = {"l1": 0.0, "l0": -GATE_TEMPERATURE * GATE_CLOSES}
 
 
-def l1(scores: Tensor) -> Tensor:
-    """Mean of sigmoid(scores) of one matrix (Sanh et al. 2020, section 4). Scores of any shape, scalar result."""
-    return cast(Tensor, _MeanSigmoid.apply(scores, 0.0))  # type: ignore[no-untyped-call]
+@torch.no_grad()
+def add_penalty(
+    scores: Sequence[nn.Parameter],
+    kind: Literal["l1", "l0"],
+    mean: Literal["per_matrix", "global"],
+    factor: float | Tensor,
+) -> Tensor:
+    """Adds the gradient of factor * penalty to each matrix's `grad`, and returns the penalty, a scalar in [0, 1].
 
-
-def l0(scores: Tensor) -> Tensor:
-    """Mean probability that a hard concrete gate is not 0 (Louizos et al. 2018, equation 12); scalar result."""
-    shift = -GATE_TEMPERATURE * GATE_CLOSES
-    return cast(Tensor, _MeanSigmoid.apply(scores, shift))  # type: ignore[no-untyped-call]
-
-
-def penalty(scores: Sequence[Tensor], kind: Literal["l1", "l0"], mean: Literal["per_matrix", "global"]) -> Tensor:
-    """The penalty over all matrices, a scalar in [0, 1].
+    In closed form, matrix by matrix: autograd would keep all sigmoids and read all gradients once more.
 
     Args:
-        scores: one tensor a matrix, any shapes.
-        kind: which of the two.
+        scores: one parameter a matrix, any shapes.
+        kind: which of the two, see `SHIFTS`.
         mean: per_matrix gives every matrix the same weight, as the original (so a score of a small matrix counts more;
             the paper's lambdas assume it); global gives every score the same weight.
+        factor: lambda, times the loss scale where there is one; a number or a scalar on the scores' device.
     """
-    each = torch.stack([(l1 if kind == "l1" else l0)(matrix.float()) for matrix in scores])
-    if mean == "per_matrix":
-        return each.mean()
-    sizes = torch.tensor([matrix.numel() for matrix in scores], dtype=each.dtype, device=each.device)
-    return (each * sizes / sizes.sum()).sum()
+    total = sum(matrix.numel() for matrix in scores)
+    parts = []
+    for matrix in scores:
+        share = 1 / total if mean == "global" else 1 / (len(scores) * matrix.numel())
+        sigmoid = torch.add(matrix.float(), SHIFTS[kind]).sigmoid_()
+        parts.append(sigmoid.sum() * share)
+        each = torch.as_tensor(factor * share, dtype=sigmoid.dtype, device=sigmoid.device).expand_as(sigmoid)
+        gradient = torch.ops.aten.sigmoid_backward(each, sigmoid).to(matrix.dtype)
+        matrix.grad = gradient if matrix.grad is None else matrix.grad.add_(gradient)
+    return torch.stack(parts).sum()

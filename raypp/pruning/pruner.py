@@ -39,7 +39,7 @@ from raypp.pruning.masks import (
     logit,
     named_seed,
 )
-from raypp.pruning.penalty import penalty
+from raypp.pruning.penalty import add_penalty
 from raypp.pruning.schedule import SchedulePoint
 
 # With a target density the lowest gate that is kept opens at least as far as a score this far above closing opens it.
@@ -125,13 +125,19 @@ class Pruner:
         else:
             self._keep_largest(settings, point.value)
 
-    def penalty(self) -> Tensor:
-        """The unweighted penalty on the scores, a scalar; 0 where the settings have none. Multiply it by the lambda."""
+    def add_penalty(self, factor: float | Tensor) -> Tensor:
+        """Adds the gradient of factor * penalty to the scores' gradients; returns the unweighted penalty, a scalar.
+
+        Raises:
+            ValueError: the settings have no penalty.
+        """
         self._require_patched()
         settings = self.settings
         if not isinstance(settings, ScoredPruning) or settings.penalty is None:
-            return torch.zeros((), device=next(iter(self.layers.values())).weight.device)
-        return penalty([scores for _, scores in self.scores()], settings.penalty.kind, settings.penalty.mean)
+            raise ValueError(f"{settings.method} has no penalty here")
+        return add_penalty(
+            [scores for _, scores in self.scores()], settings.penalty.kind, settings.penalty.mean, factor
+        )
 
     def describe(self, point: SchedulePoint) -> dict[str, float]:
         """The metrics of a schedule's point: its density or threshold, and the lambda where there is a penalty.
@@ -302,7 +308,7 @@ def _noise(layer: MaskedLinear, seed: int) -> Tensor:
     generator's raw numbers, which numpy promises never to change, 16 bits each."""
     size = layer.weight.numel()
     raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
-    noise = torch.from_numpy(raw.astype(np.float32)).mul_(2.0**-16).add_(2.0**-17)
+    noise = torch.from_numpy(raw).float().mul_(2.0**-16).add_(2.0**-17)
     if layer.weight.is_cuda:
         noise = noise.pin_memory()  # else the copy would wait for the device, matrix by matrix
     return noise.view(layer.weight.shape).to(layer.weight.device, non_blocking=True)

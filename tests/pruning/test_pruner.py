@@ -251,13 +251,13 @@ def test_constant_scores() -> None:
 def test_the_penalty_is_the_configured_one_and_trains_the_scores() -> None:
     fields = {"penalty": {"kind": "l1", "final_lambda": 3.0}, **UNIFORM}
     pruner = Pruner(bert(), settings_of("sigmoid_threshold", **fields))
-    value = pruner.penalty()
+    value = pruner.add_penalty(2.0)
     expected = torch.stack([torch.sigmoid(scores).mean() for _, scores in pruner.scores()]).mean()
-    assert torch.equal(value, expected)
-    value.backward()
+    torch.testing.assert_close(value, expected.detach())
     assert all(scores.grad is not None and (scores.grad > 0).all() for _, scores in pruner.scores())
     for method in ("topk", "magnitude"):
-        assert float(Pruner(bert(), settings_of(method)).penalty()) == 0.0
+        with pytest.raises(ValueError, match="no penalty"):
+            Pruner(bert(), settings_of(method)).add_penalty(1.0)
 
 
 def test_a_point_is_described_by_the_methods_own_word() -> None:
@@ -420,7 +420,7 @@ def test_a_patched_model_is_not_patched_twice_and_a_folded_one_is_done() -> None
         Pruner(model, settings_of("topk"))
     assert pruner.fold() is model
     assert not any(isinstance(module, MaskedLinear) for module in model.modules())
-    for use in (pruner.fold, pruner.penalty, lambda: pruner.refresh(at(0.5))):
+    for use in (pruner.fold, lambda: pruner.add_penalty(1.0), lambda: pruner.refresh(at(0.5))):
         with pytest.raises(RuntimeError, match="folded"):
             use()
     assert list(Pruner(model, settings_of("topk")).layers) == NAMES
