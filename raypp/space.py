@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,25 @@ class Space:
 def said(changes: Mapping[str, Any]) -> str:
     """A point as a user would write it."""
     return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def told_apart(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The points by single fields (a section's mapping is taken apart), without what is the same wherever it stands."""
+    flat = [dict(_single_fields(point)) for point in points]
+    values: dict[str, list[Any]] = {}
+    for point in flat:
+        for name, value in point.items():
+            values.setdefault(name, []).append(value)
+    varied = {name for name, of_all in values.items() if any(value != of_all[0] for value in of_all)}
+    return [{name: value for name, value in point.items() if name in varied} for point in flat]
+
+
+def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _single_fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raypp.space import said
+from raypp.space import said, told_apart
 from raypp.sweep_plan import SweepPlan
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
@@ -79,12 +79,14 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
     table.add_column("run")
     if result["teacher"] is not None:
         table.add_row("dense", f"{result['teacher']:.4f}", "teacher", "")
+    tried = [trial["settings"] for trial in result["trials"]]
+    short = told_apart(tried)
     for point in result["front"]:
         spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
         table.add_row(
             f"{point['density']:.4f}",
             f"{point['metric']:.4f}{spread}",
-            Text(said(point["settings"])),
+            Text(said(short[tried.index(point["settings"])])),
             point["run"].rsplit("/", 1)[-1],
         )
     console.print(table)

@@ -11,7 +11,7 @@ import pytest
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
 from raypp.points import trials_of
-from raypp.space import Trial
+from raypp.space import Trial, told_apart
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -177,3 +177,17 @@ def test_a_random_search_repeats_no_point_and_ends_where_there_are_no_more() -> 
 def test_trials_are_named_by_their_settings() -> None:
     with pytest.raises(ConfigError, match="run: trials are named by their settings, got 'mine'"):
         trials({"space": {"pruning.final_density": {"choice": [0.5]}}}, run="mine")
+
+
+def test_points_are_told_apart_by_the_single_fields_that_differ() -> None:
+    points = [
+        {"pruning": {"method": "topk", "initial_warmup": 1}, "pruning.final_density": 0.5, "train.epochs": 3},
+        {"pruning": {"method": "topk", "initial_warmup": 1}, "pruning.final_density": 0.1, "train.epochs": 3},
+        {"pruning": {"method": "l0", "initial_warmup": 1, "penalty": {"kind": "l0"}}, "train.epochs": 3},
+    ]
+    assert told_apart(points) == [
+        {"pruning.method": "topk", "pruning.final_density": 0.5},
+        {"pruning.method": "topk", "pruning.final_density": 0.1},
+        {"pruning.method": "l0"},
+    ]
+    assert told_apart(points[:1]) == [{}]
