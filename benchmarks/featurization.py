@@ -49,7 +49,7 @@ class PeakMemory:
         return (self.peak - self.before) / 2**20
 
     def _watch(self) -> None:
-        while not self._done.wait(0.5):
+        while not self._done.wait(2.0):  # a sample takes a tenth of a second of a core
             self.peak = max(self.peak, self._held())
 
     def _held(self) -> int:

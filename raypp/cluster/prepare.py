@@ -38,8 +38,9 @@ Progress = Callable[[int, int | None], None]  # called with the rows done and, a
 # Rows of a part, which is a task's work: few enough to keep many nodes busy, and so many that a task of Ray Data's,
 # which costs about as much as tokenizing 1024 rows, pays.
 PART_ROWS = (1024, 8192)
-WINDOW_PARTS = 64
-WINDOW_ROWS = WINDOW_PARTS * PART_ROWS[1]  # so many rows are in memory at a time
+PARTS_PER_CPU = 8  # of a window: the last tasks of one leave CPUs idle
+# Rows in memory at a time; of the first window, so that work begins soon; and how fast the windows grow.
+WINDOW_ROWS, FIRST_WINDOW_ROWS, WINDOW_GROWTH = 524_288, 32_768, 4
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
@@ -71,53 +72,52 @@ def featurize(
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "task": task}
         work |= {"max_length": max_length, "folder": build.location}
         files: list[StoredFile] = []
-        done = 0
-        for window in _read_ahead(_windows(raw.read(split))):
-            parts = _parts(window)
-            answers = ray.data.from_arrow(parts).map_batches(
+        done, cpus = 0, int(ray.cluster_resources().get("CPU", 1))
+        for window, is_last in _read_ahead(_windows(raw.read(split))):
+            answers = ray.data.from_arrow(_parts(window, cpus)).map_batches(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
-            # Only the last window is smaller than it may be: then all rows are known.
-            total = done + window.num_rows if window.num_rows < WINDOW_ROWS else None
-            files += _collect(
-                answers, window.num_rows, _after(done, total, progress), f"features of {task.name} {split}"
-            )
+            report = _after(done, window.num_rows, is_last, progress)
+            files += _collect(answers, window.num_rows, report, f"features of {task.name} {split}")
             done += window.num_rows
         return build.finish(done, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
 
 def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in tables of WINDOW_ROWS (the last may be smaller): input of any size takes the memory of a few."""
+    """The rows in growing tables of at most WINDOW_ROWS: input of any size takes the memory of a few."""
     held: list[pa.Table] = []
+    size = FIRST_WINDOW_ROWS
     for batch in batches:
         held.append(pa.Table.from_batches([batch]))
-        if (rows := sum(table.num_rows for table in held)) >= WINDOW_ROWS:
+        while (rows := sum(table.num_rows for table in held)) >= size:
             table = pa.concat_tables(held)
-            yield table.slice(0, WINDOW_ROWS)
-            held = [table.slice(WINDOW_ROWS)] if rows > WINDOW_ROWS else []
+            yield table.slice(0, size)
+            held = [table.slice(size)] if rows > size else []
+            size = min(size * WINDOW_GROWTH, WINDOW_ROWS)
     if held:
         yield pa.concat_tables(held)
 
 
-def _parts(window: pa.Table) -> list[pa.Table]:
-    """The rows in at most `WINDOW_PARTS` tables, if those do not become too small."""
+def _parts(window: pa.Table, cpus: int) -> list[pa.Table]:
+    """The rows in `PARTS_PER_CPU` tables for each CPU, as far as those become neither too small nor too large."""
     least, most = PART_ROWS
-    size = min(most, max(least, -(-window.num_rows // WINDOW_PARTS)))
+    size = min(most, max(least, -(-window.num_rows // (PARTS_PER_CPU * cpus))))
     return [window.slice(start, size) for start in range(0, window.num_rows, size)]
 
 
-def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same, the next one read while this one is worked on."""
+def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, Callable[[], bool]]]:
+    """The same, each with what tells whether it is known to be the last: the next is read while this is worked on."""
     with ThreadPoolExecutor(1, thread_name_prefix="source") as thread:
-        upcoming = thread.submit(next, tables, None)
-        while (table := upcoming.result()) is not None:
+        table = next(tables, None)
+        while table is not None:
             upcoming = thread.submit(next, tables, None)
-            yield table
+            yield table, lambda upcoming=upcoming: upcoming.done() and upcoming.result() is None  # type: ignore[misc]
+            table = upcoming.result()
 
 
-def _after(before: int, total: int | None, progress: Progress) -> Progress:
-    """Progress that goes on where an earlier window ended."""
-    return lambda done, _: progress(before + done, total)
+def _after(before: int, rows: int, is_last: Callable[[], bool], progress: Progress) -> Progress:
+    """Progress that goes on where an earlier window ended; all rows are known as soon as this window is the last."""
+    return lambda done, _: progress(before + done, before + rows if is_last() else None)
 
 
 def logits_key(features: Artifact, teacher_fingerprint: str, label_permutation: Sequence[int], precision: str) -> str:

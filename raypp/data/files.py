@@ -135,11 +135,11 @@ def _json_lines(file: Location) -> Records:
 def _parquet(file: Location) -> Records:
     try:
         with file.filesystem.open_input_file(file.path) as stream:
-            row = 0
+            row, name = 0, str(file)  # once: it is for every row
             for batch in pq.ParquetFile(stream).iter_batches(batch_size=10_000):
                 for record in batch.to_pylist():
                     row += 1
-                    yield f"{file}, row {row}", record
+                    yield f"{name}, row {row}", record
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
 
