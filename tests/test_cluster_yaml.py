@@ -1,8 +1,9 @@
-"""cluster.yaml against Ray's own schema, offline, and against what the repository says elsewhere; nothing is launched."""
+"""cluster.yaml against Ray's own schema, offline, and against what the repository says elsewhere. Never launched."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,26 @@ def test_what_is_mounted_exists_and_holds_what_the_setup_installs(cluster: dict[
 
 
 def test_only_who_has_the_token_may_ask_and_only_through_the_head(cluster: dict[str, Any]) -> None:
-    (token,) = (target for target, source in cluster["file_mounts"].items() if source == "~/.ray/auth_token")
+    (secrets,) = (target for target, source in cluster["file_mounts"].items() if source.startswith("~"))
     options = cluster["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in options
-    assert f"--env RAY_AUTH_TOKEN_PATH={token}" in options
+    assert f"--env RAY_AUTH_TOKEN_PATH={secrets}/auth_token" in options
     (start,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_what_is_in_the_environment_file_reaches_ray(cluster: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    """The start command itself, in a shell, with another program in the place of `ray`."""
+    (secrets,) = (target for target, source in cluster["file_mounts"].items() if source.startswith("~"))
+    (tmp_path / "environment").write_text("WANDB_API_KEY=from-the-file\n")
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$WANDB_API_KEY" "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    (start,) = [command for command in cluster[f"{kind}_start_ray_commands"] if "ray start" in command]
+    shell = ["bash", "-c", start.replace(secrets, str(tmp_path))]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    printed = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("from-the-file start --" + ("head" if kind == "head" else "address=10.0.0.1:6379"))
 
 
 def test_the_head_does_not_compute_and_the_workers_are_spot_gpus_that_come_and_go(cluster: dict[str, Any]) -> None:
