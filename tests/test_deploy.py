@@ -54,7 +54,9 @@ CONTAINER = fields(
     "resources",
     name=NAME,
     image=TEXT,
-    env=each(fields("name", name=TEXT, value=TEXT, valueFrom=fields("secretKeyRef", secretKeyRef=SECRET_KEY))),
+    env=each(
+        fields("name", name=TEXT, value={"type": "string"}, valueFrom=fields("secretKeyRef", secretKeyRef=SECRET_KEY))
+    ),
     ports=each(fields("containerPort", name={**NAME, "maxLength": 15}, containerPort={**COUNT, "maximum": 65535})),
     resources=fields("requests", "limits", requests=QUANTITIES, limits=QUANTITIES),
     volumeMounts=each(fields("name", "mountPath", name=NAME, mountPath=TEXT)),
@@ -214,9 +216,11 @@ def test_pods_run_the_ray_that_the_tests_ran_with_and_this_raypp() -> None:
 def test_no_pod_has_a_secret_written_out() -> None:
     cluster = cluster_of(load(FILES[0]))
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        (variable,) = group["template"]["spec"]["containers"][0]["env"]
-        assert variable["name"] == "WANDB_API_KEY"
-        assert "value" not in variable
+        variables = {each["name"]: each for each in group["template"]["spec"]["containers"][0]["env"]}
+        assert "secretKeyRef" in variables["WANDB_API_KEY"]["valueFrom"]
+        secret = variables["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["name"]
+        assert secret not in [load(name)["metadata"]["name"] for name in FILES], "KubeRay keeps its token under that"
+        assert [name for name, each in variables.items() if "value" in each] == ["RAY_JOB_STOP_WAIT_TIME_S"]
 
 
 def test_the_job_is_a_command_of_this_repository() -> None:
@@ -227,6 +231,8 @@ def test_the_job_is_a_command_of_this_repository() -> None:
     assert loaded.sweep is not None
     assert loaded.cluster.storage.startswith("s3://"), "pods share no disk"
     assert loaded.cluster.gpus_per_worker == 1
+    assert loaded.cluster.autoscaling
+    assert loaded.sweep.concurrent == cluster_of(load("rayjob.yaml"))["workerGroupSpecs"][0]["maxReplicas"]
 
 
 # --- the checks themselves -------------------------------------------------------------------------------------------
