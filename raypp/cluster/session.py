@@ -74,15 +74,15 @@ class Session:
         environment = TRAIN_ENVIRONMENT if self.verbose else QUIET_ENVIRONMENT | TRAIN_ENVIRONMENT
         if self.settings.autoscaling:
             environment = environment | AUTOSCALING_ENVIRONMENT
-            if "RAY_ADDRESS" not in os.environ:
-                raise ConfigError(
-                    "cluster.autoscaling: true, but RAY_ADDRESS names no cluster, and this machine does not grow"
-                )
         for name, value in environment.items():
             os.environ.setdefault(name, value)
         import ray
 
         if not ray.is_initialized():
+            if self.settings.autoscaling and not os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(
+                    "cluster.autoscaling: true, but this machine does not grow; set RAY_ADDRESS, or leave it out"
+                )
             level = logging.INFO if self.verbose else logging.ERROR
             for name in RAY_LOGGERS:
                 logging.getLogger(name).setLevel(level)
