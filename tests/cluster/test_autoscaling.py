@@ -5,21 +5,17 @@ As in cluster.yaml, the head has no CPU and there is no worker until something w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from ray_head import free_ports, listens, ray_head, short_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 DEADLINE_SECONDS = 240
@@ -36,10 +32,7 @@ COMMANDS = ("setup", "initialization", "head_setup", "worker_setup", "head_start
 @pytest.fixture
 def address() -> Iterator[str]:
     """A cluster with no worker, that may have two."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of sockets below it are limited
+    (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     config = {
         "cluster_name": "growing",
@@ -54,42 +47,13 @@ def address() -> Iterator[str]:
         "cluster_synced_files": [],
         **{f"{name}_commands": [] for name in COMMANDS},
     }
-    (folder / "autoscaling.yaml").write_text(yaml.safe_dump(config))
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    start += ["--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}"]
-    start += [f"--autoscaling-config={folder / 'autoscaling.yaml'}"]
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    head = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port)
-        yield address
-    finally:
-        # A head that ends in order takes half a minute and leaves the nodes that the autoscaler has started.
-        for process in started_for(folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        head.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert time.monotonic() < deadline, "the head does not start"
-        time.sleep(0.2)
-
-
-def started_for(folder: Path) -> list[int]:
-    """Ids of the processes of the cluster whose files are in a folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{folder}/".encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
+    with short_folder() as folder:
+        (folder / "autoscaling.yaml").write_text(yaml.safe_dump(config))
+        options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false"]
+        options += [f"--autoscaling-config={folder / 'autoscaling.yaml'}"]
+        environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        with ray_head(folder, options, environment, is_ready=lambda: listens(port)):
+            yield address
 
 
 @pytest.fixture

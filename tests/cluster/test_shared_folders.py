@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray_head import RAY
 
 pytestmark = pytest.mark.ray
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 COMMAND = """
 import sys
 from raypp.cluster.session import Session
