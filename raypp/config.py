@@ -525,6 +525,9 @@ class ClusterSettings(Settings):
     """GPU of each worker: 1, a part of one that several share, or 0 for the CPU."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """How workers are laid over nodes."""
+    autoscaling: bool = False
+    """Whether the cluster starts nodes for work that waits for them (`ray up`, KubeRay; Ray does not tell). What is not
+    there is then waited for, half an hour at most, and not refused."""
     storage: str = "runs"
     """Folder of all runs; a local path or a URI (s3://, gs://)."""
     store: str | None = None
@@ -636,7 +639,7 @@ class SweepSettings(Settings):
     """When to stop a trial that others of its density are ahead of; null: every trial runs to its end. Seeds of a point
     compete, too: its mean is over those that finished."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time; null: as many as the cluster has room for."""
+    """Trials at a time; null: as many as the cluster has room for. With cluster.autoscaling it must be given."""
 
     @model_validator(mode="after")
     def _points_are_countable(self) -> SweepSettings:

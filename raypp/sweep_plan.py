@@ -85,6 +85,11 @@ def plan_sweep(experiment: Experiment) -> SweepPlan:
             f"cluster.workers: the trials of a sweep share the cluster evenly, so a range is not possible, got "
             f"{list(experiment.cluster.workers)}; give one number"
         )
+    if experiment.cluster.autoscaling and (experiment.sweep is None or experiment.sweep.concurrent is None):
+        raise ConfigError(
+            "sweep.concurrent: the room that there will be with cluster.autoscaling is not known; give the number of "
+            "trials at a time, such as the GPUs that the cluster may have, for trials of one GPU"
+        )
     space = Space.of(experiment)
     if space.settings.search == "optuna":
         return _plan_search(space)

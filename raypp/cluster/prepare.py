@@ -222,14 +222,16 @@ def _tokenize_part(
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
-    """How many actors the cluster has room for, and what each takes."""
+    """How many actors the cluster has room for, and what each takes. One, if there is no room yet."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if gpus and num_gpus:
-        return min(num_gpus, num_parts), {"num_gpus": 1}
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if gpus and (num_gpus or not cpus):
+        return min(max(1, num_gpus), num_parts), {"num_gpus": 1}
+    if not cpus:
+        return 1, {"num_cpus": 1}
     each = min([MAX_ACTOR_CPUS, *cpus])
     return min(sum(count // each for count in cpus), num_parts), {"num_cpus": each}
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 from raypp.storage import Location
@@ -31,6 +32,8 @@ QUIET_ENVIRONMENT = {
 }
 # Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+# A machine of a cloud's takes minutes to start, to pull an image and to install; Ray Train would wait for one.
+AUTOSCALING_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -60,15 +63,26 @@ class Session:
             ray.shutdown()
 
     def start(self) -> None:
-        """Connects to the cluster of RAY_ADDRESS, or starts an embedded one; uses one that is there already."""
+        """Connects to the cluster of RAY_ADDRESS, or starts an embedded one; uses one that is there already.
+
+        Raises:
+            ConfigError: there is no such cluster, or its nodes do not share the storage.
+        """
         if self.started:
             return
         before = time.monotonic()
-        for name, value in (TRAIN_ENVIRONMENT if self.verbose else QUIET_ENVIRONMENT | TRAIN_ENVIRONMENT).items():
+        environment = TRAIN_ENVIRONMENT if self.verbose else QUIET_ENVIRONMENT | TRAIN_ENVIRONMENT
+        if self.settings.autoscaling:
+            environment = environment | AUTOSCALING_ENVIRONMENT
+        for name, value in environment.items():
             os.environ.setdefault(name, value)
         import ray
 
         if not ray.is_initialized():
+            if self.settings.autoscaling and not os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(
+                    "cluster.autoscaling: true, but this machine does not grow; set RAY_ADDRESS, or leave it out"
+                )
             level = logging.INFO if self.verbose else logging.ERROR
             for name in RAY_LOGGERS:
                 logging.getLogger(name).setLevel(level)
@@ -90,8 +104,14 @@ class Session:
                 if callable(on_terminate) and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, on_terminate)
             self.owned = True
+            check_shared(self._folders())
         self.started = True
         self.start_seconds = time.monotonic() - before
+
+    def _folders(self) -> dict[str, Location]:
+        """What all nodes read and write, by setting."""
+        named = {"cluster.storage": self.settings.storage, "cluster.store": self.settings.store}
+        return {field: Location.of(path, field) for field, path in named.items() if path is not None}
 
     @contextlib.contextmanager
     def owning(self, run: Location, *, wait: bool = False) -> Iterator[None]:
@@ -134,37 +154,41 @@ class Session:
             return 1.0
         import ray
 
+        if self.settings.autoscaling:
+            raise ConfigError(
+                "cluster.cpus_per_worker: auto shares out the nodes that are there, but with cluster.autoscaling they "
+                "come as they are needed; give a number"
+            )
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         wanted = max(1, self.settings.max_workers)
         fitting = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= wanted]
         return float(max(fitting, default=1))
 
     def check_resources(self) -> None:
-        """Refuses more workers than the cluster has, or can grow to, resources for.
+        """Refuses more workers than the cluster has resources for, unless it starts nodes for them.
 
         Raises:
             ConfigError: with what was asked and what there is.
         """
         import ray
-        from ray._private.state import state
 
         settings = self.settings
         least = settings.workers if isinstance(settings.workers, int) else settings.workers[0]
-        reachable = dict(ray.cluster_resources())
-        for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
-            reachable[name] = max(reachable.get(name, 0), amount)
         asked = {"CPU": self.cpus_per_worker(), "GPU": settings.gpus_per_worker}
+        if settings.autoscaling:
+            return
+        there = ray.cluster_resources()
         fields = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}
         problems = [
             f"cluster.workers: {least} workers with {each:g} {name} each ({fields[name]}) need {least * each:g} "
-            f"{name}, but the cluster has {reachable.get(name, 0):g} and cannot grow to more; ask for less"
+            f"{name}, but the cluster has {there.get(name, 0):g}; ask for less, or, if it starts nodes as they are "
+            "needed, say so with cluster.autoscaling=true"
             for name, each in asked.items()
-            if least * each > reachable.get(name, 0)
+            if least * each > there.get(name, 0)
         ]
         if problems:
             raise ConfigError(problems)
-        can_grow = any(reachable[name] > have for name, have in ray.cluster_resources().items())
-        if (room := self.room()) < least and not can_grow:
+        if (room := self.room()) < least:
             raise ConfigError(
                 f"cluster.workers: the nodes have room for {room} workers with "
                 + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items() if each)

@@ -174,9 +174,12 @@ def plan_resources(experiment: Experiment) -> str:
 
 
 def trials_at_once(experiment: Experiment, session: Session) -> int:
-    """Trials that the cluster has room for, at most as many as the sweep allows."""
-    room = max(1, session.room() // session.settings.max_workers)
+    """Trials that the cluster has room for, at most as many as the sweep allows; an autoscaling cluster makes room."""
     limit = experiment.sweep.concurrent if experiment.sweep else None
+    if session.settings.autoscaling:
+        assert limit is not None, "a sweep on an autoscaling cluster is planned with a number"
+        return limit
+    room = max(1, session.room() // session.settings.max_workers)
     return room if limit is None else min(room, limit)
 
 

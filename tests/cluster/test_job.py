@@ -1,0 +1,113 @@
+"""`ray job submit --working-dir . -- raypp …`, as in docs/cluster.md, on a head that starts as cluster.yaml's does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from ray_head import RAY, free_ports, ray_head, short_folder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOKEN = "a" * 64
+KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
+DEADLINE_SECONDS = 200
+
+
+@dataclass
+class Head:
+    dashboard: str
+    folder: Path
+
+    def submit(self, working_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit`, waiting, from a shell that has the token and not the W&B key."""
+        command = [*RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(working_dir), "--", *words]
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+
+    def get(self, path: str, token: str | None) -> str:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(self.dashboard + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return str(answer.read().decode())
+
+    def answers(self) -> bool:
+        """Whether the dashboard does."""
+        try:
+            self.get("/api/jobs/", TOKEN)
+            return True
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """A head with two CPUs, since it has no workers, and otherwise with cluster.yaml's environment and dashboard."""
+    port, dashboard, agent = free_ports(3)
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    (start,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
+    (host,) = [word for word in start.split() if word.startswith("--dashboard-host=")]
+    options = [f"--port={port}", host, f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    settings = [option.split()[1] for option in cluster["docker"]["run_options"] if option.startswith("--env")]
+    environment = {**os.environ, **dict(setting.split("=") for setting in settings)}
+    environment |= {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}
+    del environment["RAY_AUTH_TOKEN"]
+    with short_folder() as folder:
+        (folder / "auth_token").write_text(TOKEN)
+        environment["RAY_AUTH_TOKEN_PATH"] = str(folder / "auth_token")
+        started = Head(f"http://127.0.0.1:{dashboard}", folder)
+        with ray_head(folder, [*options, "--num-cpus=2"], environment, is_ready=started.answers):
+            yield started
+
+
+@pytest.fixture
+def working_dir(tmp_path: Path, minilm_dir: Path) -> Path:
+    """A folder as somebody has it who works on raypp: this code and an experiment."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "raypp", folder / "raypp", ignore=shutil.ignore_patterns("__pycache__"))
+    values = {
+        "task": "sentiment",
+        "data": {"source": {"kind": "synthetic", "train_rows": 64, "dev_rows": 32}, "max_length": 32},
+        "student": {"model": str(minilm_dir)},
+        "train": {"max_steps": 4, "batch_size": 8},
+        "cluster": {"workers": 1, "cpus_per_worker": 1, "storage": str(tmp_path / "runs")},
+        "sweep": {"space": {"train.learning_rate": {"choice": [3.0e-5, 5.0e-5]}}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def test_a_job_runs_the_code_it_brings_and_only_with_the_token(head: Head, working_dir: Path, tmp_path: Path) -> None:
+    for token in (None, "b" * 64):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            head.get("/api/jobs/", token)
+        assert refused.value.code in (401, 403)
+
+    raypp = [sys.executable, "-m", "raypp.cli"]
+    done = head.submit(working_dir, *raypp, "sweep", "job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 trials" in " ".join(done.stdout.split()), "the table is in the job's log"
+    runs = list((tmp_path / "runs" / "job").glob("dense-*/result.json"))
+    assert len(runs) == 2
+    assert all(list(run.parent.glob("wandb/offline-run-*")) for run in runs), "trials are recorded"
+
+    wrong = head.submit(working_dir, *raypp, "sweep", "job.yaml", "train.batch_size=0")
+    assert wrong.returncode == 1, "all that Ray's command tells apart"
+    assert "train.batch_size" in wrong.stdout
+    jobs = json.loads(head.get("/api/jobs/", TOKEN))
+    assert sorted(job["driver_exit_code"] for job in jobs) == [0, 2]
+
+    assert KEY not in json.dumps(jobs) + done.stdout + done.stderr + wrong.stdout
+    written = [path for folder in (tmp_path / "runs", head.folder) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("job-driver-") for path in written), "Ray has logged"
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
