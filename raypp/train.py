@@ -203,7 +203,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
 
         done = step + 1
         if step == start:
-            perf["perf/seconds_to_first_step"] = time.time() - job.started_at
+            # The clock of another node, or one that was set back, may be behind.
+            perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
         *totals, leaving = sums.tolist()  # one worker that leaves is enough
         window.add(totals, rows, norm, time.perf_counter() - began)
         saving = steps.saves_after(done) or leaving
