@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -50,6 +51,15 @@ def patiently(place: object, attempt: Callable[[], T]) -> T:
             logger.log(level, "%s fails (%s); trying again for %.0f s", place, error, sum(PAUSES_SECONDS))
         time.sleep(pause_seconds)
     return attempt()
+
+
+@contextmanager
+def tidying(place: object) -> Iterator[None]:
+    """What is not removed only costs space, so failing to is reported and the work goes on."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be tidied up (%s)", place, error)
 
 
 def _patient(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:

@@ -27,7 +27,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raypp.errors import ConfigError, StorageFailed
-from raypp.storage import DEFINITE, Location, patiently
+from raypp.storage import DEFINITE, Location, patiently, tidying
 
 logger = logging.getLogger("raypp")
 
@@ -164,9 +164,9 @@ class Store:
             assert build.artifact is not None, "a build was left without finish()"
         finally:
             if build.artifact is None:
-                with _tidying(location):
+                with tidying(location):
                     location.delete()
-        with _tidying(folder):
+        with tidying(folder):
             for other in folder.children():
                 if str(other) in _damaged or _is_abandoned(other):
                     other.delete()
@@ -193,15 +193,6 @@ def storage_errors(place: Location) -> Iterator[None]:
         raise ConfigError(f"cluster.store: {place} is no folder that all nodes can read and write: {error}") from error
     except OSError as error:
         raise StorageFailed(f"the store fails at {place}: {error}") from error
-
-
-@contextmanager
-def _tidying(place: Location) -> Iterator[None]:
-    """What is not removed only costs space, so failing to is reported and the work goes on."""
-    try:
-        yield
-    except OSError as error:
-        logger.warning("store: %s cannot be tidied up (%s)", place, error)
 
 
 class _DamagedError(Exception):

@@ -34,6 +34,7 @@ from raypp.plan import Plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
+from raypp.storage import tidying
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
@@ -252,7 +253,7 @@ def _run(
         on_event(Message(STOPPING))
         _let_trials_leave(line, board)
         raise
-    finally:
+    with tidying(scratch):
         scratch.delete()
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]

@@ -17,7 +17,7 @@ from raypp.cluster.train_worker import Reported, train_worker
 from raypp.errors import ConfigError, Left, RunFailed
 from raypp.events import Message
 from raypp.interrupts import STOPPING, held_back
-from raypp.storage import Location
+from raypp.storage import Location, tidying
 from raypp.train import Job, fit
 from raypp.worker import Worker
 
@@ -58,9 +58,12 @@ def run_job(
         return fit(job, replace(worker, leaves=leaves))
     with held_back(lambda text: on_event(Message(text))) as interrupted:
         try:
-            return fit(job, replace(worker, leaves=interrupted))
+            result = fit(job, replace(worker, leaves=interrupted))
         except Left as left:
             raise _interrupted(left.step) from None
+        if interrupted():  # too late to stop this run, but not what may follow it
+            raise KeyboardInterrupt
+        return result
 
 
 def _interrupted(step: int) -> KeyboardInterrupt:
@@ -145,6 +148,7 @@ def _run_group(
         raise
     finally:
         line.close()
+    with tidying(scratch):
         scratch.delete()
     if "error" in outcome:
         if isinstance(outcome["error"], RayActorError):
