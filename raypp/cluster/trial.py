@@ -24,7 +24,7 @@ from raypp.cluster.line import Line, Notice
 from raypp.cluster.session import Session
 from raypp.cluster.train_worker import WorkersPlaced
 from raypp.cluster.trainer import run_job
-from raypp.errors import ConfigError, Left, RunFailed, StorageFailed
+from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.identity import versions
@@ -84,7 +84,7 @@ def run_trial(config: dict[str, Any]) -> None:
                 result = run_job(
                     task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop, leaves=notice
                 )
-    except StorageFailed:
+    except (StorageFailed, WorkersLost):
         raise
     except Left as left:
         if notice.drained:
