@@ -384,22 +384,23 @@ def kill_trial(command: Command, storage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strike", "ends"),
-    [(kill_trial, 0), (to_driver(signal.SIGTERM), 130)],
-    ids=["a trial is killed", "SIGTERM"],
+    ("strike", "ends", "workers"),
+    [(kill_trial, 0, 1), (kill("RayTrainWorker", 2), 0, 2), (to_driver(signal.SIGTERM), 130, 1)],
+    ids=["a trial is killed", "the workers of a trial are killed", "SIGTERM"],
 )
 def test_a_sweep(
     strike: Callable[[Command, Path], None],
     ends: int,
+    workers: int,
     experiment: Path,
     undisturbed: Callable[..., Path],
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    expected = outcome(undisturbed(1))
+    expected = outcome(undisturbed(workers))
     path, storage = tmp_path / "sweep.yaml", tmp_path / "runs"
     path.write_text(experiment.read_text() + SWEEP)
-    words = ("sweep", path, f"cluster.storage={storage}")
+    words = ("sweep", path, f"cluster.storage={storage}", f"cluster.workers={workers}")
     with started(*words) as command:
         wait_for(lambda: is_in_the_middle(storage), "the middle of the trial")
         strike(command, storage)
