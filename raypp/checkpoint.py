@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,8 +101,21 @@ def _changing(model: nn.Module, beside: nn.Module | None) -> dict[str, Tensor]:
     return changing | {n: b for n, b in model.named_buffers() if n in persistent}
 
 
+def _nothing() -> None:
+    """Nothing is to be done first."""
+
+
 def _copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A checkpoint to write."""
+
+    checkpoint: Checkpoint
+    best_step: int | None
+    before: Callable[[], None]
 
 
 class Checkpoints:
@@ -110,26 +125,47 @@ class Checkpoints:
         self.location = location
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._lock = threading.Lock()
+        self._orders: list[_Order] = []
+        self._pending: list[Future[None]] = []
+        self._skipped = False
 
-    def write(self, checkpoint: Checkpoint, best_step: int | None = None) -> None:
-        """Starts writing; waits first for the one before, so that at most one is held in memory.
+    def write(
+        self, checkpoint: Checkpoint, best_step: int | None = None, before: Callable[[], None] = _nothing
+    ) -> None:
+        """Has a checkpoint written in the background; never waits.
+
+        Where writing takes longer than training to the next one, the newest takes the place of the one whose turn has
+        not come, so that two are in memory at most, and the best beside them.
 
         Args:
             best_step: of the checkpoint that is kept beside the newest ones.
+            before: done first, in the background too.
+
+        Raises:
+            StorageFailed: an earlier one could not be written.
         """
-        self.wait()
-        self._pending = self._thread.submit(self._write, checkpoint, best_step)
+        self._check([future for future in self._pending if future.done()])
+        with self._lock:
+            kept = [order for order in self._orders if order.checkpoint.step == best_step]
+            if len(kept) < len(self._orders) and not self._skipped:
+                self._skipped = True
+                logger.warning("writing to %s takes longer than checkpoints come; some are skipped", self.location)
+            self._orders = [*kept, _Order(checkpoint, best_step, before)]
+        self._pending = [future for future in self._pending if not future.done()]
+        self._pending.append(self._thread.submit(self._write_next))
 
     def wait(self) -> None:
         """Returns when what was started is written; raises StorageFailed if it could not be."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
-            pending.result()
-        except OSError as error:
-            raise StorageFailed(f"a checkpoint cannot be written to {self.location}: {error}") from error
+        pending, self._pending = self._pending, []
+        self._check(pending)
+
+    def _check(self, futures: list[Future[None]]) -> None:
+        for future in futures:
+            try:
+                future.result()
+            except OSError as error:
+                raise StorageFailed(f"a checkpoint cannot be written to {self.location}: {error}") from error
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; damage is found when one is read."""
@@ -170,6 +206,14 @@ class Checkpoints:
 
     def clear(self) -> None:
         self.location.delete()
+
+    def _write_next(self) -> None:
+        with self._lock:
+            if not self._orders:
+                return  # a newer one has taken its place, and is written
+            order = self._orders.pop(0)
+        order.before()
+        self._write(order.checkpoint, order.best_step)
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> None:
         folder = self.location / f"step-{checkpoint.step:08d}"

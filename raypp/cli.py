@@ -43,8 +43,8 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     except ConfigError as error:
         _say(*error.problems)
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        _say("interrupted", *resuming)
+    except KeyboardInterrupt as interrupt:
+        _say(f"interrupted {interrupt}".strip(), *resuming)
         return INTERRUPTED
     except Exception as error:
         if options.verbose:

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly, apart from our own bugs."""
+"""The ways a command can end before its time, apart from our own bugs."""
 
 from __future__ import annotations
 
@@ -24,4 +24,15 @@ class RunFailed(RuntimeError):
 
 
 class StorageFailed(RunFailed):
-    """A checkpoint cannot be written or read. Raised by one worker alone; trying again may help."""
+    """The storage cannot be written or read, for all patience. Raised by one worker alone; trying again may help."""
+
+
+class Left(Exception):
+    """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
+
+    Every worker raises it after the same step; the run goes on from there, here or elsewhere.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(step)

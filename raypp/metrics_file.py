@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raypp.storage import Location
+from raypp.storage import Location, patiently
 
 
 class MetricsFile:
@@ -22,8 +22,20 @@ class MetricsFile:
         for key, value in metrics.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}: {value} at step {step} is not a finite number")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, **metrics}, allow_nan=False) + "\n"
+        patiently(self.path, lambda: self._append(line.encode()))
+
+    def _append(self, line: bytes) -> None:
+        """Appends the whole line or, where that fails, nothing of it: a full disk takes a part."""
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(before)
+                raise
 
     def records(self) -> list[dict[str, Any]]:
         """All reports, in order. A last line that a crash cut short is left out; any other bad line is a ValueError."""

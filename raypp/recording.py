@@ -141,8 +141,13 @@ class Recorder:
             self.metrics.log(step, metrics)
             self.tracker.log(step, metrics)
 
+    def save_metrics(self) -> None:
+        """Uploads the log so far, where the run's folder is not local; from any thread."""
+        if self.worker.is_first and not self.run.is_local:
+            (self.run / "metrics.jsonl").write_bytes(self.metrics.path.read_bytes())
+
     def save(self) -> None:
-        """Uploads what is recorded so far, where the run's folder is not local."""
+        """Uploads all that is recorded, where the run's folder is not local."""
         if self.worker.is_first and not self.run.is_local:
             self.run.upload(self.folder)
 

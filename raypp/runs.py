@@ -15,8 +15,8 @@ from typing import IO, Any
 import yaml
 
 from raypp.config import Experiment
-from raypp.errors import ConfigError
-from raypp.storage import Location
+from raypp.errors import ConfigError, StorageFailed
+from raypp.storage import DEFINITE, Location
 
 logger = logging.getLogger("raypp")
 
@@ -100,14 +100,16 @@ def run_experiment(run: Location) -> Experiment:
 
 
 def check_writable(location: Location, field: str) -> None:
-    """Raises ConfigError naming `field` if nothing can be written there."""
+    """Raises ConfigError naming `field` if it is no place to write to, and StorageFailed if writing there fails."""
     probe = location / f".raypp-{os.getpid()}"
     try:
         location.make_folder()
         probe.write_bytes(b"")
         probe.delete()
-    except OSError as error:
+    except DEFINITE as error:
         raise ConfigError(f"{field}: {location} cannot be written to: {error.strerror or error}") from None
+    except OSError as error:
+        raise StorageFailed(f"{location} cannot be written to: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,23 +1,75 @@
 """Files in a folder of any filesystem that pyarrow knows: local, NFS, s3://, gs://.
 
-Object stores have no rename and no append, so nothing here relies on either.
+Object stores have no rename and no append, so nothing here relies on either. What fails for a while (a network, a
+filer that restarts, a full disk that somebody empties) is tried again for about a minute, here and nowhere else; only
+`chunks`, a stream that cannot be begun again, is read in one go.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow.fs as pafs
 
 from raypp.errors import ConfigError
 
+logger = logging.getLogger("raypp")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CHUNK_BYTES = 1 << 20
+# Waited between one try and the next.
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# These say that a path is not what it should be, which no waiting changes. All else may pass.
+DEFINITE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def patiently(place: object, attempt: Callable[[], T]) -> T:
+    """What `attempt` returns, tried again with growing pauses while storage fails; the last OSError where it stays so.
+
+    Args:
+        attempt: may be done twice.
+    """
+    for number, pause_seconds in enumerate(PAUSES_SECONDS):
+        try:
+            return attempt()
+        except DEFINITE:
+            raise
+        except OSError as error:
+            level = logging.INFO if number else logging.WARNING  # one line is enough
+            logger.log(level, "%s fails (%s); trying again for %.0f s", place, error, sum(PAUSES_SECONDS))
+        time.sleep(pause_seconds)
+    return attempt()
+
+
+@contextmanager
+def tidying(place: object) -> Iterator[None]:
+    """What is not removed only costs space, so failing to is reported and the work goes on."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be tidied up (%s)", place, error)
+
+
+def _patient(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:
+    """A method of Location that is tried again while storage fails."""
+
+    @functools.wraps(method)
+    def patient(self: Location, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return patiently(self, lambda: method(self, *args, **kwargs))
+
+    return patient
 
 
 @dataclass(frozen=True)
@@ -57,19 +109,24 @@ class Location:
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
+    @_patient
     def is_file(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.File)
 
+    @_patient
     def is_folder(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory)
 
+    @_patient
     def size_bytes(self) -> int:
         return int(self.filesystem.get_file_info(self.path).size)
 
+    @_patient
     def make_folder(self) -> Location:
         self.filesystem.create_dir(self.path, recursive=True)
         return self
 
+    @_patient
     def children(self) -> list[Location]:
         """Files and folders directly inside, by name; empty where there is no such folder."""
         try:
@@ -78,12 +135,14 @@ class Location:
             return []
         return [self / info.base_name for info in sorted(infos, key=lambda info: info.base_name)]
 
+    @_patient
     def files(self) -> list[Location]:
         """All files below this folder, by path."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return [Location(self.filesystem, i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
 
+    @_patient
     def delete(self) -> None:
         """Removes the file or folder; nothing to remove is fine (somebody else may have been first)."""
         kind = self.filesystem.get_file_info(self.path).type
@@ -95,6 +154,7 @@ class Location:
         except FileNotFoundError:
             pass
 
+    @_patient
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
             return bytes(stream.read())
@@ -105,6 +165,7 @@ class Location:
     def read_json(self) -> Any:
         return json.loads(self.read_text())
 
+    @_patient
     def write_bytes(self, content: bytes) -> None:
         """Writes the whole file. Local writes go through a temporary name, so a reader never sees half of it."""
         if not self.is_local:
@@ -134,12 +195,14 @@ class Location:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
+    @_patient
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
 
+    @_patient
     def download(self, folder: Path) -> Path:
         """A local copy of this folder under `folder`; the folder itself if it is local already."""
         if self.is_local:
@@ -147,6 +210,7 @@ class Location:
         pafs.copy_files(self.path, str(folder), source_filesystem=self.filesystem, chunk_size=CHUNK_BYTES)
         return folder
 
+    @_patient
     def upload(self, folder: Path) -> None:
         """Copies a local folder's files to this folder."""
         self.make_folder()

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raypp.errors import ConfigError
-from raypp.storage import Location
+from raypp.errors import ConfigError, StorageFailed
+from raypp.storage import DEFINITE, Location, patiently, tidying
 
 logger = logging.getLogger("raypp")
 
@@ -75,8 +75,8 @@ class Artifact:
     def read_part(self, name: str) -> pa.Table:
         """One Parquet file, whole."""
         place = self.location / name
-        with storage_errors(place), place.filesystem.open_input_file(place.path) as source:
-            return pq.ParquetFile(source).read()
+        with storage_errors(place):
+            return pq.ParquetFile(pa.BufferReader(place.read_bytes())).read()
 
     def read_table(self) -> pa.Table:
         """All Parquet files as one table, sorted by the column `row`: the order of the source."""
@@ -164,9 +164,9 @@ class Store:
             assert build.artifact is not None, "a build was left without finish()"
         finally:
             if build.artifact is None:
-                with _tidying(location):
+                with tidying(location):
                     location.delete()
-        with _tidying(folder):
+        with tidying(folder):
             for other in folder.children():
                 if str(other) in _damaged or _is_abandoned(other):
                     other.delete()
@@ -185,20 +185,14 @@ def write_part(folder: Location, table: pa.Table) -> StoredFile:
 
 @contextmanager
 def storage_errors(place: Location) -> Iterator[None]:
-    """Turns what the filesystem refuses into a ConfigError that names the setting and the place."""
+    """Turns what the filesystem refuses into a ConfigError that names the setting and the place, and what it fails at
+    though nothing is wrong with the place (a network, a full disk) into StorageFailed."""
     try:
         yield
-    except OSError as error:
+    except DEFINITE as error:
         raise ConfigError(f"cluster.store: {place} is no folder that all nodes can read and write: {error}") from error
-
-
-@contextmanager
-def _tidying(place: Location) -> Iterator[None]:
-    """What is not removed only costs space, so failing to is reported and the work goes on."""
-    try:
-        yield
     except OSError as error:
-        logger.warning("store: %s cannot be tidied up (%s)", place, error)
+        raise StorageFailed(f"the store fails at {place}: {error}") from error
 
 
 class _DamagedError(Exception):
@@ -236,7 +230,8 @@ def _read_manifest(build: Location) -> Artifact:
 
 def _files_in(folder: Location) -> dict[str, pafs.FileInfo]:
     """Every file below a folder, by its name relative to it."""
-    infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True, allow_not_found=True))
+    selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+    infos = patiently(folder, lambda: folder.filesystem.get_file_info(selector))
     return {info.path[len(folder.path) :].lstrip("/"): info for info in infos if info.is_file}
 
 

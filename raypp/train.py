@@ -27,7 +27,7 @@ from raypp.data.features import Features
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import LayerPairs, OnlineTeacher, load_teacher
-from raypp.errors import RunFailed, StorageFailed
+from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.evaluate import Predictions, evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.inputs import step_inputs
@@ -92,7 +92,8 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         The run's result (as in result.json), the same on every worker.
 
     Raises:
-        RunFailed: a loss or gradient is not finite, a checkpoint cannot be written, the folded model disagrees.
+        Left: the worker was asked to leave; the step it was at is done and saved.
+        RunFailed: a loss or gradient is not finite, the storage fails for good, the folded model disagrees.
     """
     with Recorder(job.run, job.experiment, worker, job.group) as recorder:
         try:
@@ -100,6 +101,8 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         except FloatingPointError as error:
             # Every worker has the same scores and the same predictions, so every worker is here.
             raise RunFailed(str(error)) from error
+        except OSError as error:
+            raise StorageFailed(f"{job.run} cannot be written to, or what it reads cannot be read: {error}") from error
 
 
 def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
@@ -187,8 +190,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             upcoming = next(stream, None)
 
         with watch("optimizer"):
-            counts = torch.tensor([inputs.tokens, inputs.computed_tokens], dtype=torch.float64, device=worker.device)
-            sums = worker.sum_gradients(parameters, torch.cat([sums, counts]))
+            counts = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
+            sums = worker.sum_gradients(parameters, torch.cat([sums, counts.to(worker.device)]))
             scaler.unscale_(optimizer)
             norm = clip_gradients(parameters, settings.max_gradient_norm)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
@@ -200,9 +203,12 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
 
         done = step + 1
         if step == start:
-            perf["perf/seconds_to_first_step"] = time.time() - job.started_at
-        window.add(sums.tolist(), rows, norm, time.perf_counter() - began)
-        if done % settings.log_every_steps == 0 or steps.saves_after(done):
+            # The clock of another node, or one that was set back, may be behind.
+            perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
+        *totals, leaving = sums.tolist()  # one worker that leaves is enough
+        window.add(totals, rows, norm, time.perf_counter() - began)
+        saving = steps.saves_after(done) or leaving
+        if done % settings.log_every_steps == 0 or saving:
             progress.tokens += window.tokens
             progress.computed_tokens += window.computed_tokens
             metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)
@@ -222,9 +228,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
             worker.on_event(_advanced(job, done, steps, metrics))
-        if steps.saves_after(done):
+        if saving:
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
-            recorder.save()  # before the checkpoint: what is too new is cut on resume, what is missing is lost
             if worker.is_first:
                 with watch("checkpoint"):
                     state = {
@@ -236,11 +241,15 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     }
                     best_step = int(progress.best["step"]) if progress.best else None
                     captured = capture(done, model, optimizer, state, beside=objective.projections)
-                    checkpoints.write(captured, best_step)
+                    # The log goes first: what is too new is cut on resume, what is missing is lost.
+                    checkpoints.write(captured, best_step, before=recorder.save_metrics)
         if steps.evaluates_after(done):
             if worker.may_stop:
                 checkpoints.wait()
             worker.on_report({"step": done, **metrics})
+        if leaving:
+            checkpoints.wait()
+            raise Left(done)
 
     checkpoints.wait()
     perf["perf/loop_seconds"] = time.monotonic() - loop_began
@@ -338,6 +347,6 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
 def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
     rates = ", ".join(dict.fromkeys(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups))
     return (
-        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-2].tolist()}, gradient "
+        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-3].tolist()}, gradient "
         f"norm {norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
     )

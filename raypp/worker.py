@@ -20,6 +20,11 @@ def _ignore(_: Any) -> None:
     """Nobody is watching."""
 
 
+def _never() -> bool:
+    """Nobody asks it to leave."""
+    return False
+
+
 @dataclass
 class Worker:
     """One of `world_size` processes that train together."""
@@ -31,6 +36,9 @@ class Worker:
     """Takes progress events for the display; may be called often."""
     on_report: Callable[[dict[str, Any]], None] = _ignore
     """Takes the metrics of every report, on every worker at the same step."""
+    leaves: Callable[[], bool] = _never
+    """Whether this process is to leave (a command that ends, a node that is taken away). Asked at every step; one
+    worker is enough for all to save that step and raise `Left`."""
     may_stop: bool = False
     """Whether who takes the reports may end the run there and then, process and all."""
 

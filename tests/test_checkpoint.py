@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from raypp import storage
 from raypp.checkpoint import Checkpoints, capture, restore
 from raypp.errors import RunFailed, StorageFailed
 from raypp.storage import Location
@@ -90,8 +92,27 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
     for step in (10, 20, 30, 40, 50):
         checkpoints.write(capture(step, model, optimizer, {}), best_step=20 if step >= 20 else None)
-    checkpoints.wait()
+        checkpoints.wait()
     assert checkpoints.steps() == [20, 40, 50]
+
+
+def test_writing_never_waits_for_slow_storage_and_skips_what_is_overtaken_but_not_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = trained(seed=3, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=5)
+    answers = threading.Event()
+    try:
+        for step in (1, 2, 3, 4, 5):  # all return, though nothing can be written
+            best_step = 3 if step >= 3 else None
+            checkpoints.write(capture(step, model, optimizer, {}), best_step, before=lambda: answers.wait() and None)
+        assert checkpoints.steps() == []
+    finally:
+        answers.set()
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 3, 5]
+    assert len(caplog.records) == 1
+    assert "some are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
@@ -129,7 +150,8 @@ def test_one_whose_best_is_damaged_is_passed_over_where_the_best_is_to_be_delive
         assert latest.step == expected
 
 
-def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", ())
     model, optimizer = trained(seed=4, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
     checkpoints.write(capture(1, model, optimizer, {}))

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from raypp import store as store_module
-from raypp.errors import ConfigError
+from raypp.errors import ConfigError, StorageFailed
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 
@@ -308,7 +308,7 @@ def test_disk_that_fails_at_the_manifest_leaves_nothing(store: Store, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Location, "write_json", full)
-    with pytest.raises(ConfigError, match=r"cluster\.store: .*No space left on device"):
+    with pytest.raises(StorageFailed, match=r"the store fails at .*No space left on device"):
         build_artifact(store)
     monkeypatch.undo()
     assert builds(store) == []

@@ -13,24 +13,28 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import uuid
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from raypp.cluster.line import Line
 from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import start_fit
+from raypp.cluster.trainer import STOP_SECONDS, start_fit
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
-from raypp.events import PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
+from raypp.interrupts import STOPPING
 from raypp.plan import Plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
+from raypp.storage import tidying
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
@@ -213,13 +217,15 @@ def _run(
         record_stopped(plan.folder, judgement)
         board.stop(judgement)
 
+    line_name = f"line of {plan.folder} {uuid.uuid4().hex}"
+    line = Line.open(line_name)
     stopping = plan.space.settings.stopping
     scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping, ended), stop)
     searcher = TrialSearcher(
         plan,
         left,
         ended,
-        task_of=lambda planned: _task(planned, shared, may_stop=stopping is not None),
+        task_of=lambda planned: _task(planned, shared, line_name, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )
     scratch = plan.folder / "ray"
@@ -243,15 +249,31 @@ def _run(
     )
     thread, outcome = start_fit(tuner.fit)
     on_event(PhaseStarted(PHASE, len(plan.trials)))
-    while thread.is_alive():
-        waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
-        on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
-        thread.join(POLL_SECONDS)
-    scratch.delete()
+    try:
+        while thread.is_alive():
+            waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
+            on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
+            thread.join(POLL_SECONDS)
+    except KeyboardInterrupt:
+        on_event(Message(STOPPING))
+        _let_trials_leave(line, board)
+        raise
+    with tidying(scratch):
+        scratch.delete()
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
     on_event(PhaseFinished(PHASE))
     return board
+
+
+def _let_trials_leave(line: Line, board: Board) -> None:
+    """Has every trial that runs save the step it is at, if it can so soon."""
+    line.ask_to_leave()
+    deadline, left = time.monotonic() + STOP_SECONDS, set[str]()
+    while time.monotonic() < deadline and any(
+        row.state == "running" and row.name not in left for row in list(board.rows.values())
+    ):
+        left.update(line.take(POLL_SECONDS))
 
 
 def _resources(settings: ClusterSettings) -> Any:
@@ -264,7 +286,7 @@ def _resources(settings: ClusterSettings) -> Any:
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
-def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialTask:
+def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
@@ -281,6 +303,7 @@ def _task(planned: PlannedTrial, shared: SharedInputs, may_stop: bool) -> TrialT
         total_steps=plan.steps.total,
         may_stop=may_stop,
         threads=max(1, int(float(cluster.cpus_per_worker))),
+        line=line,
     )
 
 

@@ -1,40 +1,30 @@
-"""Runs a job: in this process, or on the workers of a Ray TorchTrainer. All of Ray Train's wiring is here."""
+"""Runs a job: in this process, or on the workers of a Ray TorchTrainer, from the command's side."""
 
 from __future__ import annotations
 
-import logging
-import queue
+import contextlib
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from raypp.cluster.line import Line
 from raypp.cluster.session import Session
-from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.cluster.train_worker import Reported, train_worker
+from raypp.errors import ConfigError, Left, RunFailed
 from raypp.events import Message
+from raypp.interrupts import STOPPING, held_back
+from raypp.storage import Location, tidying
 from raypp.train import Job, fit
 from raypp.worker import Worker
 
 EventHandler = Callable[[Any], None]
-CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail
-STOP_SECONDS = 30.0  # for workers to notice, at one of their next events, that nobody listens any more
-
-
-@dataclass(frozen=True)
-class WorkersPlaced:
-    """The workers of a job run, in this placement group (its id, hex)."""
-
-    placement_group: str
-
-
-@dataclass(frozen=True)
-class _Reported:
-    """The first worker's report, on its way to this process."""
-
-    metrics: dict[str, Any]
+CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail, and how often its process may be lost
+STOP_SECONDS = 30.0  # for workers to save the step they are at, when they are asked to leave
+POLL_SECONDS = 0.5
 
 
 def run_job(
@@ -44,6 +34,7 @@ def run_job(
     on_report: Callable[[dict[str, Any]], None] | None = None,
     *,
     may_stop: bool = False,
+    leaves: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
@@ -51,32 +42,131 @@ def run_job(
         session: started, and found to have the resources, unless `workers: 0`.
         on_report: called with the metrics of every evaluation; what it raises ends the job.
         may_stop: whether it may: then the evaluation's checkpoint is written before.
+        leaves: whether this process is to leave; None: it is when it is interrupted.
 
     Raises:
+        KeyboardInterrupt: it was interrupted; the step it was at is saved, if there was time for it.
+        Left: `leaves` has said so; the step it was at is saved.
         RunFailed: training failed for good; the same command resumes it.
     """
-    if job.experiment.cluster.max_workers == 0:
-        device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
-        return fit(job, Worker(device=device, on_event=on_event, on_report=on_report or _ignore, may_stop=may_stop))
-    return _run_on_workers(job, session, on_event, on_report or _ignore, may_stop)
+    on_report = on_report or _ignore
+    if job.experiment.cluster.max_workers:
+        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or _never)
+    device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
+    worker = Worker(device=device, on_event=on_event, on_report=on_report, may_stop=may_stop)
+    if leaves is not None:
+        return fit(job, replace(worker, leaves=leaves))
+    with held_back(lambda text: on_event(Message(text))) as interrupted:
+        try:
+            result = fit(job, replace(worker, leaves=interrupted))
+        except Left as left:
+            raise _interrupted(left.step) from None
+        if interrupted():  # too late to stop this run, but not what may follow it
+            raise KeyboardInterrupt
+        return result
+
+
+def _interrupted(step: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt(f"after step {step}, which is saved")
 
 
 def _run_on_workers(
-    job: Job, session: Session, on_event: EventHandler, on_report: Callable[[dict[str, Any]], None], may_stop: bool
+    job: Job,
+    session: Session,
+    on_event: EventHandler,
+    on_report: Callable[[dict[str, Any]], None],
+    may_stop: bool,
+    leaves: Callable[[], bool],
 ) -> dict[str, Any]:
+    """Runs groups of workers, one after the other, until one has done the job. A group that loses a worker is Ray
+    Train's to restart; it is over when its node is taken away, or Ray Train's controller dies."""
+    from ray.exceptions import RayActorError
+
+    lost = 0
+    while True:
+        try:
+            returned = _run_group(job, session, on_event, on_report, may_stop, leaves)
+        except RayActorError as error:
+            lost += 1
+            if lost > CONTROLLER_FAILURES:
+                raise RunFailed(f"Ray Train's controller was lost {lost} times: {str(error).strip()}") from error
+            on_event(Message(f"{job.phase}: Ray Train's controller was lost; the run starts again where it was saved"))
+            continue
+        if "failed" in returned:
+            raise RunFailed(returned["failed"])
+        if "left" not in returned:
+            return dict(returned["result"])
+        if leaves():
+            raise Left(returned["left"])
+        on_event(Message(f"{job.phase}: a node is taken away; step {returned['left']} is saved and goes on elsewhere"))
+
+
+def _run_group(
+    job: Job,
+    session: Session,
+    on_event: EventHandler,
+    on_report: Callable[[dict[str, Any]], None],
+    may_stop: bool,
+    leaves: Callable[[], bool],
+) -> dict[str, Any]:
+    """Runs one group of workers and returns what `train_worker` did on its first one.
+
+    Raises:
+        RayActorError: Ray Train's controller, or the line to the workers, died.
+    """
+    from ray.exceptions import RayActorError
+
+    line = Line.open()
+    scratch = job.run / "ray"
+    trainer = _trainer(job, session, scratch, {"job": job, "line": line, "may_stop": may_stop})
+    thread, outcome = start_fit(trainer.fit)
+    asked = False
+    try:
+        ended = False
+        while not ended:
+            ended = not thread.is_alive()
+            for event in line.take(0 if ended else POLL_SECONDS):
+                if isinstance(event, Reported):
+                    on_report(event.metrics)
+                else:
+                    on_event(event)
+            if leaves() and not asked:
+                line.ask_to_leave()
+                asked = True
+    except BaseException as error:
+        # Else the workers would train on, on a cluster of others, with a run that is nobody's; and Ray of our own must
+        # not be shut down under the trainer's feet.
+        if isinstance(error, KeyboardInterrupt):
+            on_event(Message(STOPPING))
+        with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
+            line.ask_to_leave()
+        thread.join(STOP_SECONDS)
+        if isinstance(error, KeyboardInterrupt) and "result" in outcome:
+            returned = outcome["result"].return_value
+            if "left" in returned:
+                raise _interrupted(returned["left"]) from None
+        raise
+    finally:
+        line.close()
+    with tidying(scratch):
+        scratch.delete()
+    if "error" in outcome:
+        if isinstance(outcome["error"], RayActorError):
+            raise outcome["error"]
+        raise _explained(outcome["error"]) from outcome["error"]
+    return dict(outcome["result"].return_value)
+
+
+def _trainer(job: Job, session: Session, scratch: Location, config: dict[str, Any]) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.util.queue import Empty, Queue
 
     settings = job.experiment.cluster
-    events = Queue(actor_options={"num_cpus": 0})
-    scratch = job.run / "ray"
-    workers = settings.workers if isinstance(settings.workers, int) else tuple(settings.workers)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": events, "may_stop": may_stop},
+        train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=settings.workers if isinstance(settings.workers, int) else tuple(settings.workers),
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker={
                 "CPU": session.cpus_per_worker(),
@@ -95,31 +185,6 @@ def _run_on_workers(
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
     )
-    thread, outcome = start_fit(trainer.fit)
-    try:
-        while thread.is_alive() or not events.empty():
-            try:
-                event = events.get(timeout=0.5)
-            except (Empty, queue.Empty):
-                continue
-            if isinstance(event, _Reported):
-                on_report(event.metrics)
-            else:
-                on_event(event)
-    except BaseException:
-        # The workers notice and end: else they would train on, on a cluster of others, with a run that is nobody's; and
-        # Ray of our own must not be shut down under the trainer's feet.
-        events.shutdown(force=True)
-        thread.join(STOP_SECONDS)
-        raise
-    events.shutdown(force=True)
-    scratch.delete()
-    if "error" in outcome:
-        raise _explained(outcome["error"]) from outcome["error"]
-    returned = outcome["result"].return_value
-    if "failed" in returned:
-        raise RunFailed(returned["failed"])
-    return dict(returned["result"])
 
 
 def start_fit(fit: Callable[[], Any]) -> tuple[threading.Thread, dict[str, Any]]:
@@ -152,64 +217,10 @@ def _explained(error: BaseException) -> Exception:
     return RunFailed(f"{type(cause).__name__}: {str(cause).strip()}")
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What every TorchTrainer worker runs: the loop, with this worker's place in the group."""
-    import ray.train
-    import ray.util
-    from ray.exceptions import RayActorError
-    from ray.train.torch import get_device
-
-    context = ray.train.get_context()
-    events = config["events"]
-    first = context.get_world_rank() == 0
-    told: list[Any] = []
-
-    def tell(event: Any) -> None:
-        # The queue's own put waits for an answer: some milliseconds that a step should not take. So the answer is
-        # looked at before the next event; it is an error when the command has ended.
-        if told and ray.wait(told, timeout=0)[0]:
-            ray.get(told.pop())
-        told[:] = [events.actor.put_nowait.remote(event)]
-
-    def report(metrics: dict[str, Any]) -> None:
-        ray.train.report(metrics)
-        if first:
-            tell(_Reported(metrics))
-
-    worker = Worker(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=get_device(),
-        on_event=tell if first else _ignore,
-        on_report=report,
-        may_stop=config["may_stop"],
-    )
-    if first:
-        tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
-        logging.getLogger("raypp").addHandler(_ToDisplay(tell))
-    try:
-        result = fit(config["job"], worker)
-        events.size()  # answered after all that was told before: nothing is lost
-        return {"result": result}
-    except RayActorError:
-        return {"failed": "the command that started this run has ended"}
-    except StorageFailed:
-        raise
-    except RunFailed as failure:
-        # Every worker fails alike and trying again would not help: returned, so that Ray Train does not.
-        return {"failed": str(failure)}
-
-
-class _ToDisplay(logging.Handler):
-    """Sends warnings to the display: a worker's own log is hidden."""
-
-    def __init__(self, on_event: EventHandler) -> None:
-        super().__init__(logging.WARNING)
-        self.on_event = on_event
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.on_event(Message(record.getMessage()))
-
-
 def _ignore(_: Any) -> None:
     """Nobody wants to know."""
+
+
+def _never() -> bool:
+    """Nobody asks it to leave."""
+    return False

@@ -20,9 +20,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from raypp.cluster.line import Line, Notice
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import WorkersPlaced, run_job
-from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.cluster.train_worker import WorkersPlaced
+from raypp.cluster.trainer import run_job
+from raypp.errors import ConfigError, Left, RunFailed, StorageFailed
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.identity import versions
@@ -49,6 +51,8 @@ class TrialTask:
     """Whether the sweep stops trials early."""
     threads: int
     """Of torch, where the actor runs the loop itself."""
+    line: str
+    """Name of the line to the command."""
 
     def __repr__(self) -> str:  # Tune puts it into names and files
         return self.job.run.name
@@ -63,6 +67,8 @@ def run_trial(config: dict[str, Any]) -> None:
     torch.set_num_threads(task.threads)
     reporter = _Reporter(task)
     run = task.job.run
+    line = Line.named(task.line)
+    notice = Notice(line)
     try:
         # What a command that was killed has left may hold the run for some seconds more.
         with (
@@ -75,12 +81,22 @@ def run_trial(config: dict[str, Any]) -> None:
                 start_run(run.make_folder(), task.job.experiment, task.digest, versions())
                 reporter.repeat_evaluations()
                 session.start()  # Ray is there already; but then the session knows
-                result = run_job(task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop)
+                result = run_job(
+                    task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop, leaves=notice
+                )
     except StorageFailed:
         raise
+    except Left as left:
+        if notice.drained:
+            raise RunFailed(f"its node is taken away; step {left.step} is saved") from None
+        line.tell(run.name)
+        while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
+            time.sleep(STOP_SECONDS)
     except (RunFailed, ConfigError) as failure:
         reporter.report(failed=str(failure))  # it would fail alike: not raised, so that Tune does not try again
         return
+    finally:
+        notice.close()
     reporter.finish(result)
 
 

@@ -1,10 +1,8 @@
-"""A sweep whose command, or one of whose trials, is killed: the same command goes on to the same front."""
+"""A sweep whose command is killed: the same command goes on to the same front."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,10 +28,6 @@ sweep:
   concurrent: 1
 """
 SEARCHES = {
-    "one": """
-  space:
-    pruning.final_density: {choice: [0.5]}
-""",
     "grid": """
   stopping: {}
   space:
@@ -80,16 +74,6 @@ def is_in_the_middle(folder: Path, finished: int) -> bool:
     return len(done) >= finished and bool(begun)
 
 
-def actors(folder: Path) -> list[int]:
-    """Process ids of the Tune actors that hold a run of this folder."""
-    found = []
-    for lock in folder.glob("runs/ladder/*/.lock"):
-        text = lock.read_text()
-        if text and not lock.parent.name.startswith("sweep-"):
-            found.append(int(json.loads(text)["pid"]))
-    return found
-
-
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The front and the trials of a sweep, without what differs from one folder to another."""
     (file,) = folder.glob("runs/ladder/sweep-*/result.json")
@@ -113,16 +97,3 @@ def test_a_killed_command_changes_nothing(search: str, tmp_path: Path, minilm_di
     run(command(killed, search, minilm_dir))
     assert outcome(killed) == outcome(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished trials are taken as they are"
-
-
-def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path: Path, minilm_dir: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run(command(undisturbed, "one", minilm_dir))
-    process = subprocess.Popen(command(killed, "one", minilm_dir), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: is_in_the_middle(killed, 0) and bool(actors(killed)), "a trial to be under way")
-    os.kill(actors(killed)[0], signal.SIGKILL)
-    _, shown = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 0, shown
-    assert "failed and is tried again from its last checkpoint" in shown
-    assert "trial: goes on after step" in shown
-    assert outcome(killed) == outcome(undisturbed)

@@ -1,0 +1,118 @@
+"""The line between a command and those who train for it: events one way, the wish that they leave the other way.
+
+Who trains hears of one more thing here: that its node is about to be taken away, as a spot machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+NOTICE_POLL_SECONDS = 2.0  # between two looks at whether the node is drained; clouds warn 30 to 120 seconds before
+
+
+class _Exchange:
+    """The actor in the middle. It lives where the command does, and ends with it."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+        self.wish = asyncio.Event()
+
+    async def tell(self, event: Any) -> None:
+        self.events.put_nowait(event)
+
+    async def take(self, timeout_seconds: float) -> list[Any]:
+        """All that was told, or what comes first within so many seconds."""
+        events: list[Any] = []
+        if timeout_seconds and self.events.empty():
+            try:
+                events.append(await asyncio.wait_for(self.events.get(), timeout_seconds))
+            except TimeoutError:
+                return []
+        while not self.events.empty():
+            events.append(self.events.get_nowait())
+        return events
+
+    async def ask_to_leave(self) -> None:
+        self.wish.set()
+
+    async def wish_to_leave(self) -> None:
+        """Returns when it is wished."""
+        await self.wish.wait()
+
+
+@dataclass(frozen=True)
+class Line:
+    """The line as both ends hold it. All methods raise RayActorError when the command at its other end has ended."""
+
+    actor: Any
+
+    @classmethod
+    def open(cls, name: str | None = None) -> Line:
+        """A new line from this process. With a name, `Line.named` finds it."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 1000}
+        named = {} if name is None else {"name": name, "namespace": "raypp"}
+        return cls(ray.remote(_Exchange).options(**options, **named).remote())
+
+    @classmethod
+    def named(cls, name: str) -> Line:
+        """The other end of a line with a name."""
+        import ray
+
+        return cls(ray.get_actor(name, namespace="raypp"))
+
+    def tell(self, event: Any) -> Any:
+        """Sends an event. Returns the answer's reference: an error where nobody listens any more."""
+        return self.actor.tell.remote(event)
+
+    def take(self, timeout_seconds: float) -> list[Any]:
+        """The events that were sent, after waiting so long for a first one."""
+        import ray
+
+        return list(ray.get(self.actor.take.remote(timeout_seconds)))
+
+    def ask_to_leave(self) -> None:
+        """Asks all who train to save the step they are at, and leave."""
+        import ray
+
+        ray.get(self.actor.ask_to_leave.remote())
+
+    def close(self) -> None:
+        import ray
+
+        ray.kill(self.actor)
+
+
+class Notice:
+    """Whether who trains in this process is to leave: it is wished, the command has ended, or the node is drained."""
+
+    def __init__(self, line: Line) -> None:
+        self.drained = False
+        self._leave = threading.Event()
+        self._closed = threading.Event()
+        threading.Thread(target=self._listen, args=(line.actor.wish_to_leave.remote(),), daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._leave.is_set()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _listen(self, wish: Any) -> None:
+        import ray
+        from ray._private.state import state
+
+        node = ray.get_runtime_context().get_node_id()
+        while not self._closed.is_set():
+            # ray.train.get_preemption_info() says the same, but all workers have to wait for each other in it.
+            wished = bool(ray.wait([wish], timeout=NOTICE_POLL_SECONDS)[0])
+            self.drained = node in state.get_draining_nodes()
+            if wished or self.drained:
+                self._leave.set()
+                return

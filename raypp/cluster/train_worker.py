@@ -1,0 +1,98 @@
+"""What every worker of a TorchTrainer runs: the loop, with this worker's place in the group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raypp.cluster.line import Line, Notice
+from raypp.errors import Left, RunFailed, StorageFailed
+from raypp.events import Message
+from raypp.train import fit
+from raypp.worker import Worker
+
+
+@dataclass(frozen=True)
+class WorkersPlaced:
+    """The workers of a job run, in this placement group (its id, hex)."""
+
+    placement_group: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The first worker's report, on its way to the command."""
+
+    metrics: dict[str, Any]
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains, and returns one of: `result`; `left`, the step that was saved when it was asked to leave; `failed`, with
+    what trying again would not help."""
+    import ray.train
+    import ray.util
+    from ray.exceptions import RayActorError
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    line: Line = config["line"]
+    first = context.get_world_rank() == 0
+    told: list[Any] = []
+
+    def tell(event: Any) -> None:
+        # Waiting for the answer would cost some milliseconds that a step should not take. So it is looked at before the
+        # next event; it is an error when the command has ended.
+        if told and ray.wait(told, timeout=0)[0]:
+            ray.get(told.pop())
+        told[:] = [line.tell(event)]
+
+    def report(metrics: dict[str, Any]) -> None:
+        ray.train.report(metrics)
+        if first:
+            tell(Reported(metrics))
+
+    notice = Notice(line)
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=get_device(),
+        on_event=tell if first else _ignore,
+        on_report=report,
+        leaves=notice,
+        may_stop=config["may_stop"],
+    )
+    if first:
+        tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
+        logging.getLogger("raypp").addHandler(_ToDisplay(tell))
+    try:
+        result = fit(config["job"], worker)
+        ray.get(told)  # answered after all that was told before: nothing is lost
+        return {"result": result}
+    except Left as left:
+        return {"left": left.step}
+    except RayActorError:
+        return {"failed": "the command that started this run has ended"}
+    except StorageFailed:
+        raise
+    except RunFailed as failure:
+        # Every worker fails alike and trying again would not help: returned, so that Ray Train does not.
+        return {"failed": str(failure)}
+    finally:
+        notice.close()
+
+
+class _ToDisplay(logging.Handler):
+    """Sends warnings to the display: a worker's own log is hidden."""
+
+    def __init__(self, on_event: Callable[[Any], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.on_event = on_event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.on_event(Message(record.getMessage()))
+
+
+def _ignore(_: Any) -> None:
+    """Only the first worker tells."""

@@ -1,0 +1,482 @@
+"""Whatever dies, a run recovers or ends cleanly, and comes to the same result, bit for bit: faults as a table.
+
+Real runs of a real encoder with its default dropout. Each case breaks a run in its middle. It then recovers by itself,
+or it ends with one message and its exit status, and the same command goes on. Neither a process nor a lock nor half a
+file is left. `pytest -rP` shows how long each took to recover, and how many steps were done twice. What happens in one
+process, without a kill, is in tests/test_faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from whole_runs import (
+    Command,
+    assert_same,
+    assert_tidy,
+    checkpoints,
+    only_run,
+    outcome,
+    resumed_after,
+    run_command,
+    started,
+    steps_of,
+    wait_for,
+)
+
+from raypp.models import load_classifier
+from raypp.tasks import TASKS
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EXPERIMENT = """
+name: faulty
+task: sentiment
+data: {{source: {{kind: synthetic, train_rows: 240, dev_rows: 48}}, max_length: 32}}
+student: {{model: "{model}"}}
+pruning: {{method: topk, final_density: 0.3, initial_warmup: 1, final_warmup: 1}}
+train: {{max_steps: 36, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
+evaluation: {{every_steps: 12}}
+cluster: {{workers: 1, cpus_per_worker: 1, checkpoint_every_steps: 4, store: "{store}"}}
+tracking: {{wandb: off}}
+"""
+MIDDLE = 14  # steps that are done, or more, when the fault strikes
+RESUMES = "the same command goes on from the last checkpoint: raypp train"
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    path = tmp_path_factory.mktemp("faults") / "faulty.yaml"
+    path.write_text(EXPERIMENT.format(model=minilm_dir, store=path.parent / "store"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(experiment: Path) -> Callable[..., Path]:
+    """The run that those of so many workers are compared with. (Other numbers of workers add up in another order.)"""
+    made: dict[tuple[int, tuple[str, ...]], Path] = {}
+
+    def run(workers: int, *overrides: str) -> Path:
+        if (workers, overrides) not in made:
+            storage = experiment.parent / f"undisturbed-{len(made)}"
+            run_command("train", experiment, *overrides, f"cluster.storage={storage}", f"cluster.workers={workers}")
+            made[workers, overrides] = only_run(storage)
+        return made[workers, overrides]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a run, and what it is to come to."""
+
+    strike: Callable[[Command, Path], None]
+    """Breaks it: its command, its storage."""
+    workers: int = 1
+    ends: int | None = None
+    """Exit status; None: it recovers by itself. Negative: of a signal that nothing can catch."""
+    says: tuple[str, ...] = ()
+    saves: bool = False
+    """Whether it leaves time to save: then no step is done twice."""
+    before_resuming: Callable[[Path], None] = field(default=lambda storage: None)
+    resuming_says: tuple[str, ...] = ()
+
+
+def kill(title: str, count: int = 1) -> Callable[[Command, Path], None]:
+    """kill -9 of so many processes with this title, at once."""
+
+    def strike(command: Command, storage: Path) -> None:
+        victims = command.processes(title)
+        assert len(victims) == count, f"{title}: {victims}"
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+
+    return strike
+
+
+def to_driver(number: signal.Signals) -> Callable[[Command, Path], None]:
+    return lambda command, storage: command.process.send_signal(number)
+
+
+def truncate_newest_checkpoint(storage: Path) -> None:
+    file = checkpoints(storage)[-1] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+LEAVES = ("stopping: the step that is under way is saved first", "interrupted after step", "which is saved", RESUMES)
+FAULTS = {
+    "a train worker is killed": Fault(kill("RayTrainWorker")),
+    "two train workers are killed at once": Fault(kill("RayTrainWorker", 2), workers=2),
+    "the train controller is killed": Fault(
+        kill("TrainController"), says=("Ray Train's controller was lost; the run starts again where it was saved",)
+    ),
+    "the driver is killed": Fault(to_driver(signal.SIGKILL), ends=-signal.SIGKILL),
+    "the driver of a run without workers is killed": Fault(to_driver(signal.SIGKILL), workers=0, ends=-signal.SIGKILL),
+    "SIGTERM": Fault(to_driver(signal.SIGTERM), ends=130, says=LEAVES, saves=True),
+    "Ctrl-C": Fault(to_driver(signal.SIGINT), ends=130, says=LEAVES, saves=True),
+    "SIGTERM to a run of two workers": Fault(to_driver(signal.SIGTERM), workers=2, ends=130, says=LEAVES, saves=True),
+    "the newest checkpoint is cut short": Fault(
+        to_driver(signal.SIGKILL),
+        ends=-signal.SIGKILL,
+        before_resuming=truncate_newest_checkpoint,
+        resuming_says=("is damaged and not used",),
+    ),
+}
+
+
+def is_in_the_middle(storage: Path, steps: int = MIDDLE) -> bool:
+    """Whether a run has two checkpoints, and has gone on."""
+    return steps_of(storage) >= steps and len(checkpoints(storage)) == 2
+
+
+@dataclass
+class Recovery:
+    """What a fault has cost."""
+
+    seconds: float
+    twice: int
+
+    def tell(self, record_property: Callable[[str, object], None]) -> None:
+        record_property("recovery_seconds", round(self.seconds, 1))
+        record_property("steps_done_twice", self.twice)
+        print(f"recovered in {self.seconds:.1f} s; {self.twice} steps done twice")
+
+
+class Pause(threading.Thread):
+    """Watches a run for the longest time without a step that is new."""
+
+    def __init__(self, storage: Path) -> None:
+        super().__init__(daemon=True)
+        self.storage, self.seconds, self.ended = storage, 0.0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        highest, since = steps_of(self.storage), time.monotonic()
+        while not self.ended.wait(0.05):
+            if (now := steps_of(self.storage)) > highest:
+                highest, self.seconds, since = now, max(self.seconds, time.monotonic() - since), time.monotonic()
+
+    def end(self) -> float:
+        self.ended.set()
+        self.join()
+        return self.seconds
+
+
+def wait_for_new_step(storage: Path, done: int) -> float:
+    """Seconds until a run has done more than `done` steps."""
+    before = time.monotonic()
+    wait_for(lambda: steps_of(storage) > done, f"a step after {done}")
+    return time.monotonic() - before
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run(
+    name: str,
+    experiment: Path,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    fault = FAULTS[name]
+    expected = outcome(undisturbed(fault.workers))
+    words = ("train", experiment, f"cluster.storage={tmp_path}", f"cluster.workers={fault.workers}")
+    with started(*words) as command:
+        wait_for(lambda: is_in_the_middle(tmp_path), "the middle of the run")
+        fault.strike(command, tmp_path)
+        done = steps_of(tmp_path)
+        pause = Pause(tmp_path)
+        status, output = command.end()
+        seconds = pause.end()
+    assert "Traceback" not in output
+    shown = " ".join(output.split())  # a terminal's lines are broken where they are full
+    assert all(text in shown for text in fault.says), output
+    if fault.ends is None:
+        assert status == 0, output
+    else:
+        assert status == fault.ends, output
+        assert not list(tmp_path.rglob("result.json"))
+        done = steps_of(tmp_path)
+        fault.before_resuming(tmp_path)
+        with started(*words) as command:
+            seconds = wait_for_new_step(tmp_path, done)
+            status, output = command.end()
+        assert status == 0, output
+        assert all(text in " ".join(output.split()) for text in fault.resuming_says), output
+    recovery = Recovery(seconds, done - resumed_after(output))
+    recovery.tell(record_property)
+    assert recovery.twice == 0 if fault.saves else recovery.twice < done, "it goes on from a checkpoint"
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
+# --- what is prepared before training --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    """A classifier that can be a teacher: MiniLM with a head of its own."""
+    folder = tmp_path_factory.mktemp("teacher")
+    load_classifier(minilm_dir, TASKS["sentiment"], seed=7).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).write_bytes((minilm_dir / name).read_bytes())
+    return folder
+
+
+def artifacts(store: Path) -> dict[str, pa.Table]:
+    """The store's only copy of everything, by kind and key, in the order of rows."""
+    found = {}
+    for manifest in store.glob("v1/*/*/*/manifest.json"):
+        names = [file["name"] for file in json.loads(manifest.read_text())["files"]]
+        kind_and_key = "/".join(manifest.parts[-4:-2])
+        assert kind_and_key not in found, "one build of each"
+        found[kind_and_key] = pa.concat_tables(pq.read_table(manifest.parent / name) for name in names).sort_by("row")
+    return found
+
+
+@pytest.fixture(scope="module")
+def prepared(experiment: Path, teacher: Path) -> dict[str, pa.Table]:
+    """What an undisturbed command prepares."""
+    store = experiment.parent / "prepared"
+    run_command("prepare", experiment, *preparation(teacher, store))
+    return artifacts(store)
+
+
+def preparation(teacher: Path, store: Path) -> tuple[str, ...]:
+    rows = ("data.source.train_rows=6000", "data.source.dev_rows=48")
+    return (*rows, f"teacher.model={teacher}", f"cluster.store={store}", f"cluster.storage={store.parent / 'runs'}")
+
+
+@pytest.mark.parametrize("title", ["_tokenize_part", "_Teacher"])
+def test_a_killed_process_of_ray_data_changes_nothing_that_is_prepared(
+    title: str,
+    experiment: Path,
+    teacher: Path,
+    prepared: dict[str, pa.Table],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    with started("prepare", experiment, *preparation(teacher, tmp_path / "store")) as command:
+        os.kill(command.one_of(title), signal.SIGKILL)
+        began = time.monotonic()
+        status, output = command.end()
+    assert status == 0, output
+    Recovery(time.monotonic() - began, 0).tell(record_property)
+    found = artifacts(tmp_path / "store")
+    assert found.keys() == prepared.keys()
+    for name, table in prepared.items():
+        assert found[name] == table, name
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that does not compute and two nodes of one CPU, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 150 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **memory)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def raylet_of(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def computing_node(cluster: Any) -> Any:
+    """The node on which the train worker runs; None while there is none."""
+    raylets = {raylet_of(node): node for node in cluster.list_all_nodes()}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"RayTrainWorker" in (folder / "cmdline").read_bytes() and parent in raylets:
+                return raylets[parent]
+        except OSError:
+            continue
+    return None
+
+
+def kill_node(cluster: Any, node: Any) -> None:
+    os.kill(raylet_of(node), signal.SIGKILL)
+
+
+def warn_of_the_end_of_node(cluster: Any, node: Any) -> None:
+    """What a spot machine's warning is turned into."""
+    words = ["drain-node", "--address", cluster.address, "--node-id", node.node_id]
+    words += [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        "120",
+    ]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True)
+
+
+LONG = ("train.max_steps=240", "evaluation.every_steps=120", "cluster.checkpoint_every_steps=20")
+
+
+@pytest.mark.parametrize("warned", [False, True], ids=["its raylet is killed", "it is a spot machine and warned"])
+def test_a_run_whose_node_goes_away_goes_on_on_another(
+    warned: bool,
+    experiment: Path,
+    undisturbed: Callable[..., Path],
+    cluster: Any,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    expected = outcome(undisturbed(1, *LONG))
+    words = ("train", experiment, *LONG, f"cluster.storage={tmp_path}")
+    with started(*words, environment={"RAY_ADDRESS": cluster.address}) as command:
+        wait_for(lambda: is_in_the_middle(tmp_path, 45), "the middle of the run")
+        pause = Pause(tmp_path)
+        node = computing_node(cluster)
+        (warn_of_the_end_of_node if warned else kill_node)(cluster, node)
+        done = steps_of(tmp_path)
+        wait_for(lambda: computing_node(cluster) not in (None, node), "a worker elsewhere")
+        if warned:
+            kill_node(cluster, node)
+        status, output = command.end()
+    assert status == 0, output
+    shown = " ".join(output.split())
+    if warned:
+        (saved,) = re.findall(r"a node is taken away; step (\d+) is saved", shown)
+        done = int(saved)
+    recovery = Recovery(pause.end(), done - resumed_after(output))
+    recovery.tell(record_property)
+    assert recovery.twice == 0 if warned else recovery.twice < done
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+SWEEP = """
+sweep:
+  space:
+    pruning.final_density: {choice: [0.3]}
+"""
+
+
+def kill_trial(command: Command, storage: Path) -> None:
+    (lock,) = (file for file in storage.glob("*/*/.lock") if not file.parent.name.startswith("sweep-"))
+    os.kill(int(json.loads(lock.read_text())["pid"]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("strike", "ends"),
+    [(kill_trial, 0), (to_driver(signal.SIGTERM), 130)],
+    ids=["a trial is killed", "SIGTERM"],
+)
+def test_a_sweep(
+    strike: Callable[[Command, Path], None],
+    ends: int,
+    experiment: Path,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    expected = outcome(undisturbed(1))
+    path, storage = tmp_path / "sweep.yaml", tmp_path / "runs"
+    path.write_text(experiment.read_text() + SWEEP)
+    words = ("sweep", path, f"cluster.storage={storage}")
+    with started(*words) as command:
+        wait_for(lambda: is_in_the_middle(storage), "the middle of the trial")
+        strike(command, storage)
+        done = steps_of(storage)
+        pause = Pause(storage)
+        status, output = command.end()
+        seconds = pause.end()
+    assert status == ends, output
+    assert "Traceback" not in output
+    if ends:
+        assert "interrupted" in output
+        done = steps_of(storage)
+        with started(*words) as command:
+            seconds = wait_for_new_step(storage, done)
+            status, output = command.end()
+        assert status == 0, output
+    else:
+        assert "failed and is tried again from its last checkpoint" in " ".join(output.split())
+    recovery = Recovery(seconds, done - resumed_after(output))
+    recovery.tell(record_property)
+    assert recovery.twice == 0 if ends else recovery.twice < done
+    assert_same(outcome(only_run(storage)), expected)
+    assert_tidy(storage)
+
+
+# --- what is not a death ---------------------------------------------------------------------------------------------
+
+
+def test_of_two_commands_that_start_the_same_run_the_second_says_so(
+    experiment: Path, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
+    with started(*words) as first, started(*words) as second:
+        ends = sorted([first.end(), second.end()])
+    said = ends[1][1]
+    assert [status for status, _ in ends] == [0, 2], ends
+    assert re.search(r"another process \(\{.*\}\) works on", " ".join(said.split())), said
+    assert "Traceback" not in said
+    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))
+    assert_tidy(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: Path, tmp_path: Path) -> None:
+    # So small an epsilon is 0 in float32: where a gradient is 0, Adam divides by it. The same steps would fail again.
+    words = (
+        "train",
+        experiment,
+        f"cluster.storage={tmp_path}",
+        f"cluster.workers={workers}",
+        "train.adam_epsilon=1e-60",
+    )
+    with started(*words) as command:
+        status, output = command.end()
+    assert status == 1, output
+    assert output.count("the loss or the gradient is not finite") == 1
+    assert "goes on after" not in output, "nothing is tried again"
+    assert "Traceback" not in output
+    assert_tidy(tmp_path)
+
+
+UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["W&B cannot be reached", "W&B's process is killed"])
+def test_a_run_goes_on_without_wandb(
+    dies: bool, experiment: Path, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
+    how = ("tracking.wandb=offline",) if dies else ("tracking.wandb=online",)
+    with started(*words, *how, environment={} if dies else UNREACHABLE) as command:
+        if dies:
+            wait_for(lambda: is_in_the_middle(tmp_path), "the middle of the run")
+            os.kill(command.one_of("wandb-core"), signal.SIGKILL)
+        status, output = command.end()
+    assert status == 0, output
+    assert output.count("W&B: ") == 1, "said once"
+    assert ("recording stopped, the run goes on" if dies else "is recorded offline") in " ".join(output.split())
+    assert "Traceback" not in output
+    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))

@@ -1,0 +1,239 @@
+"""What a run in this process outlives: interrupts, broken files, storage that fails, a clock that is set back.
+
+The same ground as cluster/test_faults.py, without a process to kill: real runs of a real encoder with its default
+dropout, and the result is that of an undisturbed run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from whole_runs import assert_same, assert_tidy, checkpoints, only_run, outcome, resumed_after, steps_of, wait_for
+
+from raypp import storage as storage_module
+from raypp import store as store_module
+from raypp.cli import main
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+STEPS = 16
+STRIKES_AFTER = 6
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    values = {
+        "name": "faulty",
+        "task": "sentiment",
+        "data": {"source": {"kind": "synthetic", "train_rows": 64, "dev_rows": 16}, "max_length": 32},
+        "student": {"model": str(minilm_dir)},
+        "pruning": {"method": "topk", "final_density": 0.3, "initial_warmup": 1, "final_warmup": 1},
+        "train": {"max_steps": STEPS, "batch_size": 8, "log_every_steps": 1},
+        "evaluation": {"every_steps": 8},
+        "cluster": {"workers": 0, "checkpoint_every_steps": 2, "store": str(folder / "store")},
+        "tracking": {"wandb": "off"},
+    }
+    path = folder / "faulty.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(experiment: Path, storage: Path, *overrides: str) -> int:
+    return main(["train", str(experiment), f"cluster.storage={storage}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def expected(experiment: Path, ray_session: None) -> tuple[object, ...]:
+    """The outcome of the undisturbed run."""
+    storage = experiment.parent / "undisturbed"
+    assert run(experiment, storage) == 0
+    return outcome(only_run(storage))
+
+
+@contextmanager
+def striking(storage: Path, strike: Callable[[], object], after: int = STRIKES_AFTER) -> Iterator[None]:
+    """Something happens once a run has done so many steps."""
+
+    def watch() -> None:
+        wait_for(lambda: steps_of(storage) >= after, "the middle of the run")
+        strike()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_the_step_it_is_at(
+    number: signal.Signals,
+    experiment: Path,
+    expected: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with striking(tmp_path, lambda: os.kill(os.getpid(), number)):
+        assert run(experiment, tmp_path) == 130
+    shown = " ".join(capsys.readouterr().err.split())
+    done = steps_of(tmp_path)
+    assert STRIKES_AFTER <= done < STEPS
+    assert "stopping: the step that is under way is saved first" in shown
+    assert f"raypp: interrupted after step {done}, which is saved" in shown
+    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    assert_tidy(tmp_path)
+    assert run(experiment, tmp_path) == 0
+    assert resumed_after(capsys.readouterr().err) == done, "no step is done twice"
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
+def test_a_second_interrupt_does_not_wait(
+    experiment: Path, expected: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001)
+
+    with striking(tmp_path, twice):
+        assert run(experiment, tmp_path) == 130
+    assert "the same command goes on from the last checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert run(experiment, tmp_path) == 0
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
+def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_said_and_replaced(
+    experiment: Path,
+    expected: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with striking(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert run(experiment, tmp_path) == 130
+    newest, before = checkpoints(tmp_path)[-1], checkpoints(tmp_path)[-2]
+    os.truncate(newest / "model.safetensors", 1000)
+    part = next((experiment.parent / "store").glob("v1/features/*/*/part-*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(bytes(content))
+    monkeypatch.setattr(store_module, "_intact", set())  # as a new process, which has not verified it yet
+    capsys.readouterr()
+    assert run(experiment, tmp_path) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{newest} is damaged and not used" in shown
+    assert f"{part} has another checksum than when it was written; this copy of the features is not used" in shown
+    assert resumed_after(shown) == int(before.name.removeprefix("step-"))
+    assert not part.exists()
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 MB that can be filled, and taken away."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", folder], capture_output=True, text=True)
+    if mount.returncode != 0:
+        pytest.skip(f"a disk of our own needs the right to mount one: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    room = os.statvfs(disk)
+    with (disk / "filling").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+
+def write_protect(disk: Path) -> None:
+    """Fails while a file is being written; then again."""
+    while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode != 0:
+        time.sleep(0.001)
+
+
+FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
+    "a full disk": (fill, lambda disk: (disk / "filling").unlink(), "No space left on device"),
+    "a disk that went read-only": (write_protect, lambda disk: remount(disk, "rw"), "Read-only file system"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
+    name: str,
+    experiment: Path,
+    expected: tuple[object, ...],
+    disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaks, mends, says = FAILURES[name]
+    monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))
+    with striking(disk, lambda: breaks(disk)):
+        assert run(experiment, disk / "runs") == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "trying again" in shown
+    assert shown.count(f"{says}") >= 1
+    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    assert "Traceback" not in shown
+    mends(disk)
+    assert run(experiment, disk / "runs") == 0
+    assert resumed_after(capsys.readouterr().err) > 0
+    assert_same(outcome(only_run(disk / "runs")), expected)
+    assert_tidy(disk / "runs")
+
+
+def test_storage_that_fails_for_a_while_is_waited_for(
+    experiment: Path, expected: tuple[object, ...], disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        fill(disk)
+        time.sleep(2)
+        (disk / "filling").unlink()
+
+    with striking(disk, fail):
+        assert run(experiment, disk / "runs") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "No space left on device" in shown
+    assert "trying again for" in shown
+    assert_same(outcome(only_run(disk / "runs")), expected)
+    assert_tidy(disk / "runs")
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    experiment: Path, expected: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = time.time
+
+    def set_back() -> None:
+        monkeypatch.setattr(time, "time", lambda: shown() - 3600)
+
+    def watch() -> None:
+        wait_for(lambda: bool(list(tmp_path.glob("*/*/experiment.yaml"))), "the run to begin")
+        set_back()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    assert run(experiment, tmp_path) == 0
+    thread.join()
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["seconds"] > 0
+    assert min(result["perf"].values()) >= 0
+    assert_same(outcome(only_run(tmp_path)), expected)

@@ -1,0 +1,120 @@
+"""Storage that fails: for a while it is waited for, for good it is an error; a path that is wrong is said at once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler
+
+from raypp import storage
+from raypp.metrics_file import MetricsFile
+from raypp.storage import Location
+
+
+class Flaky(FSSpecHandler):  # type: ignore[misc]
+    """A folder of this machine that does not answer while `failures` are left."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(LocalFileSystem())
+        self.failures = failures
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EIO, "the filer does not answer")
+
+    def get_file_info(self, paths: list[str]) -> Any:
+        self._fail()
+        return super().get_file_info(paths)
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> Any:
+        self._fail()
+        return super().get_file_info_selector(selector)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._fail()
+        super().create_dir(path, recursive)
+
+    def open_input_stream(self, path: str) -> Any:
+        self._fail()
+        return super().open_input_stream(path)
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        self._fail()
+        return super().open_output_stream(path, metadata)
+
+
+USES: dict[str, Callable[[Location], Any]] = {
+    "write": lambda folder: (folder / "new").write_text("new"),
+    "read": lambda folder: (folder / "old").read_text(),
+    "look": lambda folder: (folder / "old").is_file(),
+    "list": lambda folder: [child.name for child in folder.children()],
+    "hash": lambda folder: (folder / "old").sha256(),
+    "make": lambda folder: (folder / "down").make_folder().name,
+    "delete": lambda folder: (folder / "old").delete(),
+    "upload": lambda folder: (folder / "up").upload(Path(folder.path)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", (0.01, 0.02, 0.04))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_failure_that_passes_is_waited_for_and_said_once(
+    use: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed, failing = tmp_path / "undisturbed", tmp_path / "failing"
+    for folder in (undisturbed, failing):
+        folder.mkdir()
+        (folder / "old").write_text("old")
+    expected = USES[use](Location.of(undisturbed))
+    handler = Flaky(failures=3)
+    with caplog.at_level(logging.WARNING, logger="raypp"):
+        assert USES[use](Location(pafs.PyFileSystem(handler), str(failing))) == expected
+    assert handler.failures == 0
+    assert sorted(path.name for path in failing.rglob("*")) == sorted(path.name for path in undisturbed.rglob("*"))
+    assert len(caplog.records) == 1
+    assert "the filer does not answer" in caplog.text
+    assert str(failing) in caplog.text
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_failure_that_stays_is_an_error(use: str, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    with pytest.raises(OSError, match="the filer does not answer"):
+        USES[use](Location(pafs.PyFileSystem(Flaky(failures=1000)), str(tmp_path)))
+
+
+def test_a_path_that_is_wrong_is_said_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FileNotFoundError):
+        (Location.of(tmp_path) / "missing").read_bytes()
+    with pytest.raises(NotADirectoryError):
+        (Location.of(tmp_path) / "file" / "below").write_bytes(b"")
+    assert caplog.records == []
+
+
+def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tmp_path: Path) -> None:
+    log = MetricsFile(tmp_path / "metrics.jsonl")
+    log.log(1, {"train/loss": 0.5})
+    before = log.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))  # room for a part of a line
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.log(2, {"train/loss": 0.25})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.path.read_bytes() == before
+    log.log(2, {"train/loss": 0.25})
+    assert [record["step"] for record in log.records()] == [1, 2]

@@ -1,0 +1,145 @@
+"""Whole runs by the command line, and what must not depend on what happened to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+DEADLINE_SECONDS = 300
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def steps_of(storage: Path) -> int:
+    """The last step that the only run of a storage has on record; 0 before the first."""
+    for file in storage.glob("*/*/metrics.jsonl"):
+        lines = file.read_text().splitlines()
+        return max((int(found[1]) for line in lines if (found := re.match(r'\{"step": (\d+),', line))), default=0)
+    return 0
+
+
+def only_run(storage: Path) -> Path:
+    """The folder of the only run of a storage, or of the only trial of its sweep."""
+    (run,) = (file.parent for file in storage.glob("*/*/experiment.yaml") if not file.parent.name.startswith("sweep-"))
+    return run
+
+
+def checkpoints(storage: Path) -> list[Path]:
+    """The complete ones, ascending."""
+    return sorted(file.parent for file in storage.glob("*/*/checkpoints/step-*/manifest.json"))
+
+
+def losses(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["train/loss"] for record in records if "train/loss" in record]
+
+
+def outcome(run: Path) -> tuple[dict[str, float], dict[str, np.ndarray], list[float]]:
+    """Everything of a run that must not depend on what happened to it."""
+    result = json.loads((run / "result.json").read_text())
+    return result["metrics"], load_file(run / "model" / "model.safetensors"), losses(run)
+
+
+def assert_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
+    assert first[0] == second[0], "metrics"
+    assert first[2] == second[2], "losses, step by step"
+    assert first[1].keys() == second[1].keys()
+    for name, value in first[1].items():
+        assert np.array_equal(value, second[1][name]), name
+
+
+def assert_tidy(storage: Path) -> None:
+    """No lock, no temporary file, no half-written checkpoint and nothing of Ray Train's is left."""
+    left = [path for path in storage.rglob("*") if path.name in (".lock", "ray") or path.suffix == ".tmp"]
+    left += [folder for folder in storage.glob("*/*/checkpoints/*") if not (folder / "manifest.json").is_file()]
+    assert left == []
+
+
+def resumed_after(output: str) -> int:
+    """The step that a run said last to go on after; 0 where it began at the beginning."""
+    return int(([0, *re.findall(r"goes on after step\s+(\d+)", output)])[-1])
+
+
+@dataclass
+class Command:
+    """A `raypp` command that runs, with all the processes it starts."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    """What its Ray keeps: by it, its processes are known."""
+
+    def processes(self, title: str = "") -> list[int]:
+        """Process ids of those that it started, itself among them, whose command line holds `title`."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                files = [os.readlink(file) for file in (folder / "fd").iterdir()]
+                mine = str(self.home).encode() in (folder / "environ").read_bytes()
+            except OSError:  # it has ended
+                continue
+            if title in line and (mine or any(name.startswith(str(self.home)) for name in files)):
+                found.append(int(folder.name))
+        return found
+
+    def one_of(self, title: str) -> int:
+        """The process with this title, as soon as there is one."""
+        wait_for(lambda: bool(self.processes(title)), f"a process {title}")
+        return self.processes(title)[0]
+
+    def end(self) -> tuple[int, str]:
+        """Exit status, and what was printed; by then, or soon after, no process is left."""
+        output, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
+        wait_for(lambda: not self.processes(), f"the processes to end: {self.processes()}")
+        return self.process.returncode, output
+
+
+@contextmanager
+def started(*words: object, environment: Mapping[str, str] | None = None) -> Iterator[Command]:
+    """A `raypp` command, with one thread for torch and a Ray of its own, if it starts one."""
+    home = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raypp.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(home), **(environment or {})},
+        # A shell's background jobs, which these tests may be, hand down an ignored Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    command = Command(process, home)
+    try:
+        yield command
+    finally:
+        for pid in command.processes():
+            os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=DEADLINE_SECONDS)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def run_command(*words: object, environment: Mapping[str, str] | None = None) -> str:
+    """Runs a command to its end; returns what it printed."""
+    with started(*words, environment=environment) as command:
+        status, output = command.end()
+    assert status == 0, output
+    return output
