@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from raypp.cluster.session import Session
 from raypp.errors import ConfigError, RunFailed, StorageFailed
-from raypp.events import Message
+from raypp.events import Message, Reported, WorkersPlaced
 from raypp.train import Job, fit
 from raypp.worker import Worker
 
 EventHandler = Callable[[Any], None]
 CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail
 STOP_SECONDS = 30.0  # for workers to notice, at one of their next events, that nobody listens any more
-
-
-@dataclass(frozen=True)
-class WorkersPlaced:
-    """The workers of a job run, in this placement group (its id, hex)."""
-
-    placement_group: str
-
-
-@dataclass(frozen=True)
-class _Reported:
-    """The first worker's report, on its way to this process."""
-
-    metrics: dict[str, Any]
 
 
 def run_job(
@@ -73,8 +59,8 @@ def _run_on_workers(
     scratch = job.run / "ray"
     workers = settings.workers if isinstance(settings.workers, int) else tuple(settings.workers)
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job, "events": events, "may_stop": may_stop},
+        # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
+        functools.partial(train_worker, job, events, may_stop),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -102,7 +88,7 @@ def _run_on_workers(
                 event = events.get(timeout=0.5)
             except (Empty, queue.Empty):
                 continue
-            if isinstance(event, _Reported):
+            if isinstance(event, Reported):
                 on_report(event.metrics)
             else:
                 on_event(event)
@@ -152,7 +138,7 @@ def _explained(error: BaseException) -> Exception:
     return RunFailed(f"{type(cause).__name__}: {str(cause).strip()}")
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(job: Job, events: Any, may_stop: bool) -> dict[str, Any]:
     """What every TorchTrainer worker runs: the loop, with this worker's place in the group."""
     import ray.train
     import ray.util
@@ -160,7 +146,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
-    events = config["events"]
     first = context.get_world_rank() == 0
     told: list[Any] = []
 
@@ -174,7 +159,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     def report(metrics: dict[str, Any]) -> None:
         ray.train.report(metrics)
         if first:
-            tell(_Reported(metrics))
+            tell(Reported(metrics))
 
     worker = Worker(
         rank=context.get_world_rank(),
@@ -182,13 +167,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         device=get_device(),
         on_event=tell if first else _ignore,
         on_report=report,
-        may_stop=config["may_stop"],
+        may_stop=may_stop,
     )
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
         logging.getLogger("raypp").addHandler(_ToDisplay(tell))
     try:
-        result = fit(config["job"], worker)
+        result = fit(job, worker)
         events.size()  # answered after all that was told before: nothing is lost
         return {"result": result}
     except RayActorError:

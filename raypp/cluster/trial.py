@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import WorkersPlaced, run_job
+from raypp.cluster.trainer import run_job
 from raypp.errors import ConfigError, RunFailed, StorageFailed
 from raypp.evaluate import headline_key
-from raypp.events import Message, PhaseAdvanced
+from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
 from raypp.metrics_file import read_records
 from raypp.runs import finished_result, locked, start_run
