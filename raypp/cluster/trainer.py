@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import uuid
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import torch
 
 from raypp.cluster.line import Line
 from raypp.cluster.session import Session
-from raypp.cluster.train_worker import Reported, train_worker
+from raypp.cluster.train_worker import train_worker
 from raypp.errors import ConfigError, Left, RunFailed
-from raypp.events import Message
+from raypp.events import Message, Reported
 from raypp.interrupts import STOPPING, held_back
 from raypp.storage import Location, tidying
 from raypp.train import Job, fit
@@ -118,7 +119,8 @@ def _run_group(
 
     line = Line.open()
     scratch = job.run / "ray"
-    trainer = _trainer(job, session, scratch, {"job": job, "line": line, "may_stop": may_stop})
+    # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
+    trainer = _trainer(job, session, scratch, functools.partial(train_worker, job, line, may_stop))
     thread, outcome = start_fit(trainer.fit)
     asked = False
     try:
@@ -157,14 +159,13 @@ def _run_group(
     return dict(outcome["result"].return_value)
 
 
-def _trainer(job: Job, session: Session, scratch: Location, config: dict[str, Any]) -> Any:
+def _trainer(job: Job, session: Session, scratch: Location, worker: Callable[[], dict[str, Any]]) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings = job.experiment.cluster
     return TorchTrainer(
-        train_worker,
-        train_loop_config=config,
+        worker,
         scaling_config=ScalingConfig(
             num_workers=settings.workers if isinstance(settings.workers, int) else tuple(settings.workers),
             use_gpu=settings.gpus_per_worker > 0,

@@ -22,11 +22,10 @@ from typing import Any
 
 from raypp.cluster.line import Line, Notice
 from raypp.cluster.session import Session
-from raypp.cluster.train_worker import WorkersPlaced
 from raypp.cluster.trainer import run_job
 from raypp.errors import ConfigError, Left, RunFailed, StorageFailed
 from raypp.evaluate import headline_key
-from raypp.events import Message, PhaseAdvanced
+from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
 from raypp.metrics_file import read_records
 from raypp.runs import finished_result, locked, start_run
