@@ -518,13 +518,17 @@ class ClusterSettings(Settings):
     """Where it runs and where it keeps things. None of this changes a run's result."""
 
     workers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, int], Strict(False)] = 1
-    """Train workers; 0: in this process without Ray Train; [min, max]: elastic."""
+    """Train workers; 0: in this process without Ray Train; [min, max]: as many as the nodes have room
+    for, which come and go."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """CPUs of each worker; auto: the cluster's CPUs shared evenly (1 on GPU workers)."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPU of each worker: 1, a part of one that several share, or 0 for the CPU."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """How workers are laid over nodes."""
+    grow_after_seconds: Annotated[float, Field(ge=0)] = 60
+    """With workers that come and go: seconds that they train, at least, before they start again as more. It takes about
+    ten, and nodes often come one after the other."""
     autoscaling: bool = False
     """Whether the cluster starts nodes for work that waits for them (`ray up`, KubeRay; Ray does not tell). What is not
     there is then waited for, half an hour at most, and not refused."""
@@ -540,14 +544,29 @@ class ClusterSettings(Settings):
     """Worker failures after which the run gives up."""
 
     @property
+    def min_workers(self) -> int:
+        """The fewest workers it goes on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
     def max_workers(self) -> int:
         """The most workers the experiment asks for."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it goes on with fewer workers, and with more again."""
+        return self.min_workers < self.max_workers
 
     @model_validator(mode="after")
     def _range_goes_up(self) -> ClusterSettings:
         if isinstance(self.workers, tuple) and not 1 <= self.workers[0] <= self.workers[1]:
             raise ValueError(f"workers: a range is [min, max] with 1 <= min <= max, got {list(self.workers)}")
+        if self.is_elastic and self.placement not in ("pack", "spread"):
+            raise ValueError(
+                f"placement: workers that come and go ([min, max]) are laid as there is room, got {self.placement}; "
+                "allowed: pack, spread"
+            )
         if self.gpus_per_worker > 1:
             raise ValueError(
                 f"gpus_per_worker: a worker uses at most 1 GPU, got {self.gpus_per_worker}; ask for more workers"

@@ -27,6 +27,10 @@ class StorageFailed(RunFailed):
     """The storage cannot be written or read, for all patience. Raised by one worker alone; trying again may help."""
 
 
+class WorkersLost(RunFailed):
+    """A worker, or who watches over them, died or failed in a way that is not the run's. Trying again may help."""
+
+
 class Left(Exception):
     """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
 

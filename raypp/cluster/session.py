@@ -164,6 +164,11 @@ class Session:
         fitting = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= wanted]
         return float(max(fitting, default=1))
 
+    def worker_resources(self) -> dict[str, float]:
+        """What a train worker takes, in Ray's names."""
+        gpus = self.settings.gpus_per_worker
+        return {"CPU": self.cpus_per_worker(), **({"GPU": gpus} if gpus else {})}
+
     def check_resources(self) -> None:
         """Refuses more workers than the cluster has resources for, unless it starts nodes for them.
 
@@ -173,8 +178,7 @@ class Session:
         import ray
 
         settings = self.settings
-        least = settings.workers if isinstance(settings.workers, int) else settings.workers[0]
-        asked = {"CPU": self.cpus_per_worker(), "GPU": settings.gpus_per_worker}
+        least, asked = settings.min_workers, self.worker_resources()
         if settings.autoscaling:
             return
         there = ray.cluster_resources()
@@ -191,7 +195,7 @@ class Session:
         if (room := self.room()) < least:
             raise ConfigError(
                 f"cluster.workers: the nodes have room for {room} workers with "
-                + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items() if each)
+                + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items())
                 + f", not for {least}; ask for less"
             )
 
@@ -199,8 +203,6 @@ class Session:
         """Workers that fit on the nodes there are; none spreads over two."""
         import ray
 
-        asked = {"CPU": self.cpus_per_worker(), "GPU": self.settings.gpus_per_worker}
+        asked = self.worker_resources()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(
-            min(math.floor(node.get(name, 0) / each + 1e-9) for name, each in asked.items() if each) for node in nodes
-        )
+        return sum(min(math.floor(node.get(name, 0) / each + 1e-9) for name, each in asked.items()) for node in nodes)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from raypp.cluster.line import Line
+from raypp.cluster.places import MissingPlaces, places_now
 from raypp.cluster.session import Session
 from raypp.cluster.train_worker import train_worker
-from raypp.errors import ConfigError, Left, RunFailed
-from raypp.events import Message, Reported
+from raypp.errors import ConfigError, Left, RunFailed, WorkersLost
+from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, held_back
 from raypp.storage import Location, tidying
 from raypp.train import Job, fit
@@ -79,19 +80,36 @@ def _run_on_workers(
     may_stop: bool,
     leaves: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Runs groups of workers, one after the other, until one has done the job. A group that loses a worker is Ray
-    Train's to restart; it is over when its node is taken away, or Ray Train's controller dies."""
+    """Runs groups of workers, one after the other, until one has done the job. A group of a fixed size that loses a
+    worker is Ray Train's to restart. One that may be smaller or larger is over then, as any group is when its node is
+    taken away or Ray Train's controller dies; the next has the size for which there is room."""
     from ray.exceptions import RayActorError
 
-    lost = 0
+    settings = job.experiment.cluster
+    resources = session.worker_resources()  # once: an even part of the cluster is another when a node has gone
+    lost = failures = 0
+    news: list[str] = []
     while True:
+        size = settings.max_workers
+        if settings.is_elastic:
+            size = max(settings.min_workers, places_now(settings.max_workers, resources))
+            if news or size < settings.max_workers:
+                news.append(f"{size} of {settings.max_workers} workers train")
+        if news:
+            on_event(Message(f"{job.phase}: {'; '.join(news)}"))
         try:
-            returned = _run_group(job, session, on_event, on_report, may_stop, leaves)
+            returned = _run_group(job, session, size, resources, on_event, on_report, may_stop, leaves)
         except RayActorError as error:
             lost += 1
             if lost > CONTROLLER_FAILURES:
                 raise RunFailed(f"Ray Train's controller was lost {lost} times: {str(error).strip()}") from error
-            on_event(Message(f"{job.phase}: Ray Train's controller was lost; the run starts again where it was saved"))
+            news = ["Ray Train's controller was lost; the run starts again where it was saved"]
+            continue
+        except WorkersLost:
+            failures += 1
+            if not settings.is_elastic or failures > settings.max_failures:
+                raise
+            news = ["a worker was lost; the run goes on where it was saved"]
             continue
         if "failed" in returned:
             raise RunFailed(returned["failed"])
@@ -99,30 +117,40 @@ def _run_on_workers(
             return dict(returned["result"])
         if leaves():
             raise Left(returned["left"])
-        on_event(Message(f"{job.phase}: a node is taken away; step {returned['left']} is saved and goes on elsewhere"))
+        if returned["grows"]:
+            news = [f"there is room for more workers; step {returned['left']} is saved"]
+        else:
+            news = [f"a node is taken away; step {returned['left']} is saved and goes on elsewhere"]
 
 
 def _run_group(
     job: Job,
     session: Session,
+    size: int,
+    resources: dict[str, float],
     on_event: EventHandler,
     on_report: Callable[[dict[str, Any]], None],
     may_stop: bool,
     leaves: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Runs one group of workers and returns what `train_worker` did on its first one.
+    """Runs one group of so many workers and returns what `train_worker` did on its first one, and whether it was asked
+    to leave because the next one `grows`.
 
     Raises:
         RayActorError: Ray Train's controller, or the line to the workers, died.
+        WorkersLost: a worker was lost, and Ray Train is not to try again.
     """
     from ray.exceptions import RayActorError
 
     line = Line.open()
     scratch = job.run / "ray"
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
-    trainer = _trainer(job, session, scratch, functools.partial(train_worker, job, line, may_stop))
+    worker = functools.partial(train_worker, job, line, may_stop)
+    trainer = _trainer(job, session, size, resources, scratch, worker)
     thread, outcome = start_fit(trainer.fit)
-    asked = False
+    settings = job.experiment.cluster
+    missing = MissingPlaces(settings.max_workers - size, resources, settings.grow_after_seconds)
+    asked = grows = False
     try:
         ended = False
         while not ended:
@@ -132,7 +160,9 @@ def _run_group(
                     on_report(event.metrics)
                 else:
                     on_event(event)
-            if leaves() and not asked:
+                if isinstance(event, WorkersPlaced):
+                    missing.group_has_its_own()
+            if not asked and (leaves() or (grows := missing.granted())):
                 line.ask_to_leave()
                 asked = True
     except BaseException as error:
@@ -149,6 +179,7 @@ def _run_group(
                 raise _interrupted(returned["left"]) from None
         raise
     finally:
+        missing.close()
         line.close()
     with tidying(scratch):
         scratch.delete()
@@ -156,10 +187,17 @@ def _run_group(
         if isinstance(outcome["error"], RayActorError):
             raise outcome["error"]
         raise _explained(outcome["error"]) from outcome["error"]
-    return dict(outcome["result"].return_value)
+    return {**outcome["result"].return_value, "grows": grows}
 
 
-def _trainer(job: Job, session: Session, scratch: Location, worker: Callable[[], dict[str, Any]]) -> Any:
+def _trainer(
+    job: Job,
+    session: Session,
+    size: int,
+    resources: dict[str, float],
+    scratch: Location,
+    worker: Callable[[], dict[str, Any]],
+) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -167,12 +205,9 @@ def _trainer(job: Job, session: Session, scratch: Location, worker: Callable[[],
     return TorchTrainer(
         worker,
         scaling_config=ScalingConfig(
-            num_workers=settings.workers if isinstance(settings.workers, int) else tuple(settings.workers),
+            num_workers=size,
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": session.cpus_per_worker(),
-                **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
-            },
+            resources_per_worker=resources,
             placement_strategy=settings.placement.upper(),
         ),
         run_config=RunConfig(
@@ -181,7 +216,8 @@ def _trainer(job: Job, session: Session, scratch: Location, worker: Callable[[],
             storage_path=scratch.path,
             storage_filesystem=scratch.filesystem,
             failure_config=FailureConfig(
-                max_failures=settings.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+                max_failures=0 if settings.is_elastic else settings.max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,
             ),
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
@@ -215,7 +251,7 @@ def _explained(error: BaseException) -> Exception:
         if isinstance(inner, ConfigError):
             return inner
     cause = causes[0]
-    return RunFailed(f"{type(cause).__name__}: {str(cause).strip()}")
+    return WorkersLost(f"{type(cause).__name__}: {str(cause).strip()}")
 
 
 def _ignore(_: Any) -> None:

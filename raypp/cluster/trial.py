@@ -24,7 +24,7 @@ from typing import Any
 from raypp.cluster.line import Line, Notice
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import run_job
-from raypp.errors import ConfigError, Left, RunFailed, StorageFailed
+from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
@@ -85,7 +85,7 @@ def run_trial(config: dict[str, Any]) -> None:
                 result = run_job(
                     task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop, leaves=notice
                 )
-    except StorageFailed:
+    except (StorageFailed, WorkersLost):
         raise
     except Left as left:
         if notice.drained:

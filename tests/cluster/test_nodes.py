@@ -1,0 +1,212 @@
+"""Several nodes, all on this machine: who works where, and runs whose nodes come and go."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whole_runs import (
+    assert_tidy,
+    losses,
+    only_run,
+    run_command,
+    started,
+    steps_of,
+    wait_for,
+)
+
+from raypp.models import load_classifier
+from raypp.tasks import TASKS
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+TRAIN_WORKER = "RayTrainWorker"
+MEMORY = {"object_store_memory": 150 << 20}
+
+EXPERIMENT = """
+name: elastic
+task: sentiment
+data: {{source: {{kind: synthetic, train_rows: 480, dev_rows: 96}}, max_length: 32}}
+student: {{model: "{model}"}}
+pruning: {{method: topk, final_density: 0.5, initial_warmup: 1, final_warmup: 1}}
+train: {{max_steps: 300, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
+evaluation: {{every_steps: 100}}
+cluster: {{cpus_per_worker: 1, checkpoint_every_steps: 10, store: "{store}"}}
+tracking: {{wandb: off}}
+"""
+
+
+@dataclass
+class Nodes:
+    """A head that does not compute, and nodes that come and go."""
+
+    cluster: Any
+    environment: dict[str, str]
+
+    def add(self, cpus: int = 1) -> Any:
+        return self.cluster.add_node(num_cpus=cpus, **MEMORY)
+
+    def kill(self, node: Any) -> None:
+        """Every process of a node at once, as when its machine is gone."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def where(self, title: str) -> Counter[str]:
+        """How many processes with this title run on each node, by node id."""
+        raylets = {node.all_processes["raylet"][0].process.pid: node.node_id for node in self.cluster.list_all_nodes()}
+        found: Counter[str] = Counter()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in raylets and title in (folder / "cmdline").read_text():
+                    found[raylets[parent]] += 1
+            except OSError:  # it has ended
+                continue
+        return found
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, **MEMORY}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield Nodes(cluster, {"RAY_ADDRESS": str(cluster.address)})
+    cluster.shutdown()
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, minilm_dir: Path) -> Path:
+    path = tmp_path / "nodes.yaml"
+    path.write_text(EXPERIMENT.format(model=minilm_dir, store=tmp_path / "store"))
+    return path
+
+
+class Watch(threading.Thread):
+    """Where the processes with a title have been, as long as it watches: the most on each node at a time."""
+
+    def __init__(self, nodes: Nodes, title: str) -> None:
+        super().__init__(daemon=True)
+        self.nodes, self.title, self.ended = nodes, title, threading.Event()
+        self.most: Counter[str] = Counter()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.02):
+            self.most |= self.nodes.where(self.title)
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """What was logged of every step, in order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line]
+
+
+# --- workers that come and go ---------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_fewer_workers_and_grows_again(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
+    """The steps are the same ones, whoever computes them: the same batches and schedule, the same losses."""
+    nodes.add()
+    second = nodes.add()
+    run_command(
+        "train", experiment, "cluster.workers=2", f"cluster.storage={tmp_path / 'two'}", environment=nodes.environment
+    )
+    undisturbed = only_run(tmp_path / "two")
+
+    storage = tmp_path / "elastic"
+    how = ("cluster.workers=[1,2]", "cluster.grow_after_seconds=1", f"cluster.storage={storage}")
+    with started("train", experiment, *how, environment=nodes.environment) as command:
+        wait_for(lambda: steps_of(storage) >= 15, "the first steps")
+        assert sorted(nodes.where(TRAIN_WORKER).values()) == [1, 1]
+        nodes.kill(second)
+        lost = steps_of(storage)
+        wait_for(lambda: sum(nodes.where(TRAIN_WORKER).values()) == 1 and steps_of(storage) > lost, "new steps of one")
+        nodes.add()
+        wait_for(lambda: sorted(nodes.where(TRAIN_WORKER).values()) == [1, 1], "two workers again")
+        status, output = command.end()
+    assert status == 0, output
+    shown = " ".join(output.split())
+    assert "a worker was lost; the run goes on where it was saved; 1 of 2 workers train" in shown
+    (saved,) = map(int, re.findall(r"room for more workers; step (\d+) is saved; 2 of 2 workers train", shown))
+    shrunk, grown = map(int, re.findall(r"goes on after step (\d+)", shown))
+    assert lost - 12 <= shrunk <= lost, "the last checkpoint"
+    assert grown == saved > lost, "no step is done twice to grow"
+
+    run = only_run(storage)
+    assert run.name == undisturbed.name
+    before, after = records(undisturbed), records(run)
+    for name in ("step", "train/epoch", "train/learning_rate", "prune/density"):
+        assert [line[name] for line in after] == [line[name] for line in before], name
+    print(shrunk, grown, [abs(a / b - 1) for a, b in zip(losses(run), losses(undisturbed), strict=True)])
+    print([json.loads((r / "result.json").read_text())["metrics"] for r in (run, undisturbed)])
+    assert_tidy(storage)
+
+
+# --- who works where -------------------------------------------------------------------------------------------------
+
+SHORT = ("train.max_steps=20", "evaluation.every_steps=20")
+
+
+@pytest.mark.parametrize(("placement", "expected"), [("pack", [2]), ("spread", [1, 1]), ("strict_spread", [1, 1])])
+def test_workers_are_laid_over_nodes_as_the_setting_says(
+    placement: str, expected: list[int], nodes: Nodes, experiment: Path, tmp_path: Path
+) -> None:
+    nodes.add(cpus=2), nodes.add(cpus=2)
+    how = (*SHORT, "cluster.workers=2", f"cluster.placement={placement}", f"cluster.storage={tmp_path}")
+    with Watch(nodes, TRAIN_WORKER) as watch:
+        run_command("train", experiment, *how, environment=nodes.environment)
+    assert sorted(watch.most.values()) == expected
+
+
+def test_features_and_teacher_logits_are_made_on_all_nodes(
+    nodes: Nodes, experiment: Path, minilm_dir: Path, tmp_path: Path
+) -> None:
+    two = {nodes.add().node_id, nodes.add().node_id}
+    teacher = tmp_path / "teacher"
+    load_classifier(minilm_dir, TASKS["sentiment"], seed=1).save_pretrained(teacher)
+    for file in minilm_dir.glob("*token*"):
+        (teacher / file.name).write_bytes(file.read_bytes())
+    (teacher / "vocab.txt").write_bytes((minilm_dir / "vocab.txt").read_bytes())
+    how = ("data.source.train_rows=6000", f"teacher.model={teacher}", f"cluster.storage={tmp_path}")
+    with Watch(nodes, "_tokenize_part") as tokenizing, Watch(nodes, "_Teacher") as teaching:
+        run_command("prepare", experiment, *how, environment=nodes.environment)
+    assert tokenizing.most.keys() == two
+    assert teaching.most == dict.fromkeys(two, 1)
+
+
+SWEEP = """
+sweep:
+  space:
+    pruning.final_density: {choice: [0.6, 0.5, 0.4]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "title"),
+    [(1, 2, "run_trial"), (2, 2, TRAIN_WORKER)],
+    ids=["trials of one process", "trials with workers of their own"],
+)
+def test_a_trial_never_starts_on_a_node_that_lacks_what_it_needs(
+    workers: int, cpus: int, title: str, nodes: Nodes, experiment: Path, tmp_path: Path
+) -> None:
+    nodes.add(cpus=1)
+    large = nodes.add(cpus=workers * cpus)
+    experiment.write_text(experiment.read_text() + SWEEP)
+    how = (*SHORT, f"cluster.workers={workers}", f"cluster.cpus_per_worker={cpus}", f"cluster.storage={tmp_path}")
+    with Watch(nodes, title) as watch:
+        output = run_command("sweep", experiment, *how, environment=nodes.environment)
+    assert "3 of 3 trials" in " ".join(output.split())
+    assert watch.most == {large.node_id: workers}
