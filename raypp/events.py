@@ -1,10 +1,10 @@
 """What happens in a command, as the display is told: small frozen dataclasses that pickle, so that another process can
-send them through a queue."""
+send them through a queue. Little is imported here, since the queue's process opens them, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 TrialState = Literal["waiting", "running", "retrying", "finished", "stopped", "failed"]
 
@@ -67,6 +67,20 @@ class Message:
     """A line that the user should see, such as a warning."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class WorkersPlaced:
+    """The workers of a job run, in this placement group (its id, hex)."""
+
+    placement_group: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The first worker's report, on its way to who takes the reports: no event of the display's."""
+
+    metrics: dict[str, Any]
 
 
 Event = PhaseStarted | PhaseAdvanced | PhaseFinished | TrialAdvanced | Message

@@ -13,9 +13,7 @@ from typing import Any
 
 from raypp.config import Experiment
 from raypp.events import Message
-from raypp.figures import save
 from raypp.pruning.density import LayerDensity
-from raypp.run_figures import run_figures
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
@@ -153,6 +151,10 @@ class Recorder:
 
     def finish(self, result: Mapping[str, Any], layers: Sequence[LayerDensity]) -> str | None:
         """Draws the figures and closes W&B; returns the command that syncs an offline run. On the first worker only."""
+        # Only here: matplotlib takes its time to import, which the first step would wait for.
+        from raypp.figures import save
+        from raypp.run_figures import run_figures
+
         figures = {}
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in run_figures(self.metrics.records(), layers).items():

@@ -75,7 +75,9 @@ class SharedInputs:
             plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
         )
         if needs not in self._inputs:
-            self._inputs[needs] = prepare_plan(plan, self.session, self._count)
+            # With the experiment's own settings: no trial runs beside a teacher that trains, so it has all CPUs.
+            session = replace(self.session, settings=plan.experiment.cluster)
+            self._inputs[needs] = prepare_plan(plan, session, self._count)
         return self._inputs[needs]
 
     def counts(self) -> dict[str, dict[str, int]]:

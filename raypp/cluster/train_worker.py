@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from raypp.cluster.line import Line, Notice
 from raypp.errors import Left, RunFailed, StorageFailed
-from raypp.events import Message
-from raypp.train import fit
+from raypp.events import Message, Reported, WorkersPlaced
+from raypp.train import Job, fit
 from raypp.worker import Worker
 
 
-@dataclass(frozen=True)
-class WorkersPlaced:
-    """The workers of a job run, in this placement group (its id, hex)."""
-
-    placement_group: str
-
-
-@dataclass(frozen=True)
-class Reported:
-    """The first worker's report, on its way to the command."""
-
-    metrics: dict[str, Any]
-
-
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
     """Trains, and returns one of: `result`; `left`, the step that was saved when it was asked to leave; `failed`, with
     what trying again would not help."""
     import ray.train
@@ -37,7 +22,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
-    line: Line = config["line"]
     first = context.get_world_rank() == 0
     told: list[Any] = []
 
@@ -61,13 +45,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         on_event=tell if first else _ignore,
         on_report=report,
         leaves=notice,
-        may_stop=config["may_stop"],
+        may_stop=may_stop,
     )
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
         logging.getLogger("raypp").addHandler(_ToDisplay(tell))
     try:
-        result = fit(config["job"], worker)
+        result = fit(job, worker)
         ray.get(told)  # answered after all that was told before: nothing is lost
         return {"result": result}
     except Left as left:

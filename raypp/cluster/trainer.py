@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import uuid
 from collections.abc import Callable
@@ -14,9 +15,9 @@ import torch
 from raypp.cluster.line import Line
 from raypp.cluster.places import MissingPlaces, places_now
 from raypp.cluster.session import Session
-from raypp.cluster.train_worker import Reported, WorkersPlaced, train_worker
+from raypp.cluster.train_worker import train_worker
 from raypp.errors import ConfigError, Left, RunFailed, WorkersLost
-from raypp.events import Message
+from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, held_back
 from raypp.storage import Location, tidying
 from raypp.train import Job, fit
@@ -143,7 +144,9 @@ def _run_group(
 
     line = Line.open()
     scratch = job.run / "ray"
-    trainer = _trainer(job, session, size, resources, scratch, {"job": job, "line": line, "may_stop": may_stop})
+    # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
+    worker = functools.partial(train_worker, job, line, may_stop)
+    trainer = _trainer(job, session, size, resources, scratch, worker)
     thread, outcome = start_fit(trainer.fit)
     settings = job.experiment.cluster
     missing = MissingPlaces(settings.max_workers - size, resources, settings.grow_after_seconds)
@@ -188,15 +191,19 @@ def _run_group(
 
 
 def _trainer(
-    job: Job, session: Session, size: int, resources: dict[str, float], scratch: Location, config: dict[str, Any]
+    job: Job,
+    session: Session,
+    size: int,
+    resources: dict[str, float],
+    scratch: Location,
+    worker: Callable[[], dict[str, Any]],
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings = job.experiment.cluster
     return TorchTrainer(
-        train_worker,
-        train_loop_config=config,
+        worker,
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu=settings.gpus_per_worker > 0,

@@ -25,7 +25,7 @@ class NoPruner:
     def refresh(self, point: SchedulePoint, *, noise_seed: int | None = None) -> None:
         pass
 
-    def penalty(self) -> Tensor:
+    def add_penalty(self, factor: float | Tensor) -> Tensor:
         raise AssertionError("a dense run has no penalty")
 
     def describe(self, point: SchedulePoint) -> dict[str, float]:
