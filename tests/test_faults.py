@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from whole_runs import assert_same, assert_tidy, checkpoints, only_run, outcome, resumed_after, steps_of, wait_for
 
@@ -26,8 +27,8 @@ from raypp.cli import main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
-STEPS = 16
-STRIKES_AFTER = 6
+STEPS = 12
+STRIKES_AFTER = 5
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,34 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Pa
         "student": {"model": str(minilm_dir)},
         "pruning": {"method": "topk", "final_density": 0.3, "initial_warmup": 1, "final_warmup": 1},
         "train": {"max_steps": STEPS, "batch_size": 8, "log_every_steps": 1},
-        "evaluation": {"every_steps": 8},
+        "evaluation": {"every_steps": 6},
         "cluster": {"workers": 0, "checkpoint_every_steps": 2, "store": str(folder / "store")},
         "tracking": {"wandb": "off"},
     }
     path = folder / "faulty.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Runs as small as these are faster so, and sums come out the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What the user was told since the last call, progress and warnings, in one line."""
+
+    def take() -> str:
+        text = f"{capsys.readouterr().err} {caplog.text}"
+        caplog.clear()
+        return " ".join(text.split())
+
+    return take
 
 
 def run(experiment: Path, storage: Path, *overrides: str) -> int:
@@ -75,17 +97,17 @@ def striking(storage: Path, strike: Callable[[], object], after: int = STRIKES_A
     thread.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_saves_the_step_it_is_at(
     number: signal.Signals,
     experiment: Path,
     expected: tuple[object, ...],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Callable[[], str],
 ) -> None:
     with striking(tmp_path, lambda: os.kill(os.getpid(), number)):
         assert run(experiment, tmp_path) == 130
-    shown = " ".join(capsys.readouterr().err.split())
+    shown = said()
     done = steps_of(tmp_path)
     assert STRIKES_AFTER <= done < STEPS
     assert "stopping: the step that is under way is saved first" in shown
@@ -93,13 +115,14 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     assert "the same command goes on from the last checkpoint: raypp train" in shown
     assert_tidy(tmp_path)
     assert run(experiment, tmp_path) == 0
-    assert resumed_after(capsys.readouterr().err) == done, "no step is done twice"
+    assert resumed_after(said()) == done, "no step is done twice"
     assert_same(outcome(only_run(tmp_path)), expected)
     assert_tidy(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(
-    experiment: Path, expected: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    experiment: Path, expected: tuple[object, ...], tmp_path: Path, said: Callable[[], str]
 ) -> None:
     def twice() -> None:
         for _ in range(2):
@@ -108,7 +131,7 @@ def test_a_second_interrupt_does_not_wait(
 
     with striking(tmp_path, twice):
         assert run(experiment, tmp_path) == 130
-    assert "the same command goes on from the last checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert "the same command goes on from the last checkpoint" in said()
     assert run(experiment, tmp_path) == 0
     assert_same(outcome(only_run(tmp_path)), expected)
     assert_tidy(tmp_path)
@@ -118,7 +141,7 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     experiment: Path,
     expected: tuple[object, ...],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with striking(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM)):
@@ -130,9 +153,9 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     content[len(content) // 2] ^= 1
     part.write_bytes(bytes(content))
     monkeypatch.setattr(store_module, "_intact", set())  # as a new process, which has not verified it yet
-    capsys.readouterr()
+    said()
     assert run(experiment, tmp_path) == 0
-    shown = " ".join(capsys.readouterr().err.split())
+    shown = said()
     assert f"{newest} is damaged and not used" in shown
     assert f"{part} has another checksum than when it was written; this copy of the features is not used" in shown
     assert resumed_after(shown) == int(before.name.removeprefix("step-"))
@@ -175,42 +198,42 @@ FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], st
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize("name", ["a full disk", pytest.param("a disk that went read-only", marks=pytest.mark.slow)])
 def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     name: str,
     experiment: Path,
     expected: tuple[object, ...],
     disk: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaks, mends, says = FAILURES[name]
     monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))
-    with striking(disk, lambda: breaks(disk)):
+    with striking(disk / "runs", lambda: breaks(disk)):
         assert run(experiment, disk / "runs") == 1
-    shown = " ".join(capsys.readouterr().err.split())
+    shown = said()
     assert "trying again" in shown
-    assert shown.count(f"{says}") >= 1
+    assert says in shown
     assert "the same command goes on from the last checkpoint: raypp train" in shown
     assert "Traceback" not in shown
     mends(disk)
     assert run(experiment, disk / "runs") == 0
-    assert resumed_after(capsys.readouterr().err) > 0
+    assert resumed_after(said()) > 0
     assert_same(outcome(only_run(disk / "runs")), expected)
     assert_tidy(disk / "runs")
 
 
 def test_storage_that_fails_for_a_while_is_waited_for(
-    experiment: Path, expected: tuple[object, ...], disk: Path, capsys: pytest.CaptureFixture[str]
+    experiment: Path, expected: tuple[object, ...], disk: Path, said: Callable[[], str]
 ) -> None:
     def fail() -> None:
         fill(disk)
         time.sleep(2)
         (disk / "filling").unlink()
 
-    with striking(disk, fail):
+    with striking(disk / "runs", fail):
         assert run(experiment, disk / "runs") == 0
-    shown = " ".join(capsys.readouterr().err.split())
+    shown = said()
     assert "No space left on device" in shown
     assert "trying again for" in shown
     assert_same(outcome(only_run(disk / "runs")), expected)
