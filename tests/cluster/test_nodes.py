@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from whole_runs import (
     assert_tidy,
@@ -114,6 +115,11 @@ def records(run: Path) -> list[dict[str, float]]:
     return [line for line in lines if "train/loss" in line]
 
 
+def headline(run: Path) -> float:
+    result = json.loads((run / "result.json").read_text())
+    return float(result["metrics"][result["headline"]])
+
+
 # --- workers that come and go ---------------------------------------------------------------------------------------
 
 
@@ -150,8 +156,11 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(nodes: Nodes, experime
     before, after = records(undisturbed), records(run)
     for name in ("step", "train/epoch", "train/learning_rate", "prune/density"):
         assert [line[name] for line in after] == [line[name] for line in before], name
-    print(shrunk, grown, [abs(a / b - 1) for a, b in zip(losses(run), losses(undisturbed), strict=True)])
-    print([json.loads((r / "result.json").read_text())["metrics"] for r in (run, undisturbed)])
+    expected = losses(undisturbed)
+    np.testing.assert_allclose(losses(run)[: shrunk + 20], expected[: shrunk + 20], rtol=2e-4)
+    # By then the other order of adding up has had its effect: what is computed is the same, and digits are lost.
+    np.testing.assert_allclose(losses(run)[grown : grown + 20], expected[grown : grown + 20], rtol=2e-2)
+    assert headline(run) == pytest.approx(headline(undisturbed), abs=0.05)
     assert_tidy(storage)
 
 
