@@ -198,7 +198,8 @@ FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], st
 }
 
 
-@pytest.mark.parametrize("name", ["a full disk", pytest.param("a disk that went read-only", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FAILURES))
 def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     name: str,
     experiment: Path,
@@ -223,6 +224,7 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     assert_tidy(disk / "runs")
 
 
+@pytest.mark.slow
 def test_storage_that_fails_for_a_while_is_waited_for(
     experiment: Path, expected: tuple[object, ...], disk: Path, said: Callable[[], str]
 ) -> None:
