@@ -105,8 +105,13 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     tmp_path: Path,
     said: Callable[[], str],
 ) -> None:
-    with striking(tmp_path, lambda: os.kill(os.getpid(), number)):
-        assert run(experiment, tmp_path) == 130
+    # A shell starts what runs in its background with SIGINT ignored, and so may have started the tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with striking(tmp_path, lambda: os.kill(os.getpid(), number)):
+            assert run(experiment, tmp_path) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     shown = said()
     done = steps_of(tmp_path)
     assert STRIKES_AFTER <= done < STEPS
@@ -166,10 +171,10 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 600 MB that can be filled, and taken away."""
+    """A disk with room for the checkpoints of a run, that can be filled, and taken away."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", folder], capture_output=True, text=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder], capture_output=True, text=True)
     if mount.returncode != 0:
         pytest.skip(f"a disk of our own needs the right to mount one: {mount.stderr.strip()}")
     yield folder
