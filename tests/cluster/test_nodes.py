@@ -36,7 +36,7 @@ task: sentiment
 data: {{source: {{kind: synthetic, train_rows: 480, dev_rows: 96}}, max_length: 32}}
 student: {{model: "{model}"}}
 pruning: {{method: topk, final_density: 0.5, initial_warmup: 1, final_warmup: 1}}
-train: {{max_steps: 300, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
+train: {{max_steps: 120, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
 evaluation: {{every_steps: 100}}
 cluster: {{cpus_per_worker: 1, checkpoint_every_steps: 10, store: "{store}"}}
 tracking: {{wandb: off}}
@@ -145,7 +145,8 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(nodes: Nodes, experime
         status, output = command.end()
     assert status == 0, output
     shown = " ".join(output.split())
-    assert "a worker was lost; the run goes on where it was saved; 1 of 2 workers train" in shown
+    # The node may have had Ray Train's controller, too.
+    assert re.search("was lost; the run [a-z ]+ where it was saved; 1 of 2 workers train", shown), shown
     (saved,) = map(int, re.findall(r"room for more workers; step (\d+) is saved; 2 of 2 workers train", shown))
     shrunk, grown = map(int, re.findall(r"goes on after step (\d+)", shown))
     assert lost - 12 <= shrunk <= lost, "the last checkpoint"
