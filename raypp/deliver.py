@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ def deliver(
         save_model(plain, tokenizer, job.run / "model")
     worker.barrier()
     saved = load_saved(job.run / "model", worker.device)
+    began = time.monotonic()
     metrics, predictions = evaluate(saved, splits, job.task, tokenizer.pad_token_id, worker)
+    perf = {**perf, "perf/final_evaluation_seconds": time.monotonic() - began}
     for split, after in predictions.items():
         difference = float(np.abs(after.logits - masked[split].logits).max())
         if difference > FOLD_TOLERANCE:

@@ -36,7 +36,7 @@ class Row:
     first: tuple[float, float] | None = None
     """When the first report of that try came, and what was done by then."""
     overhead_seconds: float | None = None
-    """What it took beyond its training loop."""
+    """What it took beyond training and the final evaluation."""
 
     def seconds_left(self) -> float | None:
         """Expected from the pace since the first report."""
@@ -95,7 +95,7 @@ class Board(tune.Callback):  # type: ignore[misc]
             row.state, row.reason = "failed", result["failed"]
         if result["finished"]:
             row.state = "finished"
-            row.overhead_seconds = time.monotonic() - row.started - result["loop_seconds"]
+            row.overhead_seconds = time.monotonic() - row.started - result["work_seconds"]
         self._show(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -326,6 +326,6 @@ def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
 
 
 def _overhead(board: Board) -> float | None:
-    """Seconds that a trial took beyond its training loop: the mean; None where none was finished."""
+    """Seconds that a trial took beyond training and the final evaluation: the mean; None where none was finished."""
     known = [row.overhead_seconds for row in board.rows.values() if row.overhead_seconds is not None]
     return sum(known) / len(known) if known else None

@@ -8,7 +8,7 @@ What a trial reports, always with the same fields:
     metric             the headline metric; None in a report that is no evaluation
     messages           lines for the user since the report before
     placement_group    of its own workers, hex; None without any
-    loop_seconds       what the training loop took in this session; None until the end
+    work_seconds       what training and the final evaluation took in this session; None until the end
     finished           whether the run is
     failed             None, or what the run failed with, where trying again would not help
 """
@@ -145,13 +145,14 @@ class _Reporter:
 
     def finish(self, result: dict[str, Any]) -> None:
         self.fraction, self.density = 1.0, result["density"]["linear"]
-        metric, loop_seconds = result["metrics"][result["headline"]], result["perf"]["perf/loop_seconds"]
-        self.report(metric=metric, loop_seconds=loop_seconds, finished=True)
+        perf = result["perf"]
+        work_seconds = perf["perf/loop_seconds"] + perf["perf/final_evaluation_seconds"]
+        self.report(metric=result["metrics"][result["headline"]], work_seconds=work_seconds, finished=True)
 
     def report(
         self,
         metric: float | None = None,
-        loop_seconds: float | None = None,
+        work_seconds: float | None = None,
         finished: bool = False,
         failed: str | None = None,
     ) -> None:
@@ -167,7 +168,7 @@ class _Reporter:
                 "metric": metric,
                 "messages": messages,
                 "placement_group": self.placement_group,
-                "loop_seconds": loop_seconds,
+                "work_seconds": work_seconds,
                 "finished": finished,
                 "failed": failed,
             }
