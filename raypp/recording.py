@@ -86,7 +86,8 @@ class Progress:
 
 
 class Recorder:
-    """metrics.jsonl, W&B and figures of one run. Use as a context manager: what fails is recorded as failed.
+    """metrics.jsonl, W&B and figures of one run. Use as a context manager: what fails is recorded as failed, what a
+    sweep stops early as finished.
 
     On any worker but the first it does nothing.
     """
@@ -105,10 +106,14 @@ class Recorder:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         with self._scratch:
             if kind is not None:
-                self.tracker.finish(1)
+                # By SystemExit(0) Ray Tune ends a trial that the sweep has stopped early: nothing failed.
+                stopped = isinstance(error, SystemExit) and error.code == 0
+                if stopped:
+                    self.tracker.summary({"stopped_early": True})
+                self.tracker.finish(0 if stopped else 1)
                 try:
                     self.save()
                 except OSError as error:  # what ends the run is what must be said

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ray.util import placement_group_table
 from transformers import AutoModelForSequenceClassification
+from wandb_files import read_run
 
 from raypp.cli import main
 from raypp.cluster.sweep import sweep
@@ -124,7 +125,7 @@ def stopping(experiment: Path) -> Path:
 def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for_all(
     stopping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sweep", str(stopping)]) == 0
+    assert main(["sweep", str(stopping), "tracking.wandb=offline"]) == 0
     result = sweep_result(tmp_path / "runs")
     # One trial at a time: each is compared with those before it.
     reached: dict[tuple[str, float], list[float]] = {}
@@ -146,6 +147,11 @@ def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for
             assert checkpoint.is_file(), "it could be gone on with"
     stopped = [Path(trial["path"]) for trial in result["trials"] if trial["state"] == "stopped"]
     assert stopped, "the test's settings give none"
+    for trial in result["trials"]:
+        (recorded,) = Path(trial["path"]).glob("wandb/offline-run-*")
+        run = read_run(recorded)
+        assert run["exit_code"] == 0, "a trial that is stopped early has not failed"
+        assert run["summary"].get("stopped_early", False) == (trial["state"] == "stopped")
     assert result["counts"] == {"finished": 4 - len(stopped), "stopped": len(stopped), "failed": 0}
     assert {trial["stratum"] for trial in result["trials"] if trial["state"] == "finished"} == {
         "density 0.5",
