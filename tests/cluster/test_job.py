@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -29,11 +30,15 @@ class Head:
     dashboard: str
     folder: Path
 
-    def submit(self, working_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit`, waiting, from a shell that has the token and not the W&B key."""
-        command = [*RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(working_dir), "--", *words]
+    def job(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job …` from a shell that has the token and not the W&B key."""
+        words = (*RAY, "job", command, "--address", self.dashboard, *words)
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+
+    def submit(self, working_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit`, waiting."""
+        return self.job("submit", "--working-dir", str(working_dir), "--", *words)
 
     def get(self, path: str, token: str | None) -> str:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -111,3 +116,41 @@ def test_a_job_runs_the_code_it_brings_and_only_with_the_token(head: Head, worki
     written = [path for folder in (tmp_path / "runs", head.folder) for path in folder.rglob("*") if path.is_file()]
     assert any(path.name.startswith("job-driver-") for path in written), "Ray has logged"
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_job_that_is_stopped_saves_its_step_and_goes_on_when_it_is_submitted_again(
+    head: Head, working_dir: Path, tmp_path: Path
+) -> None:
+    values = yaml.safe_load((working_dir / "job.yaml").read_text())
+    del values["sweep"]
+    values["train"] = {"max_steps": 60, "batch_size": 8, "log_every_steps": 1}
+    values["cluster"]["checkpoint_every_steps"] = 60  # none that a schedule would have written before
+    (working_dir / "job.yaml").write_text(yaml.safe_dump(values))
+    raypp = [sys.executable, "-m", "raypp.cli", "train", "job.yaml", "evaluation.every_steps=60"]
+    begun = head.job("submit", "--working-dir", str(working_dir), "--no-wait", "--submission-id", "first", "--", *raypp)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+
+    def checkpoints() -> list[str]:
+        return sorted(path.parent.name for path in tmp_path.glob("runs/job/*/checkpoints/step-*/manifest.json"))
+
+    def logged() -> list[int]:
+        files = list(tmp_path.glob("runs/job/*/metrics.jsonl"))
+        return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
+
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(logged()) < 5:
+        assert time.monotonic() < deadline, head.job("logs", "first").stdout
+        time.sleep(0.1)
+    assert checkpoints() == []
+    stopped = head.job("stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    (saved,) = checkpoints()
+    step = int(saved.removeprefix("step-"))
+    assert 5 <= step < 60
+    (state,) = json.loads(head.get("/api/jobs/", TOKEN))
+    assert state["status"] == "STOPPED"
+
+    done = head.submit(working_dir, *raypp)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"goes on after step {step}" in done.stdout
+    assert logged() == [*range(1, 61), 60], "a line a step, and one of the evaluation: none is done twice"
