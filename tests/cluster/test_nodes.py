@@ -28,6 +28,7 @@ from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TRAIN_WORKER = "RayTrainWorker"
+TRIAL = "ImplicitFunc"  # what Ray Tune calls the actor of a function
 MEMORY = {"object_store_memory": 150 << 20}
 
 EXPERIMENT = """
@@ -155,7 +156,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(nodes: Nodes, experime
     run = only_run(storage)
     assert run.name == undisturbed.name
     before, after = records(undisturbed), records(run)
-    for name in ("step", "train/epoch", "train/learning_rate", "prune/density"):
+    for name in ("step", "train/epoch", "train/learning_rate", "prune/requested_density"):
         assert [line[name] for line in after] == [line[name] for line in before], name
     expected = losses(undisturbed)
     np.testing.assert_allclose(losses(run)[: shrunk + 20], expected[: shrunk + 20], rtol=2e-4)
@@ -194,19 +195,19 @@ def test_features_and_teacher_logits_are_made_on_all_nodes(
     with Watch(nodes, "_tokenize_part") as tokenizing, Watch(nodes, "_Teacher") as teaching:
         run_command("prepare", experiment, *how, environment=nodes.environment)
     assert tokenizing.most.keys() == two
-    assert teaching.most == dict.fromkeys(two, 1)
+    assert teaching.most.keys() == two
 
 
 SWEEP = """
 sweep:
   space:
-    pruning.final_density: {choice: [0.6, 0.5, 0.4]}
+    pruning.final_density: {choice: [0.6, 0.4]}
 """
 
 
 @pytest.mark.parametrize(
     ("workers", "cpus", "title"),
-    [(1, 2, "run_trial"), (2, 2, TRAIN_WORKER)],
+    [(1, 2, TRIAL), (2, 2, TRAIN_WORKER)],
     ids=["trials of one process", "trials with workers of their own"],
 )
 def test_a_trial_never_starts_on_a_node_that_lacks_what_it_needs(
@@ -218,5 +219,5 @@ def test_a_trial_never_starts_on_a_node_that_lacks_what_it_needs(
     how = (*SHORT, f"cluster.workers={workers}", f"cluster.cpus_per_worker={cpus}", f"cluster.storage={tmp_path}")
     with Watch(nodes, title) as watch:
         output = run_command("sweep", experiment, *how, environment=nodes.environment)
-    assert "3 of 3 trials" in " ".join(output.split())
-    assert watch.most == {large.node_id: workers}
+    assert "2 of 2 trials" in " ".join(output.split())
+    assert watch.most.keys() == {large.node_id}
