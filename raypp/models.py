@@ -199,8 +199,9 @@ def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
     """A fine-tuned model as it is, in float32 and evaluation mode.
 
     Raises:
-        ConfigError: naming `field`, if its weights lack a head, or its outputs are not the task's.
+        ConfigError: naming `field`, if its outputs are not the task's, or its weights lack a head.
     """
+    kind.output_order(load_model_config(folder, field, kind), field)
     with quiet_loading():
         model, info = kind.auto_model().from_pretrained(
             str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
@@ -210,7 +211,6 @@ def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
         raise ConfigError(
             f"{field}: {folder} is not fine-tuned, it lacks {missing}; give one that is, for {kind.task.name}"
         )
-    kind.output_order(model.config, field)
     fine_tuned: PreTrainedModel = model.eval()
     return fine_tuned
 
