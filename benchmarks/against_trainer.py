@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from workload import BATCH_SIZE, ENCODER, STEPS, WARM_STEPS, Workload, median, raw_table, report
 
-from raypp.config import TrainSettings
+from raypp.config import DataSettings, TrainSettings
 from raypp.data.batches import plan_epoch
-from raypp.data.features import Features, tokenize_batch
-from raypp.models import embeddings_of, load_classifier, load_tokenizer, resolve_model
+from raypp.data.features import Features
+from raypp.kinds import kind_of
+from raypp.models import embeddings_of, load_pretrained, load_tokenizer, resolve_model
 
 MAX_LENGTH = 128
 PADDED_STEPS = 10  # every one costs the same
@@ -52,7 +53,7 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
 
 def trainer_seconds(workload: Workload, batches: list[dict[str, torch.Tensor]], warm: int) -> list[float]:
     """Seconds of each of Trainer's steps on these batches, in its own shuffled order, without the first few."""
-    model = load_classifier(resolve_model(ENCODER, None, "student.model"), workload.task, seed=0)
+    model = load_pretrained(resolve_model(ENCODER, None, "student.model"), workload.task, seed=0)
     embeddings_of(model).requires_grad_(False)
     clock = _Clock()
     arguments = TrainingArguments(
@@ -85,8 +86,8 @@ def main(tasks: list[str]) -> None:
             workload = Workload(task, Path(scratch))
             folder = resolve_model(ENCODER, None, "student.model")
             tokenizer = load_tokenizer(folder, "student.model")
-            table = tokenize_batch(raw_table(workload.task, "train", 2048), tokenizer, workload.task, MAX_LENGTH)
-            features = Features.from_table(table)
+            kind = kind_of(workload.task, DataSettings(max_length=MAX_LENGTH))
+            features = Features.from_table(kind.tokenize(raw_table(workload.task, "train", 2048), tokenizer))
             plan = plan_epoch(features.lengths, TrainSettings(batch_size=BATCH_SIZE), 0, micro_batches=1)
             bucketed = [features.collate(batch.indices, tokenizer.pad_token_id) for batch in plan[:STEPS]]
             padded = [

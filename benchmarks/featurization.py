@@ -19,8 +19,9 @@ from workload import ENCODER, raw_table
 
 from raypp.cluster.prepare import featurize
 from raypp.cluster.session import Session
-from raypp.config import ClusterSettings, FilesSource
+from raypp.config import ClusterSettings, DataSettings, FilesSource
 from raypp.data.sources import open_source
+from raypp.kinds import kind_of
 from raypp.models import load_tokenizer, resolve_model
 from raypp.storage import Location
 from raypp.store import Store
@@ -80,7 +81,14 @@ def main(sizes: list[int]) -> None:
             began = time.perf_counter()
             with PeakMemory() as memory:
                 raw = open_source(task, source)
-                featurize(raw, "train", task, str(folder), MAX_LENGTH, store, lambda done, total: None)
+                featurize(
+                    raw,
+                    "train",
+                    kind_of(task, DataSettings(max_length=MAX_LENGTH)),
+                    str(folder),
+                    store,
+                    lambda done, total: None,
+                )
             ours = rows / (time.perf_counter() - began)
             texts = repeated["sentence1"].to_pylist()
             began = time.perf_counter()

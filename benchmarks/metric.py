@@ -23,7 +23,7 @@ from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.evaluate import headline_key
 from raypp.load_config import experiment_from
-from raypp.metrics import compute_metrics
+from raypp.metrics import class_metrics
 from raypp.models import load_tokenizer, resolve_model
 from raypp.plan import Plan, make_plan
 from raypp.pruning.masks import named_seed
@@ -110,7 +110,7 @@ def _evaluated(workload: Workload, model: nn.Module, longest: int) -> float:
         columns = [list(column) for column in zip(*texts[start : start + 128], strict=True)]
         inputs = tokenizer(*columns, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         logits.append(model.eval()(**inputs).logits)
-    scores = compute_metrics(workload.task, torch.cat(logits).numpy(), torch.tensor(labels).numpy())
+    scores = class_metrics(workload.task.metrics, torch.cat(logits).numpy(), torch.tensor(labels).numpy())
     return scores[workload.task.headline]
 
 

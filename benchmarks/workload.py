@@ -22,7 +22,7 @@ from raypp.data.sources import open_source
 from raypp.events import Event, PhaseAdvanced
 from raypp.export.huggingface import save_model
 from raypp.load_config import experiment_from
-from raypp.models import load_classifier, load_tokenizer, resolve_model
+from raypp.models import load_pretrained, load_tokenizer, resolve_model
 from raypp.progress import NullDisplay
 from raypp.storage import Location
 from raypp.tasks import TASKS, Task
@@ -75,7 +75,7 @@ class Workload:
             pq.write_table(raw_table(self.task, split, rows), self.scratch / f"{split}.parquet")
         encoder = resolve_model(ENCODER, None, "student.model")
         self.teacher = self.scratch / "teacher"
-        model, tokenizer = load_classifier(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
+        model, tokenizer = load_pretrained(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
         save_model(model, tokenizer, Location.of(self.teacher))
 
     def step_seconds(self, **sections: Any) -> list[float]:

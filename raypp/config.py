@@ -15,6 +15,7 @@ Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Names = Annotated[tuple[str, ...], Strict(False)]
+Kind = Literal["classification", "regression", "multiple_choice"]
 
 # The original scripts' spellings, so that their users' habits work.
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
@@ -40,26 +41,28 @@ class OwnTask(Settings):
 
     name: Name
     """What the task is called in folders and tables."""
-    kind: Literal["classification", "regression"] = "classification"
-    """Classes, or one real number."""
+    kind: Kind = "classification"
+    """Classes, one real number, or one of several endings."""
     pair: bool = False
     """Whether each example is a pair of sentences."""
     labels: Names = ()
-    """Label names, in the order of the model's outputs; empty for regression."""
+    """Label names of a classification, in the order of the model's outputs; empty for the other kinds."""
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> OwnTask:
         if self.kind == "classification" and len(self.labels) < 2:
             raise ValueError(f"labels: a classification task needs at least 2 label names, got {list(self.labels)}")
-        if self.kind == "regression" and self.labels:
-            raise ValueError("labels: a regression task has no label names; leave them out")
+        if self.kind != "classification" and self.labels:
+            raise ValueError(f"labels: a {self.kind} task has no label names; leave them out")
+        if self.kind == "multiple_choice" and self.pair:
+            raise ValueError("pair: a multiple_choice task has a context and endings; leave it out")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: every label name may stand once, got {list(self.labels)}")
         return self
 
 
 class OfficialSource(Settings):
-    """The files of a GLUE task as they are published (`train.tsv`, `dev.tsv`, …)."""
+    """The files of a task as they are published (GLUE: `train.tsv`, `dev.tsv`, …; SWAG: `train.csv`, `val.csv`, …)."""
 
     kind: Literal["official"]
     directory: str
@@ -70,21 +73,27 @@ class HubSource(Settings):
     """A data set of the Hugging Face hub, read with `datasets.load_dataset`."""
 
     kind: Literal["hub"]
-    repository: str = "nyu-mll/glue"
-    """Name of the data set repository."""
+    repository: str | None = None
+    """Name of the data set repository; null: where the task is published (`nyu-mll/glue`, `allenai/swag`)."""
     revision: str | None = None
     """Branch, tag or commit; null for the default branch."""
 
 
 class Columns(Settings):
-    """Which column of a user's file holds what."""
+    """Which column of a user's file holds what; those of the task's kind count."""
 
     sentence1: str = "sentence1"
     """The sentence, or the first of a pair."""
     sentence2: str = "sentence2"
     """The second sentence of a pair."""
+    sent1: str = "sent1"
+    """The context of a multiple choice."""
+    sent2: str = "sent2"
+    """What every ending of a multiple choice begins with."""
+    endings: Annotated[Names, Field(min_length=2)] = ("ending0", "ending1", "ending2", "ending3")
+    """The choices, in the order of their numbers."""
     label: str = "label"
-    """Label name or number (classification), or value (regression)."""
+    """Label name or number (classification), value (regression) or number of the right ending (multiple choice)."""
 
 
 class FilesSource(Settings):

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from raypp.errors import RunFailed
-from raypp.evaluate import Predictions, evaluate, headline_key, predictions_table
+from raypp.evaluate import evaluate, headline_key
 from raypp.export.huggingface import load_saved, save_model
+from raypp.predictions import Predictions
 from raypp.pruning.density import DensityReport
 from raypp.recording import Progress, Recorder
 from raypp.runs import model_files
@@ -51,9 +52,9 @@ def deliver(
     if worker.is_first:
         save_model(plain, tokenizer, job.run / "model")
     worker.barrier()
-    saved = load_saved(job.run / "model", worker.device)
+    saved = load_saved(job.run / "model", job.kind, worker.device)
     began = time.monotonic()
-    metrics, predictions = evaluate(saved, splits, job.task, tokenizer.pad_token_id, worker)
+    metrics, predictions = evaluate(saved, splits, job.kind, tokenizer.pad_token_id, worker)
     perf = {**perf, "perf/final_evaluation_seconds": time.monotonic() - began}
     for split, after in predictions.items():
         difference = float(np.abs(after.logits - masked[split].logits).max())
@@ -87,7 +88,7 @@ def deliver(
         **job.provenance,
     }
     if worker.is_first:
-        (job.run / "predictions.tsv").write_text(predictions_table(job.task, predictions))
+        (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
         result["model_files"] = model_files(job.run)
         layers = () if pruning is None else density.layers
         result["paths"]["wandb_sync"] = recorder.finish(result, layers)

@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raypp.checkpoint import Checkpoints, restore
-from raypp.config import Experiment, OfficialSource
-from raypp.data.features import Features, tokenize_batch
+from raypp.config import DataSettings, Experiment, OfficialSource
+from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
-from raypp.evaluate import Predictions, predict, predictions_table, score
+from raypp.evaluate import predict
+from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
-from raypp.metrics import submission_rows
 from raypp.models import (
     embeddings_of,
     freezes_embeddings,
-    label_permutation,
-    load_classifier,
     load_finetuned,
     load_model_config,
+    load_pretrained,
     load_tokenizer,
     max_positions,
     resolve_model,
@@ -43,17 +42,15 @@ from raypp.worker import Worker
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_MAX_LENGTH = 128
-
 
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated, and on what."""
 
-    task: Task
+    kind: TaskKind
+    """Of the task."""
     raw: RawData
     splits: tuple[str, ...]
-    max_length: int
     experiment: Experiment | None
     """That of the run, if the model is one."""
     run: Location | None
@@ -91,15 +88,18 @@ def evaluate_command(
         return found
     with _folder(model, subject) as folder:
         tokenizer = load_tokenizer(folder, "MODEL")
-        features = {name: _features(subject, name, tokenizer, folder) for name in splits}
-        classifier, permutation = _classifier(folder, subject.task)
+        kind = _within_positions(subject.kind, folder)
+        features = {name: _features(subject, name, kind, tokenizer) for name in splits}
+        order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
+        fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
         out.mkdir(parents=True, exist_ok=True)
         for name in splits:
-            predictions = predict(classifier, features[name], tokenizer.pad_token_id, Worker())
-            predictions = replace(predictions, logits=predictions.logits[:, permutation])
+            predictions = predict(fine_tuned, features[name], kind, tokenizer.pad_token_id, Worker())
+            predictions = replace(predictions, logits=predictions.logits[..., order])
             if predictions.labelled.any():
-                found[name] = score(subject.task, predictions)
-            _write(subject.task, name, predictions, out)
+                found[name] = kind.metrics(predictions)
+            files = kind.write(name, predictions, out)
+            print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
     _print(found)
     return found
 
@@ -116,10 +116,10 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     if data is not None:
         source = OfficialSource(kind="official", directory=data)
     found = resolve_task(wanted, source)
-    max_length = described.data.max_length if described is not None else DEFAULT_MAX_LENGTH
+    kind = kind_of(found, described.data if described is not None else DataSettings())
     splits = _splits(found, split)
     raw = open_source(found, source or default_source(found), required=splits)
-    return Subject(found, raw, splits, max_length, own, run)
+    return Subject(kind, raw, splits, own, run)
 
 
 def _splits(task: Task, split: str) -> tuple[str, ...]:
@@ -141,16 +141,15 @@ def _folder(model: str, subject: Subject) -> Iterator[Path]:
         yield (subject.run / "model").download(Path(scratch))
 
 
-def _features(subject: Subject, split: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Features:
-    longest = min(subject.max_length, max_positions(load_model_config(folder, "MODEL")))
-    tables = [tokenize_batch(batch, tokenizer, subject.task, longest) for batch in subject.raw.read(split)]
+def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
+    """The kind with a length that the model in the folder has positions for."""
+    longest = min(kind.data.max_length, max_positions(load_model_config(folder, "MODEL", kind)))
+    return replace(kind, data=kind.data.model_copy(update={"max_length": longest}))
+
+
+def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Features:
+    tables = [kind.tokenize(batch, tokenizer) for batch in subject.raw.read(split)]
     return Features.from_table(pa.concat_tables(tables))
-
-
-def _classifier(folder: Path, task: Task) -> tuple[PreTrainedModel, list[int]]:
-    """A fine-tuned model, and where the task's labels stand among its outputs."""
-    permutation = label_permutation(load_model_config(folder, "MODEL"), task, "MODEL")
-    return load_finetuned(folder, permutation, "MODEL").to(Worker().device), permutation
 
 
 def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
@@ -160,14 +159,15 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     student = subject.experiment.student
     folder = resolve_model(student.model, student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
-    features = {name: _features(subject, name, tokenizer, folder) for name in subject.splits}
+    kind = _within_positions(subject.kind, folder)
+    features = {name: _features(subject, name, kind, tokenizer) for name in subject.splits}
     if unlabelled := [name for name, split in features.items() if not split.labelled.any()]:
         raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
     found: dict[str, dict[str, float]] = {}
-    for step, classifier in _checkpoints(subject.run, subject.experiment, subject.task, folder):
+    for step, model in _checkpoints(subject.run, subject.experiment, kind.task, folder):
         for name, split in features.items():
-            predictions = predict(classifier, split, tokenizer.pad_token_id, Worker())
-            found[f"step {step} {name}"] = score(subject.task, predictions)
+            predictions = predict(model, split, kind, tokenizer.pad_token_id, Worker())
+            found[f"step {step} {name}"] = kind.metrics(predictions)
     if not found:
         raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")
     return found
@@ -182,7 +182,7 @@ def _checkpoints(
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
-        model = load_classifier(folder, task, experiment.train.seed)
+        model = load_pretrained(folder, task, experiment.train.seed)
         if freezes_embeddings(experiment):
             embeddings_of(model).requires_grad_(False)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
@@ -195,14 +195,3 @@ def _checkpoints(
 def _print(found: Mapping[str, Mapping[str, float]]) -> None:
     for name, metrics in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
-
-
-def _write(task: Task, split: str, predictions: Predictions, out: Path) -> None:
-    if predictions.labelled.any():
-        path = out / f"predictions-{split}.tsv"
-        path.write_text(predictions_table(task, {split: predictions}), encoding="utf-8")
-    else:
-        path = out / task.submission_file(split)
-        logits = predictions.logits[:, 0] if task.kind == "regression" else predictions.logits
-        path.write_text("".join(submission_rows(task, logits)), encoding="utf-8")
-    print(f"{split}: {len(predictions.rows)} predictions in {path}")

@@ -50,7 +50,7 @@ def step_inputs(
             if not len(rows := rows_of_share[share]):
                 continue
             padded = features.collate(rows, pad_id, max_padded=max_padded)
-            tokens += int(features.lengths[rows].sum())
+            tokens += int(features.tokens[rows].sum())
             computed_tokens += padded["input_ids"].numel()
             shares[share] = {name: worker.to_device(value) for name, value in padded.items()}
         yield StepInputs(plan[place], shares, tokens, computed_tokens)

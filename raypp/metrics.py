@@ -1,19 +1,13 @@
-"""Metrics of a task's predictions, and the file in which GLUE takes predictions.
-
-Everything here is a pure function of arrays: predictions are logits `[rows, classes]` in classification and values
-`[rows]` in regression, in the order of `task.labels`.
-"""
+"""Metrics of predicted classes and values: pure functions of arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from raypp.tasks import Task
 
 Array = npt.NDArray[Any]
 
@@ -81,68 +75,42 @@ def exp_entropy(logits: Array) -> float:
     return float(np.exp(entropy.mean()))
 
 
-def compute_metrics(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
-    """The task's metrics, headline first, and in classification `exp_entropy`; all of them finite.
+def class_metrics(names: Sequence[str], logits: Array, labels: Array) -> dict[str, float]:
+    """These metrics of the classes with the highest logits, and `exp_entropy`; all of them finite.
 
     Args:
-        task: says which metrics.
-        predictions: logits `[rows, classes]`, or values `[rows]` in regression.
-        labels: label numbers or values, `[rows]`.
+        names: of METRICS, the headline first.
+        logits: [rows, classes].
+        labels: their numbers, [rows].
 
     Raises:
         ValueError: there are no rows.
-        FloatingPointError: a prediction is not finite.
+        FloatingPointError: a logit is not finite.
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if len(labels) == 0:
-        raise ValueError(f"metrics of {task.name} need at least one labelled row, got none")
-    assert len(predictions) == len(labels), f"{len(predictions)} predictions for {len(labels)} labels"
-    predicted = _predicted(task, predictions)
-    metrics = {name: METRICS[name](predicted, labels) for name in task.metrics}
-    if task.kind == "classification":
-        metrics["exp_entropy"] = exp_entropy(predictions)
-    assert all(map(math.isfinite, metrics.values())), f"metrics are finite: {metrics}"
-    return metrics
+    classes = require_finite(logits).argmax(axis=1)
+    return _computed(names, classes, labels) | {"exp_entropy": exp_entropy(logits)}
 
 
-def submission_rows(task: Task, predictions: Array) -> Iterator[str]:
-    """The lines of a GLUE submission file (`task.submission_file(split)`), each with its newline.
-
-    A class is written as GLUE's sample submissions do, by number or by name; a value of STS-B is clipped to 0 to 5 and
-    has 3 decimals.
-
-    Args:
-        task: says how a label is written.
-        predictions: as in `compute_metrics`, of all rows of a test split in the source's order.
-
-    Raises:
-        FloatingPointError: a prediction is not finite.
-    """
-    yield "index\tprediction\n"
-    for index, value in enumerate(_predicted(task, np.asarray(predictions)).tolist()):
-        yield f"{index}\t{_written(task, value)}\n"
+def value_metrics(names: Sequence[str], values: Array, labels: Array) -> dict[str, float]:
+    """These metrics of predicted values [rows] and true ones; otherwise as `class_metrics`."""
+    return _computed(names, require_finite(values), labels)
 
 
-def _predicted(task: Task, predictions: Array) -> Array:
-    """Classes or values `[rows]`."""
+def require_finite(predictions: Array) -> Array:
+    """The predictions; FloatingPointError where one is not finite."""
     if not np.isfinite(predictions).all():
         row = int(np.argwhere(~np.isfinite(predictions))[0][0])
         raise FloatingPointError(f"the prediction of row {row} is not finite: {predictions[row]}")
-    if task.kind == "regression":
-        assert predictions.ndim == 1, f"a regression task predicts one value a row, got shape {predictions.shape}"
-        return predictions
-    expected = (len(predictions), task.num_outputs)
-    assert predictions.shape == expected, f"logits of {task.name} have shape {expected}, got {predictions.shape}"
-    return np.asarray(predictions.argmax(axis=1))
+    return predictions
 
 
-def _written(task: Task, value: float | int) -> str:
-    if task.kind == "classification":
-        return str(value) if task.digit_labels else task.labels[int(value)]
-    if task.value_range is None:
-        return f"{value:.6g}"
-    low, high = task.value_range
-    return f"{min(max(value, low), high) + 0.0:.3f}"  # + 0.0: no negative zero
+def _computed(names: Sequence[str], predicted: Array, labels: Array) -> dict[str, float]:
+    if len(labels) == 0:
+        raise ValueError("metrics need at least one labelled row, got none")
+    assert len(predicted) == len(labels), f"{len(predicted)} predictions for {len(labels)} labels"
+    metrics = {name: METRICS[name](predicted, labels) for name in names}
+    assert all(map(math.isfinite, metrics.values())), f"metrics are finite: {metrics}"
+    return metrics
 
 
 def _defined(correlation: Callable[[Array, Array], Any], predicted: Array, labels: Array) -> float:

@@ -12,13 +12,14 @@ import hashlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raypp.errors import ConfigError
+from raypp.kinds import TaskKind, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,17 +116,20 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {error}") from error
 
 
-def load_model_config(folder: Path, field: str) -> Any:
-    """The `transformers` configuration of a model folder, for an encoder that can classify sequences."""
+def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) -> Any:
+    """The `transformers` configuration of a model folder; ConfigError naming `field` if there is no such model for
+    tasks of `kind`."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ConfigError(f"{field}: {folder}/config.json cannot be used: {error}") from error
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ConfigError(f"{field}: model_type {config.model_type!r} in {folder} has no sequence classification model")
+    if kind is not None and type(config) not in kind.auto_model()._model_mapping:
+        raise ConfigError(
+            f"{field}: model_type {config.model_type!r} in {folder} has no model for {kind.task.name}, none that "
+            f"{kind.auto_class} opens"
+        )
     return config
 
 
@@ -152,55 +156,18 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, 
         raise ConfigError(problems)
 
 
-def _label_names(config: Any) -> list[str]:
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
-
-
-def _is_generic(names: Sequence[str]) -> bool:
-    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
-
-
-def label_permutation(config: Any, task: Task, field: str) -> list[int]:
-    """Where each label of the task stands among the outputs of a fine-tuned model: `logits[:, permutation]` is in
-    task order.
-
-    Raises:
-        ConfigError: the model has other labels, another number of them, or another kind of output.
-    """
-    names = _label_names(config)
-    if task.kind == "regression":
-        if len(names) != 1:
-            raise ConfigError(
-                f"{field}: {task.name} is a regression task, but the model has {len(names)} outputs {names}"
-            )
-        return [0]
-    if len(names) == len(task.labels) and _is_generic(names):
-        return list(range(len(names)))
-    wanted, given = [label.lower() for label in task.labels], [name.lower() for name in names]
-    if sorted(wanted) != sorted(given):
-        raise ConfigError(
-            f"{field}: the model's labels {names} are not the labels of {task.name}, {list(task.labels)}; they are "
-            "matched by name (id2label in its config.json)"
-        )
-    return [given.index(label) for label in wanted]
-
-
-def load_classifier(folder: Path, task: Task, seed: int) -> PreTrainedModel:
+def load_pretrained(folder: Path, task: Task, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a head for the task, in float32.
 
-    The head is kept if the folder holds one that was trained for these labels in this order; otherwise it is
-    initialised from `seed`, the same in every process.
+    The head is kept if the folder holds one that was trained for this task; otherwise it is initialised from `seed`,
+    the same in every process.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    labels = task.labels or ("score",)
+    kind = kind_of(task)
     with quiet_loading():
         torch.manual_seed(seed)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = kind.auto_model().from_pretrained(
             str(folder),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="regression" if task.kind == "regression" else "single_label_classification",
+            **kind.head_settings(),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             local_files_only=True,
@@ -212,16 +179,9 @@ def load_classifier(folder: Path, task: Task, seed: int) -> PreTrainedModel:
             raise ConfigError(
                 f"{folder}: the weights lack {len(lost)} tensors of the encoder, {sorted(lost)[0]} among them"
             )
-        if not info["missing_keys"] and not _head_fits(folder, task):
+        if not info["missing_keys"] and not kind.keeps_head(load_model_config(folder, "student.model")):
             _reset_head(model, seed)
     return model
-
-
-def _head_fits(folder: Path, task: Task) -> bool:
-    from transformers import AutoConfig
-
-    names = _label_names(AutoConfig.from_pretrained(str(folder), local_files_only=True))
-    return task.kind == "regression" or _is_generic(names) or names == list(task.labels)
 
 
 def _reset_head(model: PreTrainedModel, seed: int) -> None:
@@ -235,29 +195,24 @@ def _reset_head(model: PreTrainedModel, seed: int) -> None:
         module.apply(model._init_weights)
 
 
-def load_finetuned(folder: Path, permutation: Sequence[int], field: str) -> PreTrainedModel:
-    """A fine-tuned classifier as it is, in float32 and evaluation mode.
-
-    Args:
-        permutation: where the task's labels stand among its outputs, from `label_permutation`.
+def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
+    """A fine-tuned model as it is, in float32 and evaluation mode.
 
     Raises:
-        ConfigError: naming `field`, if its weights lack a head, or its outputs are not those of its configuration.
+        ConfigError: naming `field`, if its outputs are not the task's, or its weights lack a head.
     """
-    from transformers import AutoModelForSequenceClassification
-
+    kind.output_order(load_model_config(folder, field, kind), field)
     with quiet_loading():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = kind.auto_model().from_pretrained(
             str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigError(f"{field}: {folder} is not fine-tuned, it lacks {missing}; give a fine-tuned classifier")
-    if sorted(permutation) != list(range(model.config.num_labels)):
         raise ConfigError(
-            f"{field}: {folder} has {model.config.num_labels} outputs, but the task needs {len(permutation)}"
+            f"{field}: {folder} is not fine-tuned, it lacks {missing}; give one that is, for {kind.task.name}"
         )
-    return model.eval()
+    fine_tuned: PreTrainedModel = model.eval()
+    return fine_tuned
 
 
 def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -26,14 +26,15 @@ from raypp.config import (
     TeacherSettings,
 )
 from raypp.data.batches import batch_counter
-from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
+from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
+from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.distillation.teacher import LayerPairs, layer_pairs
 from raypp.errors import ConfigError
 from raypp.identity import identity_hash, run_identity, run_name
+from raypp.kinds import TaskKind, kind_of
 from raypp.models import (
     check_fit,
-    label_permutation,
     load_finetuned,
     load_model_config,
     load_tokenizer,
@@ -96,9 +97,14 @@ class Plan:
             folder = (self.run / "model").download(Path(scratch))
             yield ModelInput(folder, self.digest, self.student.tokenizer)
 
+    @property
+    def kind(self) -> TaskKind:
+        """The task's kind."""
+        return kind_of(self.task, self.experiment.data)
+
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""
-        return _features_key(self.raw, split, self.task, self.experiment, tokenizer)
+        return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=tokenizer)
 
 
 class _Problems:
@@ -152,13 +158,14 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     assert experiment.data.source is not None
     source = experiment.data.source
     raw = problems.attempt(lambda: open_source(task, source, max_train_rows=experiment.data.max_train_rows))
-    student = problems.attempt(lambda: _student(experiment))
-    teacher = problems.attempt(lambda: _given_teacher(experiment, task))
+    kind = kind_of(task, experiment.data)
+    student = problems.attempt(lambda: _student(experiment, kind))
+    teacher = problems.attempt(lambda: _given_teacher(experiment, kind))
     problems.stop()
     assert raw is not None
     assert student is not None
 
-    lengths = _train_lengths(raw, task, experiment, student, Store(store), problems)
+    lengths = _train_lengths(raw, kind, experiment, student, Store(store), problems)
     micro_batches = _micro_batches(experiment)
     steps = problems.attempt(
         lambda: plan_steps(
@@ -255,38 +262,36 @@ def _micro_batches(experiment: Experiment) -> int:
     return max(1, experiment.cluster.max_workers) if chosen == "auto" else int(chosen)
 
 
-def _model_input(reference: str, revision: str | None, experiment: Experiment, field: str) -> ModelInput:
+def _model_input(reference: str, revision: str | None, kind: TaskKind, field: str) -> ModelInput:
     folder = resolve_model(reference, revision, field)
-    config = load_model_config(folder, field)
+    config = load_model_config(folder, field, kind)
     tokenizer = load_tokenizer(folder, field)
-    check_fit(config, tokenizer, experiment.data.max_length, field)
+    check_fit(config, tokenizer, kind.data.max_length, field)
     return ModelInput(folder, model_fingerprint(folder), tokenizer_fingerprint(tokenizer))
 
 
-def _student(experiment: Experiment) -> ModelInput:
+def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     settings = experiment.student
-    student = _model_input(settings.model, settings.revision, experiment, "student.model")
+    student = _model_input(settings.model, settings.revision, kind, "student.model")
     if experiment.pruning is not None:
-        select_layers(meta_model(student.folder), experiment.pruning.layers)
+        select_layers(meta_model(student.folder, kind), experiment.pruning.layers)
     return student
 
 
-def meta_model(folder: Path) -> Any:
+def meta_model(folder: Path, kind: TaskKind) -> Any:
     """The model of a folder without its weights: enough to see which layers it has."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(load_model_config(folder, "student.model"))
+        return kind.auto_model().from_config(load_model_config(folder, "student.model", kind))
 
 
-def _given_teacher(experiment: Experiment, task: Task) -> ModelInput | None:
+def _given_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
     settings = experiment.teacher
     if settings is None or settings.model is None or settings.train is not None:
         return None
-    teacher = _model_input(settings.model, settings.revision, experiment, "teacher.model")
-    permutation = label_permutation(load_model_config(teacher.folder, "teacher.model"), task, "teacher.model")
-    load_finetuned(teacher.folder, permutation, "teacher.model")
+    teacher = _model_input(settings.model, settings.revision, kind, "teacher.model")
+    load_finetuned(teacher.folder, kind, "teacher.model")
     return teacher
 
 
@@ -332,26 +337,18 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
     )
 
 
-def _features_key(raw: RawData, split: str, task: Task, experiment: Experiment, tokenizer: str) -> str:
-    return features_key(
-        raw_fingerprint=raw.fingerprint(split),
-        tokenizer_fingerprint=tokenizer,
-        task=task,
-        max_length=experiment.data.max_length,
-    )
-
-
 def _train_lengths(
-    raw: RawData, task: Task, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
+    raw: RawData, kind: TaskKind, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
 ) -> np.ndarray:
     """Tokens of each row of the training split; all 0 where batches are cut by rows, since nobody asks then.
 
     Reads every split once, so that a bad row is found now; what is in the store was read.
     """
     lengths: dict[str, np.ndarray] = {}
-    for split in (TRAIN_SPLIT, *task.eval_splits):
+    for split in (TRAIN_SPLIT, *kind.task.eval_splits):
         with problems.collect():
-            artifact = store.find("features", _features_key(raw, split, task, experiment, student.tokenizer))
+            key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=student.tokenizer)
+            artifact = store.find("features", key)
             if split != TRAIN_SPLIT or experiment.train.batch_tokens is None:
                 rows = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
                 lengths[split] = np.zeros(rows, np.int64)
@@ -359,8 +356,7 @@ def _train_lengths(
                 lengths[split] = Features.from_table(artifact.read_table()).lengths
             else:
                 tokenizer = load_tokenizer(student.folder, "student.model")
-                longest = experiment.data.max_length
-                tables = [tokenize_batch(batch, tokenizer, task, longest) for batch in raw.read(split)]
+                tables = [kind.tokenize(batch, tokenizer) for batch in raw.read(split)]
                 lengths[split] = Features.from_table(pa.concat_tables(tables)).lengths
     problems.stop()
     return lengths[TRAIN_SPLIT]

@@ -36,7 +36,7 @@ def _facts(plan: Plan) -> list[str]:
         pairs = ", ".join(f"{student} with {teacher}" for student, teacher in plan.hidden_pairs)
         facts.append(f"hidden loss: layers of student and teacher, {pairs}")
     if plan.experiment.pruning is not None:
-        layers = select_layers(meta_model(plan.student.folder), plan.experiment.pruning.layers)
+        layers = select_layers(meta_model(plan.student.folder, plan.kind), plan.experiment.pruning.layers)
         weights = sum(layer.weight.numel() for layer in layers.values())
         facts.append(f"pruned: {len(layers)} linear layers, {weights:,} weights")
         facts += [f"  {name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]

@@ -1,22 +1,24 @@
 """The task table: what each task's examples, labels, files and metrics are. Adding a task is adding a row.
 
-The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, and three synthetic tasks. `resolve_task` turns what
-an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits the experiment's source.
+The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, SWAG, and three synthetic tasks. `resolve_task` turns
+what an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits the experiment's
+source.
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from raypp.config import FilesSource, HubSource, OwnTask, Source, SyntheticSource
+from raypp.config import FilesSource, HubSource, Kind, OwnTask, Source, SyntheticSource
 from raypp.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One file of the official layout; its columns by name, or by position (from 0) where the file has no header."""
+    """One file of the official layout, tab-separated or CSV; its columns by name, or by position (from 0) where the
+    file has no header."""
 
     split: str
     name: str
@@ -37,12 +39,13 @@ class Task:
     """Name in experiments, folders and tables."""
     title: str
     """Name as it is published; submission files are called so."""
-    kind: Literal["classification", "regression"] = "classification"
-    """Classes, or one real number."""
+    kind: Kind = "classification"
+    """Which of `raypp.kinds` it is of: what its examples, models, losses and predictions are."""
     pair: bool = False
     """Whether each example is a pair of sentences."""
     labels: tuple[str, ...] = ()
-    """Label names in the order of the model's outputs (the hub's order); empty for regression."""
+    """Label names in the order of the model's outputs (the hub's order), or the numbers of the endings; empty for
+    regression."""
     metrics: tuple[str, ...]
     """Names of `raypp.metrics`; the first is the headline."""
     train_split: str | None = "train"
@@ -57,10 +60,12 @@ class Task:
     """Whether official files and submissions write a label as its number instead of its name."""
     skips_cut_rows: bool = False
     """Whether labelled official files are known to hold rows that lack fields; those are skipped and counted."""
+    hub_repository: str = "nyu-mll/glue"
+    """Where the hub has it."""
     hub_config: str | None = None
-    """Configuration in the hub's `nyu-mll/glue`; None where it has none."""
+    """Configuration in that repository; None where it has none."""
     hub_columns: tuple[str, ...] = ()
-    """The hub's columns of the sentences."""
+    """The hub's columns of the texts."""
     value_range: tuple[float, float] | None = None
     """Range of a regression task's values; submissions are clipped to it."""
     synthetic: bool = False
@@ -79,14 +84,14 @@ class Task:
     @property
     def num_outputs(self) -> int:
         """Outputs of a model for this task: one logit a label, or one number."""
-        return len(self.labels) if self.kind == "classification" else 1
+        return len(self.labels) or 1
 
     def official_file(self, split: str) -> OfficialFile:
         """The official file of a split of this task."""
         return next(file for file in self.official if file.split == split)
 
     def submission_file(self, split: str) -> str:
-        """Name of the GLUE submission file of a test split: `MRPC.tsv`, `MNLI-mm.tsv`."""
+        """Name of the submission file of a test split: `MRPC.tsv`, `MNLI-mm.tsv`."""
         part = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
         return f"{self.title}{part}.tsv"
 
@@ -133,6 +138,10 @@ _MNLI_FILES = (
     OfficialFile("test_matched", "test_matched.tsv", _PAIR),
     OfficialFile("test_mismatched", "test_mismatched.tsv", _PAIR),
 )
+
+# Three endings are wrong; the numbers are their names.
+_CHOICES = ("0", "1", "2", "3")
+_SWAG_TEXTS = ("sent1", "sent2", *(f"ending{choice}" for choice in _CHOICES))
 
 _ROWS = (
     _glue(
@@ -189,6 +198,21 @@ _ROWS = (
         hub_config="ax",
         hub_columns=("premise", "hypothesis"),
     ),
+    Task(
+        name="swag",
+        title="SWAG",
+        kind="multiple_choice",
+        labels=_CHOICES,
+        metrics=_ACCURACY,
+        official=(
+            OfficialFile("train", "train.csv", _SWAG_TEXTS, "label"),
+            OfficialFile("dev", "val.csv", _SWAG_TEXTS, "label"),
+            OfficialFile("test", "test.csv", _SWAG_TEXTS),
+        ),
+        hub_repository="allenai/swag",
+        hub_config="regular",
+        hub_columns=_SWAG_TEXTS,
+    ),
     _synthetic("sentiment", labels=_SENTIMENT, metrics=_ACCURACY),
     _synthetic("paraphrase", pair=True, labels=_EQUIVALENCE, metrics=_ACCURACY_F1),
     _synthetic("similarity", pair=True, kind="regression", metrics=_CORRELATIONS, value_range=(0.0, 5.0)),
@@ -222,7 +246,7 @@ def resolve_task(task: str | OwnTask, source: Source | None) -> Task:
         if not isinstance(source, FilesSource):
             given = "null" if source is None else f"kind: {source.kind}"
             raise ConfigError(f"data.source: the task {task.name!r} is your own and needs kind: files, got {given}")
-        return _own(task)
+        return _own(task, source)
     found = find_task(task)
     if found.synthetic and not isinstance(source, SyntheticSource | None):
         raise ConfigError(f"data.source: {found.name} is a synthetic task and needs kind: synthetic, got {source.kind}")
@@ -240,10 +264,16 @@ def default_source(task: Task) -> Source:
     return SyntheticSource(kind="synthetic") if task.synthetic else HubSource(kind="hub")
 
 
-def _own(task: OwnTask) -> Task:
+def _own(task: OwnTask, source: FilesSource) -> Task:
     """A user's own task as a row like the table's."""
-    if task.kind == "regression":
-        metrics = _CORRELATIONS
-    else:
-        metrics = _ACCURACY_F1 if len(task.labels) == 2 else ("accuracy", "macro_f1")
-    return Task(name=task.name, title=task.name, kind=task.kind, pair=task.pair, labels=task.labels, metrics=metrics)
+    labels = task.labels
+    metrics: tuple[str, ...]
+    match task.kind:
+        case "classification":
+            metrics = _ACCURACY_F1 if len(labels) == 2 else ("accuracy", "macro_f1")
+        case "regression":
+            metrics = _CORRELATIONS
+        case "multiple_choice":
+            metrics = _ACCURACY
+            labels = tuple(str(choice) for choice in range(len(source.columns.endings)))
+    return Task(name=task.name, title=task.name, kind=task.kind, pair=task.pair, labels=labels, metrics=metrics)

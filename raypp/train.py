@@ -28,18 +28,20 @@ from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import LayerPairs, OnlineTeacher, load_teacher
 from raypp.errors import Left, RunFailed, StorageFailed
-from raypp.evaluate import Predictions, evaluate, headline_key
+from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.inputs import step_inputs
+from raypp.kinds import TaskKind, kind_of
 from raypp.models import (
     embeddings_of,
     freezes_embeddings,
-    load_classifier,
+    load_pretrained,
     load_tokenizer,
     max_positions,
     resolve_model,
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
+from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
 from raypp.recording import Progress, Recorder, Window
@@ -84,6 +86,11 @@ class Job:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What the result records besides: versions, teacher metrics, content keys."""
 
+    @property
+    def kind(self) -> TaskKind:
+        """The task's kind."""
+        return kind_of(self.task, self.experiment.data)
+
 
 def fit(job: Job, worker: Worker) -> dict[str, Any]:
     """Trains a run to its end, from its last checkpoint if it has one, and delivers its model.
@@ -106,7 +113,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
 
 
 def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
-    experiment, settings, task = job.experiment, job.experiment.train, job.task
+    experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
@@ -116,14 +123,14 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     batches_of = batch_counter(settings, features.lengths)
     steps = plan_steps(settings, experiment.evaluation, batches_of, experiment.cluster.checkpoint_every_steps)
 
-    model = load_classifier(folder, task, settings.seed).to(worker.device)
+    model = load_pretrained(folder, task, settings.seed).to(worker.device)
     if freezes_embeddings(experiment):
         embeddings_of(model).requires_grad_(False)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
     teacher = _online_teacher(job, model.config, worker.device)
-    objective = Objective.build(task.kind == "regression", experiment.distillation, teacher)
+    objective = Objective.build(kind, experiment.distillation, teacher)
     learned = nn.ModuleList([model, objective.projections])
     optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, mask_rate)
     parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
@@ -223,7 +230,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 pruner.refresh(point, noise_seed=None)
-                metrics, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
+                metrics, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
             progress.note(done, metrics[headline_key(task)], eligible=point.is_final)
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
@@ -264,7 +271,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         predictions = None
     pruner.refresh(schedule.at(steps.total), noise_seed=None)
     if predictions is None:
-        _, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
+        _, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
     density = pruner.density()
     plain = pruner.fold()
     return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
@@ -309,7 +316,7 @@ def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeach
         return None
     assert experiment.teacher is not None
     assert experiment.distillation is not None
-    model = load_teacher(experiment.teacher, job.trained_teacher)
+    model = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
     kind = experiment.distillation.hidden_kind
     return OnlineTeacher(model, job.hidden_pairs, kind, student.hidden_size, experiment.train.seed, device)
 

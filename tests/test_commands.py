@@ -18,7 +18,7 @@ from transformers import (
 
 from raypp.cli import main
 from raypp.export.huggingface import save_model
-from raypp.models import load_classifier
+from raypp.models import load_pretrained
 from raypp.storage import Location
 from raypp.tasks import TASKS
 
@@ -109,7 +109,7 @@ def test_the_submission_of_a_regression_task_has_a_number_a_row(minilm_dir: Path
     lines = [f"{row}\tg\tf\ty\to\ts\ts\tA man .\tA dog .\n" for row in range(3)]
     (tmp_path / "test.tsv").write_text(header + "".join(lines))
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
-    save_model(load_classifier(minilm_dir, TASKS["stsb"], 0), tokenizer, Location.of(tmp_path / "model"))
+    save_model(load_pretrained(minilm_dir, TASKS["stsb"], 0), tokenizer, Location.of(tmp_path / "model"))
     words = ["--task", "stsb", "--data", str(tmp_path), "--split", "test", "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(tmp_path / "model"), *words]) == 0
     written = (tmp_path / "out" / TASKS["stsb"].submission_file("test")).read_text().splitlines()

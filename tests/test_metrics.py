@@ -11,7 +11,8 @@ import scipy.stats
 import sklearn.metrics
 
 from raypp.config import FilesSource, OwnTask
-from raypp.metrics import compute_metrics, exp_entropy, submission_rows
+from raypp.kinds import kind_of
+from raypp.metrics import class_metrics, exp_entropy, value_metrics
 from raypp.tasks import TASKS, resolve_task
 
 FILES = FilesSource(kind="files", train="train.csv", dev="dev.csv")
@@ -34,7 +35,7 @@ def test_classification_is_as_scikit_learn_says(name: str) -> None:
         "f1": lambda: sklearn.metrics.f1_score(labels, classes),
         "matthews": lambda: sklearn.metrics.matthews_corrcoef(labels, classes),
     }
-    metrics = compute_metrics(task, logits.astype(np.float32), labels)
+    metrics = class_metrics(task.metrics, logits.astype(np.float32), labels)
     assert list(metrics) == [*task.metrics, "exp_entropy"]
     for metric in task.metrics:
         assert metrics[metric] == pytest.approx(reference[metric](), abs=1e-12)
@@ -45,7 +46,7 @@ def test_regression_is_as_scipy_says(name: str) -> None:
     random = np.random.default_rng(1)
     labels = random.integers(0, 11, 300) / 2
     values = labels + random.normal(size=300)
-    metrics = compute_metrics(TASKS[name], values, labels)
+    metrics = value_metrics(TASKS[name].metrics, values, labels)
     assert list(metrics) == ["pearson", "spearman"]
     assert metrics["pearson"] == pytest.approx(scipy.stats.pearsonr(values, labels).statistic, abs=1e-12)
     assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(values, labels).statistic, abs=1e-12)
@@ -54,20 +55,20 @@ def test_regression_is_as_scipy_says(name: str) -> None:
 def test_values_worked_out_by_hand() -> None:
     # 3 true positives, 1 false positive, 1 false negative, 2 true negatives.
     labels, classes = np.array([1, 1, 1, 1, 0, 0, 0]), [1, 1, 1, 0, 1, 0, 0]
-    metrics = compute_metrics(TASKS["mrpc"], logits_of(classes), labels)
+    metrics = class_metrics(TASKS["mrpc"].metrics, logits_of(classes), labels)
     assert metrics["accuracy"] == pytest.approx(5 / 7)
     assert metrics["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
-    cola = compute_metrics(TASKS["cola"], logits_of(classes), labels)
+    cola = class_metrics(TASKS["cola"].metrics, logits_of(classes), labels)
     assert cola["matthews"] == pytest.approx((3 * 2 - 1 * 1) / math.sqrt(4 * 4 * 3 * 3))
     # Ranks 1 2 3 4 against 1 3 2 4: 1 - 6 * (1 + 1) / (4 * 15).
-    stsb = compute_metrics(TASKS["stsb"], np.array([0.1, 0.5, 2.0, 9.0]), np.array([1.0, 3.0, 2.0, 4.0]))
+    stsb = value_metrics(TASKS["stsb"].metrics, np.array([0.1, 0.5, 2.0, 9.0]), np.array([1.0, 3.0, 2.0, 4.0]))
     assert stsb["spearman"] == pytest.approx(0.8)
 
 
 def test_macro_f1_of_an_own_task_of_three_labels() -> None:
     task = resolve_task(OwnTask(name="mine", labels=("a", "b", "c")), FILES)
     labels, classes = np.array([0, 0, 1, 1, 2, 2]), [0, 0, 1, 2, 2, 1]
-    metrics = compute_metrics(task, logits_of(classes, 3), labels)
+    metrics = class_metrics(task.metrics, logits_of(classes, 3), labels)
     assert metrics["macro_f1"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert metrics["accuracy"] == pytest.approx(4 / 6)
 
@@ -85,12 +86,12 @@ def test_entropy_is_exponentiated_after_the_mean() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_undefined_correlations_are_zero_and_everything_is_json() -> None:
-    constant = compute_metrics(TASKS["stsb"], np.full(4, 2.5), np.array([1.0, 2.0, 3.0, 4.0]))
+    constant = value_metrics(TASKS["stsb"].metrics, np.full(4, 2.5), np.array([1.0, 2.0, 3.0, 4.0]))
     assert constant == {"pearson": 0.0, "spearman": 0.0}
-    assert compute_metrics(TASKS["stsb"], np.array([1.0]), np.array([1.0])) == {"pearson": 0.0, "spearman": 0.0}
-    majority = compute_metrics(TASKS["cola"], logits_of([1, 1, 1]), np.array([1, 0, 1]))
+    assert value_metrics(TASKS["stsb"].metrics, np.array([1.0]), np.array([1.0])) == {"pearson": 0.0, "spearman": 0.0}
+    majority = class_metrics(TASKS["cola"].metrics, logits_of([1, 1, 1]), np.array([1, 0, 1]))
     assert majority["matthews"] == 0.0
-    negative = compute_metrics(TASKS["mrpc"], logits_of([0, 0]), np.array([0, 0]))
+    negative = class_metrics(TASKS["mrpc"].metrics, logits_of([0, 0]), np.array([0, 0]))
     assert negative["f1"] == 0.0
     json.dumps([constant, majority, negative], allow_nan=False)
 
@@ -100,14 +101,14 @@ def test_a_prediction_that_is_not_finite_is_refused(bad: float) -> None:
     logits = logits_of([0, 1, 1])
     logits[1, 0] = bad
     with pytest.raises(FloatingPointError, match="row 1 is not finite"):
-        compute_metrics(TASKS["sst2"], logits, np.array([0, 1, 1]))
+        class_metrics(TASKS["sst2"].metrics, logits, np.array([0, 1, 1]))
     with pytest.raises(FloatingPointError, match="row 2 is not finite"):
-        list(submission_rows(TASKS["stsb"], np.array([1.0, 2.0, bad])))
+        kind_of(TASKS["stsb"]).submission(np.array([[1.0], [2.0], [bad]]))
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one labelled row"):
-        compute_metrics(TASKS["sst2"], np.zeros((0, 2)), np.zeros(0))
+        class_metrics(TASKS["sst2"].metrics, np.zeros((0, 2)), np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ def test_no_rows_are_refused() -> None:
         ("rte", logits_of([1, 0]), "index\tprediction\n0\tnot_entailment\n1\tentailment\n"),
         ("mnli", logits_of([2, 0, 1], 3), "index\tprediction\n0\tcontradiction\n1\tentailment\n2\tneutral\n"),
         ("ax", logits_of([1], 3), "index\tprediction\n0\tneutral\n"),
-        ("stsb", np.array([2.34567, 5.2, -0.1]), "index\tprediction\n0\t2.346\n1\t5.000\n2\t0.000\n"),
+        ("stsb", np.array([[2.34567], [5.2], [-0.1]]), "index\tprediction\n0\t2.346\n1\t5.000\n2\t0.000\n"),
     ],
 )
 def test_submission_is_as_the_samples_of_glue(name: str, predictions: np.ndarray, expected: str) -> None:
-    assert "".join(submission_rows(TASKS[name], predictions)) == expected
+    assert kind_of(TASKS[name]).submission(predictions) == expected

@@ -8,6 +8,7 @@ import pytest
 
 from raypp.config import FilesSource, HubSource, OfficialSource, OwnTask, SyntheticSource
 from raypp.errors import ConfigError
+from raypp.kinds import KINDS, kind_of
 from raypp.metrics import METRICS
 from raypp.tasks import TASKS, Task, default_source, find_task, resolve_task
 
@@ -46,15 +47,17 @@ def test_row_is_as_published(name: str) -> None:
 def test_every_row_is_whole(task: Task) -> None:
     assert TASKS[task.name] is task
     assert set(task.metrics) <= set(METRICS)
+    assert type(kind_of(task)) is KINDS[task.kind]
     assert task.headline == task.metrics[0]
     if task.synthetic:
         assert not task.official
         assert task.hub_config is None
         return
     assert [file.split for file in task.official] == list(task.splits)
-    assert len(task.hub_columns) == (2 if task.pair else 1)
+    columns = kind_of(task).columns
+    assert len(task.hub_columns) == len(columns)
     for file in task.official:
-        assert len(file.sentences) == (2 if task.pair else 1)
+        assert len(file.sentences) == len(columns)
         assert (file.label is None) == (file.split in task.test_splits)
 
 

@@ -22,7 +22,7 @@ from raypp.data.features import Features
 from raypp.errors import RunFailed
 from raypp.evaluate_model import evaluate_command
 from raypp.load_config import experiment_from
-from raypp.models import load_classifier, resolve_model
+from raypp.models import load_pretrained, resolve_model
 from raypp.plan import make_plan
 from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
@@ -87,7 +87,7 @@ def without_dropout(source: Path, folder: Path) -> Path:
 
 def a_teacher(student: Path, folder: Path, task: str = "mrpc") -> Path:
     """A fine-tuned looking classifier: the student's encoder with a head of decided opinions."""
-    model = load_classifier(student, TASKS[task], seed=7)
+    model = load_pretrained(student, TASKS[task], seed=7)
     with torch.no_grad():
         model.classifier.weight.mul_(20)
     model.save_pretrained(folder)

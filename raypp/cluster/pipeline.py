@@ -18,10 +18,10 @@ from raypp.cluster.trainer import run_job
 from raypp.config import Experiment
 from raypp.data.features import Features
 from raypp.errors import ConfigError
-from raypp.evaluate import score, split_key, teacher_predictions
+from raypp.evaluate import split_key, teacher_predictions
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
-from raypp.models import label_permutation, load_model_config
+from raypp.models import load_model_config
 from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
@@ -183,9 +183,8 @@ def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHa
                 artifact = featurize(
                     plan.raw,
                     split,
-                    plan.task,
+                    plan.kind,
                     str(model.folder),
-                    plan.experiment.data.max_length,
                     plan.store,
                     progress=advance,
                 )
@@ -209,7 +208,7 @@ def _teacher(
     for split in plan.task.eval_splits:
         logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
         answered = Features.from_table(own[split].read_table()).with_teacher_logits(logits.read_table())
-        scores = score(plan.task, teacher_predictions(answered))
+        scores = plan.kind.metrics(teacher_predictions(answered))
         metrics |= {split_key(split, plan.task.eval_splits) + name: value for name, value in scores.items()}
     return metrics, _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
 
@@ -232,19 +231,18 @@ def _logits(
     phase: str = "teacher logits",
 ) -> Artifact:
     """A teacher's logits over a split, in the task's label order: from the store, or computed now."""
-    permutation = label_permutation(load_model_config(model.folder, "teacher.model"), plan.task, "teacher.model")
-    if (
-        artifact := plan.store.find("logits", logits_key(features, model.fingerprint, permutation, "float32"))
-    ) is not None:
+    kind = plan.kind
+    order = kind.output_order(load_model_config(model.folder, "teacher.model", kind), "teacher.model")
+    if (artifact := plan.store.find("logits", logits_key(features, model.fingerprint, order, "float32"))) is not None:
         on_event(PhaseFinished(phase, note="from the store"))
         return artifact
     session.start()
     with _phase(phase, on_event) as advance:
         return teacher_logits(
             features,
+            kind,
             str(model.folder),
             model.fingerprint,
-            permutation,
             plan.store,
             advance,
             gpus=plan.experiment.cluster.gpus_per_worker > 0,

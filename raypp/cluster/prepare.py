@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from raypp.data.batches import plan_tokens
-from raypp.data.features import Features, features_key, tokenize_batch, tokenizer_fingerprint
+from raypp.data.features import Features
+from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.errors import ConfigError, RunFailed
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, content_key, write_part
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raypp.data.sources import RawData
-    from raypp.tasks import Task
+    from raypp.kinds import TaskKind
 
 Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
 # Rows of a part, which is a task's work: few enough to keep many nodes busy, and so many that a task of Ray Data's,
@@ -49,7 +50,7 @@ _tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker
 
 
 def featurize(
-    raw: RawData, split: str, task: Task, tokenizer_folder: str, max_length: int, store: Store, progress: Progress
+    raw: RawData, split: str, kind: TaskKind, tokenizer_folder: str, store: Store, progress: Progress
 ) -> Artifact:
     """The features of a split: from the store, or tokenized now on all nodes of the cluster.
 
@@ -60,17 +61,18 @@ def featurize(
 
     tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
     raw_hash, tokenizer_hash = raw.fingerprint(split), tokenizer_fingerprint(tokenizer)
-    key = features_key(raw_fingerprint=raw_hash, tokenizer_fingerprint=tokenizer_hash, task=task, max_length=max_length)
+    key = kind.features_key(raw_fingerprint=raw_hash, tokenizer_fingerprint=tokenizer_hash)
     if (found := store.find("features", key)) is not None:
         return found
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"tokenizer: {tokenizer_folder} has no padding token, so it cannot make batches")
     import ray.data
 
-    given = {"task": task.name, "split": split, "tokenizer": tokenizer_folder, "max_length": max_length}
+    task, max_length = kind.task.name, kind.data.max_length
+    given = {"task": task, "split": split, "tokenizer": tokenizer_folder, "max_length": max_length}
     with store.build("features", key, given) as build:
-        work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "task": task}
-        work |= {"max_length": max_length, "folder": build.location}
+        work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "kind": kind}
+        work |= {"folder": build.location}
         files: list[StoredFile] = []
         done, cpus = 0, int(ray.cluster_resources().get("CPU", 1))
         for window, is_last in _read_ahead(_windows(raw.read(split))):
@@ -78,7 +80,7 @@ def featurize(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
             report = _after(done, window.num_rows, is_last, progress)
-            files += _collect(answers, window.num_rows, report, f"features of {task.name} {split}")
+            files += _collect(answers, window.num_rows, report, f"features of {task} {split}")
             done += window.num_rows
         return build.finish(done, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
@@ -120,17 +122,17 @@ def _after(before: int, rows: int, is_last: Callable[[], bool], progress: Progre
     return lambda done, _: progress(before + done, before + rows if is_last() else None)
 
 
-def logits_key(features: Artifact, teacher_fingerprint: str, label_permutation: Sequence[int], precision: str) -> str:
+def logits_key(features: Artifact, teacher_fingerprint: str, output_order: Sequence[int], precision: str) -> str:
     """Content key of a teacher's logits: everything that determines them."""
-    parts = {"features": features.key, "teacher": teacher_fingerprint, "label_permutation": list(label_permutation)}
+    parts = {"features": features.key, "teacher": teacher_fingerprint, "label_permutation": list(output_order)}
     return content_key(format=LOGITS_FORMAT, precision=precision, **parts)
 
 
 def teacher_logits(
     features: Artifact,
+    kind: TaskKind,
     model_folder: str,
     teacher_fingerprint: str,
-    label_permutation: Sequence[int],
     store: Store,
     progress: Progress,
     *,
@@ -138,30 +140,31 @@ def teacher_logits(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     gpus: bool = False,
 ) -> Artifact:
-    """A fine-tuned teacher's logits on features of its own tokenizer: columns row and logits, float32 in label order.
+    """A fine-tuned teacher's logits on features of its own tokenizer: row and logits, float32 in the task's order.
 
     Args:
-        label_permutation: `logits[:, label_permutation]` is in the task's label order; [0] in regression.
+        kind: of the task that it was fine-tuned for.
         precision: arithmetic of the forward pass (float32, bfloat16, float16); the weights are float32.
         tokens_per_batch: padded tokens of one forward pass.
         gpus: one actor a GPU where the cluster has any; otherwise one a few CPUs.
 
-    Raises ConfigError where the folder holds no fine-tuned classifier with so many labels, a logit is not finite or the
+    Raises ConfigError where the folder holds no model that is fine-tuned for the task, a logit is not finite or the
     store cannot be written, and RunFailed where a worker fails.
     """
-    key = logits_key(features, teacher_fingerprint, label_permutation, precision)
+    from raypp.models import load_finetuned, load_model_config
+
+    order = kind.output_order(load_model_config(Path(model_folder), "teacher.model", kind), "teacher.model")
+    key = logits_key(features, teacher_fingerprint, order, precision)
     if (found := store.find("logits", key)) is not None:
         return found
-    from raypp.models import load_finetuned
-
-    model = load_finetuned(Path(model_folder), label_permutation, "teacher.model")
+    model = load_finetuned(Path(model_folder), kind, "teacher.model")
 
     import ray.data
 
     size, resources = _actors(len(features.parts), gpus)
     with store.build("logits", key, {"teacher": model_folder, "features": features.description}) as build:
         work = {"model": ray.put(model), "features": features, "folder": build.location, "precision": precision}
-        work |= {"label_permutation": list(label_permutation), "tokens_per_batch": tokens_per_batch}
+        work |= {"kind": kind, "output_order": order, "tokens_per_batch": tokens_per_batch}
         work |= {"threads": resources.get("num_cpus")}
         pool = ray.data.ActorPoolStrategy(size=size)
         parts = [{"part": name} for name in features.parts]
@@ -210,7 +213,7 @@ def _answer(folder: Location, make: Callable[[], pa.Table]) -> pa.Table:
 
 
 def _tokenize_part(
-    part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, task: Task, max_length: int, folder: Location
+    part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, kind: TaskKind, folder: Location
 ) -> pa.Table:
     import ray
 
@@ -218,7 +221,7 @@ def _tokenize_part(
         # As many tasks as CPUs run here already; threads of their own would only be in each other's way.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _tokenizers[fingerprint] = ray.get(tokenizer)
-    return _answer(folder, lambda: tokenize_batch(part, _tokenizers[fingerprint], task, max_length))
+    return _answer(folder, lambda: kind.tokenize(part, _tokenizers[fingerprint]))
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
@@ -243,7 +246,8 @@ class _Teacher:
     model: Any
     features: Artifact
     folder: Location
-    label_permutation: list[int]
+    kind: TaskKind
+    output_order: list[int]
     precision: str
     tokens_per_batch: int
     threads: int | None  # of a CPU actor; None: on a GPU
@@ -266,14 +270,14 @@ class _Teacher:
         from raypp.models import model_inputs
 
         features, extra = Features.from_table(table.sort_by("row")), self.features.extra
-        logits = np.empty((len(features), len(self.label_permutation)), np.float32)
+        logits = np.empty((len(features), len(self.output_order)), np.float32)
         half = None if self.precision == "float32" else getattr(torch, self.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
             for indices in plan_tokens(features.lengths, self.tokens_per_batch):
                 batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
                 inputs = {name: value.to(self.device) for name, value in model_inputs(self.model, batch).items()}
-                outputs = self.model(**inputs).logits.float().cpu().numpy()
-                logits[indices] = outputs[:, self.label_permutation]
+                outputs = self.kind.outputs(self.model(**inputs), inputs)
+                logits[indices] = outputs.float().cpu().numpy()[..., self.output_order]
         if len(broken := features.rows[~np.isfinite(logits).all(axis=1)]):
             raise ConfigError(f"teacher.model: its logits for row {broken[0]} are not finite in {self.precision}")
         offsets = np.arange(len(features) + 1, dtype=np.int32) * np.int32(logits.shape[1])

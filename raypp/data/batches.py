@@ -99,7 +99,7 @@ def _cut_by_tokens(
     order: Indices, lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int, epoch: int
 ) -> list[Indices]:
     """Batches of as many rows as are at most so many tokens when all are padded to the longest; at least one row."""
-    widths = _padded(lengths)
+    widths = padded_length(lengths)
     pool = np.cumsum(widths[order]) // (POOL_BATCHES * batch_tokens)
     order = order[np.lexsort((lengths[order], pool))]
     widths, pool = widths[order], np.sort(pool)
@@ -131,7 +131,7 @@ def plan_tokens(lengths: npt.ArrayLike, max_tokens: int, multiple_of: int = 8) -
     order = np.argsort(-lengths, kind="stable")
     plan, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // int(_padded(lengths[order[start]], multiple_of)))
+        size = max(1, max_tokens // int(padded_length(lengths[order[start]], multiple_of)))
         plan.append(order[start : start + size])
         start += size
     return plan
@@ -143,9 +143,10 @@ def padding_efficiency(plan: Sequence[GlobalBatch], lengths: npt.ArrayLike, mult
     tokens = padded = 0
     for share in (share for batch in plan for share in batch.shares if len(share)):
         tokens += int(lengths[share].sum())
-        padded += len(share) * int(_padded(lengths[share].max(), multiple_of))
+        padded += len(share) * int(padded_length(lengths[share].max(), multiple_of))
     return tokens / padded
 
 
-def _padded(lengths: npt.ArrayLike, multiple_of: int = 8) -> Indices:
+def padded_length(lengths: npt.ArrayLike, multiple_of: int = 8) -> Indices:
+    """Tokens that so many take when padded; matrix units like multiples of 8."""
     return np.maximum(1, -(-np.asarray(lengths, np.int64) // multiple_of)) * multiple_of

@@ -6,7 +6,6 @@ names and the values are otherwise taken as they are.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypp.config import FilesSource
-from raypp.data.lines import numbered_lines, without_empty_end
+from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end
 from raypp.data.raw import Example, RawData
-from raypp.data.values import BadValue, free_labels, label_of, sentences_of
+from raypp.data.values import BadValue, free_labels
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.storage import Location
 from raypp.tasks import Task
 
@@ -35,9 +35,6 @@ class FilesData(RawData):
         self.files = {
             split: Location.of(uri, f"data.source.{split}") for split, uri in given.items() if uri is not None
         }
-        columns = source.columns
-        self.columns = (columns.sentence1, columns.sentence2) if task.pair else (columns.sentence1,)
-        self.label = columns.label
         problems = [
             f"data.source.{split}: no file is given, but the {split} split is needed"
             for split in required
@@ -45,23 +42,24 @@ class FilesData(RawData):
         ]
         for split, file in self.files.items():
             problems += _problems(split, file, needed=split in (*required, "test"))
-        if not task.pair and "sentence2" in columns.model_fields_set:
-            problems.append(
-                f"data.source.columns.sentence2: {task.name} has one sentence; leave it out, got {columns.sentence2!r}"
-            )
+        kind = kind_of(task)
+        strange = sorted(source.columns.model_fields_set - {*kind.column_settings, "label"})
+        problems += [f"data.source.columns.{name}: {task.name} has none; leave it out" for name in strange]
         if problems:
             raise ConfigError(problems)
         super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
+        self.columns = kind.file_columns(source.columns)
+        self.label = source.columns.label
 
     def examples(self, split: str) -> Iterator[Example]:
         labels = free_labels(self.task)
         optional = split in self.task.test_splits
         for place, record in READERS[_ending(self.files[split])](self.files[split]):
             try:
-                texts = sentences_of([_value(record, column) for column in self.columns], self.columns)
+                texts = self.kind.texts([_value(record, column) for column in self.columns], self.columns)
                 value = record.get(self.label) if optional else _value(record, self.label)
                 absent = optional and value in (None, "")
-                yield *texts, None if absent else label_of(value, self.label, self.task, labels)
+                yield *texts, None if absent else self.kind.label(value, self.label, labels)
             except BadValue as bad:
                 raise bad.at(place) from None
 
@@ -94,19 +92,8 @@ def _problems(split: str, file: Location, needed: bool) -> list[str]:
     return [f"data.source.{split}: there is no file {str(file)!r}"] if needed and not there else []
 
 
-def _cells(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, and the number of the line it ends at."""
-    rows = csv.reader((line for _, line in numbered_lines(file)), delimiter=delimiter, strict=True)
-    try:
-        for row in rows:
-            yield rows.line_num, row
-    except csv.Error as error:
-        allowed = f"fields apart by {delimiter!r}, in double quotes where they hold one"
-        raise ConfigError(f"{file}, line {rows.line_num}: {error}; allowed: {allowed}") from error
-
-
 def _delimited(file: Location, delimiter: str) -> Records:
-    rows = _cells(file, delimiter)
+    rows = delimited_rows(file, delimiter)
     _, names = next(rows, (1, []))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{file}, line 1: the header repeats {', '.join(map(repr, repeated))}; names must differ")

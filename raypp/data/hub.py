@@ -8,7 +8,7 @@ from typing import Any
 
 from raypp.config import HubSource
 from raypp.data.raw import Example, RawData
-from raypp.data.values import BadValue, free_labels, label_of, sentences_of
+from raypp.data.values import BadValue, free_labels
 from raypp.errors import ConfigError
 from raypp.tasks import Task
 
@@ -18,16 +18,16 @@ NO_LABEL = -1
 
 
 class HubData(RawData):
-    """The splits of `nyu-mll/glue` (or of a copy with the same columns) that belong to the task."""
+    """The splits that belong to the task, from where it is published or from a copy with the same columns."""
 
     def __init__(self, task: Task, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
-        self.source = source
-        self._data = _load(task, source)
+        self.repository = source.repository or task.hub_repository
+        self._data = _load(task, self.repository, source.revision)
         self._labels = _labels(task, self._data)
         if missing := [split for split in required if _hub_split(split) not in self._data]:
             names = ", ".join(map(_hub_split, missing))
             raise ConfigError(
-                f"{FIELD}: {source.repository} lacks {names} of {task.name}; it has: {', '.join(self._data)}"
+                f"{FIELD}: {self.repository} lacks {names} of {task.name}; it has: {', '.join(self._data)}"
             )
         super().__init__(task, tuple(s for s in task.splits if _hub_split(s) in self._data), max_train_rows)
 
@@ -42,7 +42,7 @@ class HubData(RawData):
             for record in batch.to_pylist():
                 row += 1
                 try:
-                    texts = sentences_of([record[column] for column in columns], columns)
+                    texts = self.kind.texts([record[column] for column in columns], columns)
                     yield *texts, self._label(record["label"], split)
                 except BadValue as bad:
                     raise bad.at(f"{self.describe(split)}, row {row}") from None
@@ -55,25 +55,25 @@ class HubData(RawData):
         return {"hub": digest.hexdigest()}
 
     def describe(self, split: str) -> str:
-        return f"{_hub_split(split)} of {self.source.repository} ({self.task.hub_config})"
+        return f"{_hub_split(split)} of {self.repository} ({self.task.hub_config})"
 
-    def _label(self, value: object, split: str) -> int | float | None:
+    def _label(self, value: object, split: str) -> Any:
         if split in self.task.test_splits and value in (NO_LABEL, None):
             return None
-        return label_of(value, "label", self.task, self._labels)
+        return self.kind.label(value, "label", self._labels)
 
 
 def _hub_split(split: str) -> str:
     return split.replace("dev", "validation")
 
 
-def _load(task: Task, source: HubSource) -> Any:
+def _load(task: Task, repository: str, revision: str | None) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(source.repository, task.hub_config, revision=source.revision)
+        return datasets.load_dataset(repository, task.hub_config, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        asked = f"{source.repository} ({task.hub_config}){f' at revision {source.revision}' if source.revision else ''}"
+        asked = f"{repository} ({task.hub_config}){f' at revision {revision}' if revision else ''}"
         raise ConfigError(
             f"{FIELD}: {asked} cannot be loaded: {str(error).rstrip('.')}. Check the name, or connect once so that it "
             f"is cached, or give data.source.kind: official and the files in a folder"
@@ -84,7 +84,7 @@ def _labels(task: Task, data: Any) -> dict[str, int]:
     """What each of the hub's label numbers is in the task's order; refuses other names."""
     feature = next(iter(data.values())).features.get("label")
     names = getattr(feature, "names", None)
-    if task.kind == "regression" or names is None:
+    if names is None:
         return free_labels(task)
     if sorted(names) != sorted(task.labels):
         raise ConfigError(f"{FIELD}: the labels of {task.name} are {list(task.labels)}, got {names}")

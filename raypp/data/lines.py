@@ -1,7 +1,8 @@
-"""The lines of a text file on any filesystem, streamed, each with its number."""
+"""The lines of a text file on any filesystem, or its rows of cells, streamed, each with its number."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -30,6 +31,21 @@ def numbered_lines(file: Location) -> Iterator[tuple[int, str]]:
                 f"allowed: UTF-8 text"
             ) from error
         yield number, text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
+
+
+def delimited_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, quoted as RFC 4180 says, and the number of the line it ends at.
+
+    Raises:
+        ConfigError: as `numbered_lines`, or quotes that are not in pairs.
+    """
+    rows = csv.reader((line for _, line in numbered_lines(file)), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        allowed = f"fields apart by {delimiter!r}, in double quotes where they hold one"
+        raise ConfigError(f"{file}, line {rows.line_num}: {error}; allowed: {allowed}") from error
 
 
 def without_end(line: str) -> str:

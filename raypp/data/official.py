@@ -1,4 +1,5 @@
-"""The files of a GLUE task as they are published: tab-separated, quotes plain characters, each with its own habits."""
+"""The files of a task as they are published: GLUE's are tab-separated, quotes plain characters, each with its own
+habits; SWAG's are CSV."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import logging
 from collections.abc import Iterator
 
 from raypp.config import OfficialSource
-from raypp.data.lines import numbered_lines, without_empty_end, without_end
+from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end, without_end
 from raypp.data.raw import Example, RawData
-from raypp.data.values import BadValue, label_of, official_labels, sentences_of
+from raypp.data.values import BadValue, official_labels
 from raypp.errors import ConfigError
 from raypp.storage import Location
 from raypp.tasks import OfficialFile, Task
@@ -47,20 +48,20 @@ class OfficialData(RawData):
     def examples(self, split: str) -> Iterator[Example]:
         spec = self.task.official_file(split)
         file = self._file(spec)
-        lines = ((number, without_end(line)) for number, line in numbered_lines(file))
-        width, sentences, label = _positions(spec, file, next(lines, (1, ""))[1]) if spec.has_header else _fixed(spec)
+        rows = _rows(file)
+        width, sentences, label = _positions(spec, file, next(rows, (1, [""]))[1]) if spec.has_header else _fixed(spec)
         needed = max(*sentences, label or 0) + 1
+        names, between = self.kind.columns, "commas" if _is_csv(file) else "tabs"
         labels = official_labels(self.task)
         skipped = long = 0
-        for number, line in without_empty_end(lines):
-            cells = line.split("\t")
+        for number, cells in rows:
             try:
                 if len(cells) < needed:
-                    raise CutRow(f"{len(cells)} fields, got {line[:100]!r}; allowed: {width} separated by tabs")
+                    raise CutRow(f"{len(cells)} fields, got {_start(cells)}; allowed: {width} separated by {between}")
                 if label is not None and cells[label] == "":
-                    raise CutRow(f"the label is empty, got {line[:100]!r}; allowed: {', '.join(labels) or 'a number'}")
-                texts = sentences_of([cells[i] for i in sentences], ["sentence1", "sentence2"][: len(sentences)])
-                value = None if label is None else label_of(cells[label], "label", self.task, labels)
+                    raise CutRow(f"the label is empty, got {_start(cells)}; allowed: {', '.join(labels) or 'a number'}")
+                texts = self.kind.texts([cells[i] for i in sentences], names)
+                value = None if label is None else self.kind.label(cells[label], "label", labels)
             except BadValue as bad:
                 # A test row is never skipped: the submission would be one line short.
                 if isinstance(bad, CutRow) and self.task.skips_cut_rows and label is not None:
@@ -92,6 +93,25 @@ class OfficialData(RawData):
             logger.warning("%s: %d rows have more fields than the header; the last ones are not used", file, long)
 
 
+def _rows(file: Location) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line, with its number."""
+    if _is_csv(file):
+        yield from without_empty_end(delimited_rows(file, ","))
+        return
+    lines = ((number, without_end(line)) for number, line in numbered_lines(file))
+    for number, line in without_empty_end(lines):
+        yield number, line.split("\t")
+
+
+def _is_csv(file: Location) -> bool:
+    return file.name.endswith(".csv")
+
+
+def _start(cells: list[str]) -> str:
+    """What a message quotes of a row."""
+    return repr("\t".join(cells)[:100])
+
+
 def _fixed(spec: OfficialFile) -> tuple[int, list[int], int | None]:
     """Width, positions of the sentences and of the label in a file without header."""
     positions = [int(column) for column in spec.sentences]
@@ -99,9 +119,8 @@ def _fixed(spec: OfficialFile) -> tuple[int, list[int], int | None]:
     return max(*positions, label or 0) + 1, positions, label
 
 
-def _positions(spec: OfficialFile, file: Location, header: str) -> tuple[int, list[int], int | None]:
+def _positions(spec: OfficialFile, file: Location, names: list[str]) -> tuple[int, list[int], int | None]:
     """The same in a file with header: columns move between splits, so they are found by name."""
-    names = without_end(header).split("\t")
     wanted = [*spec.sentences, *([] if spec.label is None else [spec.label])]
     if absent := [column for column in wanted if column not in names]:
         raise ConfigError(f"{file}, line 1: no column {', '.join(map(repr, absent))}; the header has: {names}")

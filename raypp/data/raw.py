@@ -7,10 +7,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.tasks import Task
 
 BATCH_ROWS = 10_000
@@ -19,17 +21,8 @@ BATCH_ROWS = 10_000
 FORMAT_VERSION = 1
 """Part of every fingerprint: raise it when the same input begins to give other rows."""
 
-Example = tuple[str, str | None, int | float | None]
-"""First sentence, second sentence (None unless the task has pairs), label (None where there is none)."""
-
-
-def schema(task: Task) -> pa.Schema:
-    """The columns of every batch: `row` counts from 0; a label is null in a split without labels."""
-    fields = [pa.field("row", pa.int64(), nullable=False), pa.field("sentence1", pa.string(), nullable=False)]
-    if task.pair:
-        fields.append(pa.field("sentence2", pa.string(), nullable=False))
-    fields.append(pa.field("label", pa.int64() if task.kind == "classification" else pa.float32()))
-    return pa.schema(fields)
+Example = tuple[Any, ...]
+"""The texts that the task's kind has (`TaskKind.columns`), and the label (None where there is none)."""
 
 
 class RawData(ABC):
@@ -37,6 +30,7 @@ class RawData(ABC):
 
     def __init__(self, task: Task, splits: tuple[str, ...], max_train_rows: int | None) -> None:
         self.task = task
+        self.kind = kind_of(task)
         self.splits = splits
         """The splits that are there."""
         self.max_train_rows = max_train_rows
@@ -57,7 +51,7 @@ class RawData(ABC):
         """Where the split comes from, for messages."""
 
     def read(self, split: str) -> Iterator[pa.RecordBatch]:
-        """The split's rows in batches of `schema(task)`, at most BATCH_ROWS each; train is cut to `max_train_rows`.
+        """The split's rows in batches of `TaskKind.schema`, at most BATCH_ROWS each; train is cut to `max_train_rows`.
 
         Raises:
             ConfigError: the split is not there or empty, or a row cannot be read (names file, line, value, allowed).
@@ -92,15 +86,15 @@ class RawData(ABC):
         return self.max_train_rows if split == self.task.train_split else None
 
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
-        columns = schema(self.task)
+        schema = self.kind.schema()
         examples = islice(self.examples(split), self._limit(split))
         row = 0
         while chunk := list(islice(examples, BATCH_ROWS)):
-            sentences1, sentences2, labels = zip(*chunk, strict=True)
-            values = {"row": range(row, row + len(chunk)), "sentence1": sentences1, "label": labels}
-            if self.task.pair:
-                values["sentence2"] = sentences2
-            yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in columns], schema=columns)
+            *texts, labels = zip(*chunk, strict=True)
+            values = {"row": range(row, row + len(chunk)), "label": labels}
+            # Not strict: the second sentence of a single one is None, and has no column.
+            values |= zip(self.kind.columns, texts, strict=False)
+            yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
             row += len(chunk)
         if row == 0:
             raise self._empty(split)

@@ -6,12 +6,12 @@ from raypp.config import FilesSource, HubSource, OfficialSource, Source, Synthet
 from raypp.data.files import FilesData
 from raypp.data.hub import HubData
 from raypp.data.official import OfficialData
-from raypp.data.raw import BATCH_ROWS, Example, RawData, schema
+from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.synthetic import SyntheticData
 from raypp.errors import ConfigError
 from raypp.tasks import Task
 
-__all__ = ["BATCH_ROWS", "Example", "RawData", "open_source", "schema"]
+__all__ = ["BATCH_ROWS", "Example", "RawData", "open_source"]
 
 
 def open_source(

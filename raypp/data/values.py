@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from raypp.errors import ConfigError
 from raypp.tasks import Task
@@ -19,18 +19,11 @@ class BadValue(ValueError):
         return ConfigError(f"{place}: {self}")
 
 
-def sentences_of(values: Sequence[object], columns: Sequence[object]) -> tuple[str, str | None]:
-    """The one or two sentences of a row, as they are.
-
-    One side of a pair may be empty (two questions of QQP's training file are); a row without any text may not.
-    """
-    for value, column in zip(values, columns, strict=True):
-        if not isinstance(value, str):
-            raise BadValue(f"{column} is {value!r}; allowed: text")
-    texts = [str(value) for value in values]
-    if not any(text.strip() for text in texts):
-        raise BadValue(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
-    return texts[0], texts[1] if len(texts) == 2 else None
+def text_of(value: object, column: object) -> str:
+    """A text, as it is; it may be empty."""
+    if not isinstance(value, str):
+        raise BadValue(f"{column} is {value!r}; allowed: text")
+    return value
 
 
 def official_labels(task: Task) -> dict[str, int]:
@@ -45,12 +38,8 @@ def free_labels(task: Task) -> dict[str, int]:
     return names if any(_is_integer(label) for label in names) else numbers | names
 
 
-def label_of(value: object, column: object, task: Task, labels: Mapping[str, int]) -> int | float:
-    """The label of a row: its number in `task.labels`, or a regression task's value."""
-    return _number(value, column, task) if task.kind == "regression" else _class(value, column, labels)
-
-
-def _class(value: object, column: object, labels: Mapping[str, int]) -> int:
+def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
+    """The number of a label, which the source writes as `labels` says."""
     key = str(value)
     if key not in labels and (isinstance(value, bool) or (isinstance(value, float) and value.is_integer())):
         key = str(int(value))  # tables write 1.0 and true where they mean 1
@@ -59,9 +48,10 @@ def _class(value: object, column: object, labels: Mapping[str, int]) -> int:
     return labels[key]
 
 
-def _number(value: object, column: object, task: Task) -> float:
-    low, high = task.value_range or (-FLOAT32_MAX, FLOAT32_MAX)
-    allowed = f"a number from {low:g} to {high:g}" if task.value_range else "a finite number"
+def number_of(value: object, column: object, value_range: tuple[float, float] | None) -> float:
+    """The value of a regression task, finite and inside its range if it has one."""
+    low, high = value_range or (-FLOAT32_MAX, FLOAT32_MAX)
+    allowed = f"a number from {low:g} to {high:g}" if value_range else "a finite number"
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -14,13 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raypp.config import DistillationSettings
-from raypp.distillation.losses import (
-    hard_cross_entropy_sum,
-    hard_mse_sum,
-    soft_cross_entropy_sum,
-    soft_mse_sum,
-)
 from raypp.distillation.teacher import OnlineTeacher
+from raypp.kinds import TaskKind
 from raypp.models import model_inputs
 
 
@@ -30,18 +25,19 @@ class Objective:
 
     weights: Mapping[str, float]
     """Weight of each term; a term of weight 0 is not computed."""
-    regression: bool
+    kind: TaskKind
+    """Of the task: how labels and the teacher's logits are compared with outputs."""
     temperature: float = 1.0
     teacher: OnlineTeacher | None = None
     """Runs beside the student where there is a hidden loss."""
 
     @classmethod
     def build(
-        cls, regression: bool, distillation: DistillationSettings | None, teacher: OnlineTeacher | None
+        cls, kind: TaskKind, distillation: DistillationSettings | None, teacher: OnlineTeacher | None
     ) -> Objective:
         """Labels alone (no distillation), or labels and teacher, weighed as the settings say."""
         if distillation is None:
-            return cls({"hard_loss": 1.0}, regression)
+            return cls({"hard_loss": 1.0}, kind)
         weights = {
             "hard_loss": distillation.hard_weight,
             "soft_loss": distillation.soft_weight,
@@ -49,7 +45,7 @@ class Objective:
         }
         weights = {name: weight for name, weight in weights.items() if weight}
         assert ("hidden_loss" in weights) == (teacher is not None), "a hidden loss needs a teacher beside the student"
-        return cls(weights, regression, distillation.temperature, teacher)
+        return cls(weights, kind, distillation.temperature, teacher)
 
     @property
     def projections(self) -> nn.ModuleDict:
@@ -60,24 +56,18 @@ class Objective:
         """Sums over the share's rows, float32 scalars, with gradient.
 
         Args:
-            model: gives `.logits` [rows, outputs] and, for the hidden loss, `.hidden_states`.
-            batch: the model's inputs (what else it holds is passed over), `labels` [rows] and, for the soft loss,
-                `teacher_logits` [rows, outputs]; for the hidden loss, what the online teacher observed on it.
+            model: one of the task's kind; for the hidden loss it gives `.hidden_states`, too.
+            batch: the model's inputs (what else it holds is passed over), `labels` and, for the soft loss,
+                `teacher_logits`; for the hidden loss, what the online teacher observed on it.
         """
         asked = {} if self.teacher is None else {"output_hidden_states": True}
         outputs = model(**model_inputs(model, batch), **asked)
-        logits = outputs.logits
+        answers = self.kind.outputs(outputs, batch)
         terms = {}
         if "hard_loss" in self.weights:
-            hard = hard_mse_sum if self.regression else hard_cross_entropy_sum
-            terms["hard_loss"] = hard(logits.squeeze(-1) if self.regression else logits, batch["labels"])
+            terms["hard_loss"] = self.kind.hard_loss_sum(answers, batch)
         if "soft_loss" in self.weights:
-            teacher = batch["teacher_logits"]
-            terms["soft_loss"] = (
-                soft_mse_sum(logits, teacher)
-                if self.regression
-                else soft_cross_entropy_sum(logits, teacher, self.temperature)
-            )
+            terms["soft_loss"] = self.kind.soft_loss_sum(answers, batch, self.temperature)
         if self.teacher is not None:
             terms["hidden_loss"] = self.teacher.hidden_loss(outputs.hidden_states, batch)
         return terms

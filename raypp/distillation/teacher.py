@@ -17,6 +17,7 @@ from raypp.config import DistillationSettings, TeacherSettings
 from raypp.distillation.losses import hidden_cosine_sum, hidden_mse_sum
 from raypp.errors import ConfigError
 from raypp.export.huggingface import load_saved
+from raypp.kinds import TaskKind
 from raypp.models import model_inputs, resolve_model
 from raypp.pruning.masks import named_seed
 from raypp.storage import Location
@@ -59,12 +60,12 @@ def layer_pairs(settings: DistillationSettings, student: Any, teacher: Any) -> L
     return settings.hidden_layers or even_pairs(*counts)
 
 
-def load_teacher(settings: TeacherSettings, trained: Location | None) -> PreTrainedModel:
+def load_teacher(settings: TeacherSettings, trained: Location | None, kind: TaskKind) -> PreTrainedModel:
     """The teacher in `trained`, the model folder of one that was trained first, or (None) the given one."""
     if trained is None:
         assert settings.model is not None, "a teacher that is not trained first is given"
         trained = Location.of(resolve_model(settings.model, settings.revision, "teacher.model"))
-    model: PreTrainedModel = load_saved(trained)
+    model: PreTrainedModel = load_saved(trained, kind)
     return model
 
 
@@ -114,13 +115,14 @@ class OnlineTeacher:
 
         Args:
             states: the student's, [rows, length, width] each.
-            batch: with `attention_mask` [rows, length] and what `observe` gave.
+            batch: with `attention_mask` [rows, length] or [rows, sequences, length] and what `observe` gave.
         """
+        mask = batch["attention_mask"].flatten(0, -2)  # of every sequence: a multiple choice has several in a row
         distances = [
-            self.distance(self._projected(states[pair[0]], pair), batch[_state_name(pair[1])], batch["attention_mask"])
+            self.distance(self._projected(states[pair[0]], pair), batch[_state_name(pair[1])], mask)
             for pair in self.pairs
         ]
-        return torch.stack(distances).mean()
+        return torch.stack(distances).mean() * (len(batch["attention_mask"]) / len(mask))
 
     def _projected(self, state: Tensor, pair: tuple[int, int]) -> Tensor:
         if not self.projections:

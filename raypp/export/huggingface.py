@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raypp.errors import ConfigError
+from raypp.kinds import TaskKind, kind_of
 from raypp.models import quiet_loading
+from raypp.runs import run_experiment
 from raypp.storage import Location
+from raypp.tasks import resolve_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,14 +31,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, desti
             destination.upload(folder)
 
 
-def load_saved(location: Location, device: torch.device | str = "cpu") -> Any:
+def load_saved(location: Location, kind: TaskKind, device: torch.device | str = "cpu") -> Any:
     """The model in a folder such as `save_model` writes, in float32 and evaluation mode, through the standard Auto
-    class."""
-    from transformers import AutoModelForSequenceClassification
-
+    class of the task's kind."""
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
         folder = location.download(Path(scratch))
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = kind.auto_model().from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
         return model.to(device).eval()
@@ -56,4 +57,6 @@ def export_run(reference: str, destination: Path) -> str:
     target.make_folder()
     for file in (run / "model").files():
         (target / file.name).write_bytes(file.read_bytes())
-    return f"{len(target.files())} files in {destination}; AutoModelForSequenceClassification.from_pretrained opens it"
+    experiment = run_experiment(run)
+    kind = kind_of(resolve_task(experiment.task, experiment.data.source))
+    return f"{len(target.files())} files in {destination}; {kind.auto_class}.from_pretrained opens it"

@@ -38,7 +38,7 @@ from whole_runs import (
     wait_for,
 )
 
-from raypp.models import load_classifier
+from raypp.models import load_pretrained
 from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -230,7 +230,7 @@ def test_a_run(
 def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     """A classifier that can be a teacher: MiniLM with a head of its own."""
     folder = tmp_path_factory.mktemp("teacher")
-    load_classifier(minilm_dir, TASKS["sentiment"], seed=7).save_pretrained(folder)
+    load_pretrained(minilm_dir, TASKS["sentiment"], seed=7).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (folder / name).write_bytes((minilm_dir / name).read_bytes())
     return folder

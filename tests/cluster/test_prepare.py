@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from raypp.cluster.prepare import PART_ROWS, featurize, logits_key, teacher_logits
-from raypp.config import OfficialSource
-from raypp.data.features import Features, tokenize_batch
+from raypp.config import DataSettings, OfficialSource
+from raypp.data.features import Features
 from raypp.data.sources import open_source
 from raypp.errors import ConfigError, RunFailed
+from raypp.kinds import kind_of
 from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.tasks import find_task
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 MRPC = find_task("mrpc")
 MAX_LENGTH = 44  # cuts some pairs of MRPC, and is no multiple of 8
+KIND = kind_of(MRPC, DataSettings(max_length=MAX_LENGTH))
+NUMBER = kind_of(find_task("stsb"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def raw(glue_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def dev(raw: Any, minilm_dir: Path, store: Store, ray_session: None) -> Artifact:
-    return featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    return featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
 
 
 def ignore(done: int, total: int) -> None:
@@ -53,14 +56,14 @@ def tokenized_here(raw: Any, split: str, folder: Path) -> pa.Table:
     from transformers import AutoTokenizer
 
     table = pa.Table.from_batches(raw.read(split))
-    return tokenize_batch(table, AutoTokenizer.from_pretrained(folder), MRPC, MAX_LENGTH)
+    return KIND.tokenize(table, AutoTokenizer.from_pretrained(folder))
 
 
 def test_features_are_those_made_without_ray_and_are_made_once(
     raw: Any, minilm_dir: Path, store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[int, int]] = []
-    made = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, lambda *numbers: calls.append(numbers))
+    made = featurize(raw, "train", KIND, str(minilm_dir), store, lambda *numbers: calls.append(numbers))
     assert capfd.readouterr() == ("", "")
     expected = tokenized_here(raw, "train", minilm_dir)
     assert made.read_table() == expected
@@ -70,16 +73,16 @@ def test_features_are_those_made_without_ray_and_are_made_once(
     assert calls[-1] == (expected.num_rows, expected.num_rows)
     assert len(calls) == len(made.parts)
 
-    again = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, refuse)
+    again = featurize(raw, "train", KIND, str(minilm_dir), store, refuse)
     assert again == made
-    assert featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore).key != made.key
+    assert featurize(raw, "dev", KIND, str(minilm_dir), store, ignore).key != made.key
 
 
 def test_damaged_features_are_made_again(raw: Any, minilm_dir: Path, tmp_path: Path) -> None:
     store = Store(Location.of(tmp_path))
-    broken = featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    broken = featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
     Path((broken.location / broken.parts[0]).path).write_bytes(b"")
-    rebuilt = featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    rebuilt = featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
     assert rebuilt.location != broken.location
     assert rebuilt.read_table() == tokenized_here(raw, "dev", minilm_dir)
     assert not broken.location.is_folder()
@@ -99,7 +102,7 @@ class BadSecondBatch:
 def test_row_that_cannot_be_read_leaves_nothing_behind(minilm_dir: Path, tmp_path: Path) -> None:
     raw: Any = BadSecondBatch()
     with pytest.raises(ConfigError, match=r"train\.tsv line 2"):
-        featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, Store(Location.of(tmp_path)), ignore)
+        featurize(raw, "train", KIND, str(minilm_dir), Store(Location.of(tmp_path)), ignore)
     assert Location.of(tmp_path).files() == []
 
 
@@ -107,7 +110,7 @@ def test_store_that_cannot_be_written_is_named(raw: Any, minilm_dir: Path, tmp_p
     (tmp_path / "file").write_text("in the way")
     store = Store(Location.of(tmp_path / "file" / "store"))
     with pytest.raises(ConfigError, match=rf"cluster\.store: {tmp_path}/file/store"):
-        featurize(raw, "dev", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+        featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,9 @@ def teacher(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(minilm_dir, num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        minilm_dir, id2label={0: "equivalent", 1: "not_equivalent"}, label2id={"equivalent": 0, "not_equivalent": 1}
+    )
     assert model.config.hidden_dropout_prob > 0
     folder = tmp_path_factory.mktemp("teacher")
     model.save_pretrained(folder)
@@ -142,7 +147,7 @@ def logits_of(artifact: Artifact) -> np.ndarray:
 def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teacher: Path, store: Store) -> None:
     calls: list[tuple[int, int]] = []
     made = teacher_logits(
-        dev, str(teacher), "teacher", [1, 0], store, lambda *numbers: calls.append(numbers), tokens_per_batch=2000
+        dev, KIND, str(teacher), "teacher", store, lambda *numbers: calls.append(numbers), tokens_per_batch=2000
     )
     table = made.read_table()
     assert table.column("row").to_pylist() == dev.read_table().column("row").to_pylist()
@@ -152,13 +157,13 @@ def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teache
     np.testing.assert_allclose(logits_of(made), reference[:, ::-1], rtol=0, atol=1e-5)
     assert calls[-1] == (408, 408)
 
-    assert teacher_logits(dev, str(teacher), "teacher", [1, 0], store, refuse) == made
+    assert teacher_logits(dev, KIND, str(teacher), "teacher", store, refuse) == made
     features = Features.from_table(dev.read_table()).with_teacher_logits(made.read_table())
     assert features.collate([3], 0)["teacher_logits"].shape == (1, 2)
 
 
 def test_logits_key_changes_with_each_of_its_parts(dev: Artifact, raw: Any, minilm_dir: Path, store: Store) -> None:
-    train = featurize(raw, "train", MRPC, str(minilm_dir), MAX_LENGTH, store, ignore)
+    train = featurize(raw, "train", KIND, str(minilm_dir), store, ignore)
     keys = [
         logits_key(dev, "teacher", [0, 1], "float32"),
         logits_key(train, "teacher", [0, 1], "float32"),
@@ -181,7 +186,7 @@ def tiny_distilbert(folder: Path, **changes: Any) -> Path:
 
 def test_teacher_without_token_types_in_half_precision(dev: Artifact, store: Store, tmp_path: Path) -> None:
     folder = tiny_distilbert(tmp_path)
-    made = teacher_logits(dev, str(folder), "tiny", [0], store, ignore, precision="bfloat16", gpus=True)
+    made = teacher_logits(dev, NUMBER, str(folder), "tiny", store, ignore, precision="bfloat16", gpus=True)
     reference = forward_row_by_row(folder, dev.read_table(), ("input_ids",))
     np.testing.assert_allclose(logits_of(made), reference, rtol=0, atol=0.02)
     assert not np.allclose(logits_of(made), reference, rtol=0, atol=1e-6)
@@ -193,7 +198,7 @@ def test_workers_config_error_arrives_as_it_was(dev: Artifact, store: Store, tmp
     weights = tiny_distilbert(tmp_path) / "model.safetensors"
     save_file(load_file(weights) | {"classifier.bias": torch.tensor([torch.nan])}, weights, {"format": "pt"})
     with pytest.raises(ConfigError) as caught:
-        teacher_logits(dev, str(tmp_path), "not finite", [0], store, ignore)
+        teacher_logits(dev, NUMBER, str(tmp_path), "not finite", store, ignore)
     assert type(caught.value) is ConfigError
     assert caught.value.problems == ("teacher.model: its logits for row 0 are not finite in float32",)
     assert store.find("logits", logits_key(dev, "not finite", [0], "float32")) is None
@@ -202,13 +207,13 @@ def test_workers_config_error_arrives_as_it_was(dev: Artifact, store: Store, tmp
 def test_other_failures_of_a_worker_are_told_in_one_line(dev: Artifact, store: Store, tmp_path: Path) -> None:
     folder = tiny_distilbert(tmp_path, vocab_size=200)  # MRPC's ids are beyond it
     with pytest.raises(RunFailed, match=r"^teacher logits: a worker failed: IndexError: index out of range in self$"):
-        teacher_logits(dev, str(folder), "too small", [0], store, ignore)
+        teacher_logits(dev, NUMBER, str(folder), "too small", store, ignore)
 
 
 def test_teachers_that_cannot_teach_are_refused_before_any_worker_starts(
     dev: Artifact, minilm_dir: Path, teacher: Path, store: Store
 ) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.model: .* is not fine-tuned, it lacks classifier"):
-        teacher_logits(dev, str(minilm_dir), "encoder", [0, 1], store, refuse)
-    with pytest.raises(ConfigError, match=r"teacher\.model: .* has 2 outputs, but the task needs 3"):
-        teacher_logits(dev, str(teacher), "teacher", [0, 1, 2], store, refuse)
+        teacher_logits(dev, KIND, str(minilm_dir), "encoder", store, refuse)
+    with pytest.raises(ConfigError, match=r"teacher\.model: the model's labels .* are not the labels of mnli"):
+        teacher_logits(dev, kind_of(find_task("mnli")), str(teacher), "teacher", store, refuse)

@@ -14,15 +14,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypp.data.features import (
-    Features,
-    features_key,
-    features_schema,
-    has_token_types,
-    tokenize_batch,
-    tokenizer_fingerprint,
-)
-from raypp.tasks import find_task
+from raypp.config import DataSettings
+from raypp.data.features import Features, features_schema
+from raypp.data.tokenization import has_token_types, tokenizer_fingerprint
+from raypp.kinds import kind_of
+from raypp.tasks import Task, find_task
 
 PAIR, SINGLE, REGRESSION = find_task("mrpc"), find_task("sst2"), find_task("stsb")
 
@@ -30,6 +26,14 @@ PAIR, SINGLE, REGRESSION = find_task("mrpc"), find_task("sst2"), find_task("stsb
 @pytest.fixture(scope="module")
 def tokenizer(minilm_dir: Path) -> Any:
     return load(minilm_dir)
+
+
+def tokenize_batch(batch: Any, tokenizer: Any, task: Task, max_length: int) -> pa.Table:
+    return kind_of(task, DataSettings(max_length=max_length)).tokenize(batch, tokenizer)
+
+
+def features_key(task: Task, max_length: int, **fingerprints: str) -> str:
+    return kind_of(task, DataSettings(max_length=max_length)).features_key(**fingerprints)
 
 
 def load(folder: Path) -> Any:
@@ -81,7 +85,7 @@ def test_ids_are_those_of_the_tokenizer_one_by_one(mrpc_dev: pa.Table, tokenizer
 
 def test_features_are_ragged_and_not_padded(mrpc_dev: pa.Table, tokenizer: Any) -> None:
     table = tokenize_batch(mrpc_dev, tokenizer, PAIR, 128)
-    assert table.schema == features_schema(PAIR, has_token_types=True)
+    assert table.schema == features_schema(pa.int64(), has_token_types=True)
     ids = table.column("input_ids").to_pylist()
     assert len({len(row) for row in ids}) > 30
     assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in ids)
@@ -117,7 +121,7 @@ def test_regression_labels_are_float32(tokenizer: Any) -> None:
 def test_empty_batch_has_the_same_columns(tokenizer: Any) -> None:
     table = tokenize_batch(raw([], []), tokenizer, PAIR, 16)
     assert table.num_rows == 0
-    assert table.schema == features_schema(PAIR, has_token_types=True)
+    assert table.schema == features_schema(pa.int64(), has_token_types=True)
     assert len(Features.from_table(table)) == 0
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypp.config import Columns, FilesSource, HubSource, OfficialSource, OwnTask, SyntheticSource
-from raypp.data.sources import BATCH_ROWS, RawData, open_source, schema
+from raypp.data.sources import BATCH_ROWS, RawData, open_source
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.tasks import TASKS, Task, resolve_task
 
 SENTIMENT = OwnTask(name="reviews", labels=("bad", "good"))
@@ -29,7 +30,7 @@ def official(directory: Path, name: str, **options: Any) -> RawData:
 
 def rows(raw: RawData, split: str) -> list[dict[str, Any]]:
     """All rows without their numbers, which are checked here."""
-    table = pa.Table.from_batches(list(raw.read(split)), schema(raw.task))
+    table = pa.Table.from_batches(list(raw.read(split)), raw.kind.schema())
     assert table["row"].to_pylist() == list(range(table.num_rows))
     return table.drop_columns("row").to_pylist()
 
@@ -316,7 +317,7 @@ def test_batches_are_bounded_and_train_is_cut(tmp_path: Path) -> None:
     folder = write(tmp_path, train=text, dev=text)
     batches = list(official(folder, "sst2").read("train"))
     assert [batch.num_rows for batch in batches] == [BATCH_ROWS, BATCH_ROWS, 5]
-    assert {batch.schema for batch in batches} == {schema(TASKS["sst2"])}
+    assert {batch.schema for batch in batches} == {kind_of(TASKS["sst2"]).schema()}
     assert batches[2].to_pylist()[0] == {"row": 2 * BATCH_ROWS, "sentence1": f"sentence {2 * BATCH_ROWS}", "label": 0}
     cut = official(folder, "sst2", max_train_rows=7)
     assert rows(cut, "train") == rows(official(folder, "sst2"), "train")[:7]
@@ -573,6 +574,6 @@ def test_synthetic_splits_open_like_all_others() -> None:
     source = SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5)
     raw = open_source(TASKS["similarity"], source, max_train_rows=10)
     assert [len(rows(raw, split)) for split in raw.splits] == [10, 5, 5]
-    assert next(raw.read("train")).schema == schema(TASKS["similarity"])
+    assert next(raw.read("train")).schema == kind_of(TASKS["similarity"]).schema()
     other = open_source(TASKS["similarity"], SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5, seed=1))
     assert other.fingerprint("dev") != raw.fingerprint("dev")

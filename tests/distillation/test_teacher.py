@@ -14,6 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from raypp.config import DistillationSettings
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import OnlineTeacher, even_pairs
+from raypp.kinds import kind_of
+from raypp.tasks import TASKS
 
 LENGTHS = (7, 3, 12, 5)
 PAIRS = ((0, 0), (1, 2), (2, 4))
@@ -40,7 +42,7 @@ def teacher_of(student: Any, teacher: Any, kind: Any = "mse", seed: int = 5) -> 
 
 def objective_of(teacher: OnlineTeacher) -> Objective:
     settings = DistillationSettings(soft_weight=0.0, hard_weight=0.5, hidden_weight=2.0)
-    return Objective.build(False, settings, teacher)
+    return Objective.build(kind_of(TASKS["mrpc"]), settings, teacher)
 
 
 def batch_of(rows: Sequence[int], padded_to: int) -> dict[str, Tensor]:

@@ -1,0 +1,161 @@
+"""The interface of a task's kind, and what all kinds have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from raypp.config import Columns, DataSettings
+from raypp.store import content_key
+from raypp.tasks import Task
+
+# torch and transformers are imported where they are used: processes that only read or tokenize do without them.
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from raypp.predictions import Predictions
+
+# Raised when the same input would give other features than before.
+FEATURES_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TaskKind(ABC):
+    """One task as its kind has it. Pickles, so that it travels to workers."""
+
+    task: Task
+    data: DataSettings
+    """How examples are read."""
+
+    auto_class: ClassVar[str]
+    """The class of transformers that opens a model of this kind."""
+
+    # --- raw examples: a value for each of `columns`, then the label ---
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a raw example's texts."""
+
+    @property
+    @abstractmethod
+    def column_settings(self) -> tuple[str, ...]:
+        """The fields of `data.source.columns` that say where the user's own files keep the texts."""
+
+    label_type: ClassVar[pa.DataType] = pa.int64()
+    """Of a raw example's label."""
+
+    def schema(self) -> pa.Schema:
+        """The columns of raw examples: `row` counts from 0; a label is null in a split without labels."""
+        texts = [pa.field(name, pa.string(), nullable=False) for name in self.columns]
+        return pa.schema([pa.field("row", pa.int64(), nullable=False), *texts, pa.field("label", self.label_type)])
+
+    def file_columns(self, columns: Columns) -> tuple[str, ...]:
+        """The columns of the user's own files that hold the texts."""
+        values = [getattr(columns, name) for name in self.column_settings]
+        return tuple(name for value in values for name in ([value] if isinstance(value, str) else value))
+
+    @abstractmethod
+    def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
+        """The texts of a raw example as a source gives them; `columns` are the source's names, for messages.
+
+        Raises:
+            BadValue: no text where one is needed.
+        """
+
+    @abstractmethod
+    def label(self, value: object, column: object, spellings: Mapping[str, int]) -> Any:
+        """The label of a raw example.
+
+        Args:
+            spellings: how the source writes each of `task.labels`, to its number.
+
+        Raises:
+            BadValue: no such label.
+        """
+
+    # --- features ---
+
+    def features_key(self, *, raw_fingerprint: str, tokenizer_fingerprint: str) -> str:
+        """Content key of a split's features: everything that determines them. The raw one says how many rows are
+        read."""
+        return content_key(
+            format=FEATURES_FORMAT, raw=raw_fingerprint, tokenizer=tokenizer_fingerprint, **self.features_settings()
+        )
+
+    def features_settings(self) -> dict[str, Any]:
+        """What of task and settings determines features."""
+        task = self.task
+        return {
+            "kind": task.kind,
+            "pair": task.pair,
+            "labels": list(task.labels),
+            "max_length": self.data.max_length,
+        }
+
+    @abstractmethod
+    def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+        """Raw examples as features (`raypp.data.features`), not padded."""
+
+    # --- the model ---
+
+    def auto_model(self) -> Any:
+        """The class of `auto_class`."""
+        import transformers
+
+        return getattr(transformers, self.auto_class)
+
+    @abstractmethod
+    def head_settings(self) -> dict[str, Any]:
+        """What the model's configuration says of its head."""
+
+    @abstractmethod
+    def keeps_head(self, config: Any) -> bool:
+        """Whether a head that stands in the folder of this configuration was trained for this task."""
+
+    @abstractmethod
+    def output_order(self, config: Any, field: str) -> list[int]:
+        """Where the task's outputs stand among those of a fine-tuned model: `outputs[..., order]` is in task order.
+
+        Raises:
+            ConfigError: naming `field`, if the model has other outputs.
+        """
+
+    @abstractmethod
+    def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """What is kept of a model's answer to a batch: logits [rows, outputs]."""
+
+    # --- losses: sums over rows, float32 scalars ---
+
+    @abstractmethod
+    def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of outputs and the batch's labels."""
+
+    @abstractmethod
+    def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """Of outputs and the batch's teacher logits."""
+
+    # --- predictions ---
+
+    @abstractmethod
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """The task's metrics over the labelled rows of a split, the headline first; all of them finite.
+
+        Raises:
+            ValueError: there are no labelled rows.
+            FloatingPointError: a prediction is not finite.
+        """
+
+    @abstractmethod
+    def table(self, predictions: Mapping[str, Predictions]) -> str:
+        """Tab-separated text with a line for every row: split, row, label, prediction and what it follows from."""
+
+    @abstractmethod
+    def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
+        """Writes one split's predictions, without labels as the task's leaderboard takes them; returns the files."""

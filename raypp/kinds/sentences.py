@@ -1,0 +1,104 @@
+"""What classification and regression share: an example is one sentence or two, a model gives one vector of outputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypp.data.features import features_schema
+from raypp.data.tokenization import encode, has_token_types
+from raypp.data.values import BadValue, text_of
+from raypp.kinds.kind import TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from raypp.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Sentences(TaskKind):
+    """One sentence or a pair, and one vector of outputs."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("sentence1", "sentence2") if self.task.pair else ("sentence1",)
+
+    @property
+    def column_settings(self) -> tuple[str, ...]:
+        return self.columns
+
+    def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
+        """The two sentences (the second is None where there is one), as they are.
+
+        One side of a pair may be empty (two questions of QQP's training file are); a row without any text may not.
+        """
+        texts = [text_of(value, column) for value, column in zip(values, columns, strict=True)]
+        if not any(text.strip() for text in texts):
+            raise BadValue(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
+        return texts[0], texts[1] if len(texts) == 2 else None
+
+    def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+        """More than `max_length` tokens, special ones included, are cut: of a pair, from the longer sentence first."""
+        schema = features_schema(self.label_type, has_token_types(tokenizer))
+        texts = [batch.column(name).to_pylist() for name in self.columns]
+        assert all(text is not None for column in texts for text in column), "a source never yields a missing sentence"
+        encoded = encode(tokenizer, texts, self.data.max_length)
+        columns = {"row": batch.column("row"), "label": batch.column("label").cast(self.label_type)}
+        columns |= {n: pa.array(encoded[n], schema.field(n).type) for n in schema.names if n not in columns}
+        return pa.table(columns, schema=schema)
+
+    def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = output.logits
+        return logits
+
+    def table(self, predictions: Mapping[str, Predictions]) -> str:
+        width = max(part.logits.shape[1] for part in predictions.values())
+        lines = ["\t".join(["split", "row", "label", "prediction", *(f"logit_{index}" for index in range(width))])]
+        for split, part in predictions.items():
+            told = zip(part.rows, part.labelled, part.labels, part.logits, strict=True)
+            for row, labelled, label, logits in told:
+                told_label = self.told_label(label) if labelled else ""
+                numbers = [f"{value:.6g}" for value in logits]
+                lines.append("\t".join([split, str(row), told_label, self.told_prediction(logits), *numbers]))
+        return "\n".join(lines) + "\n"
+
+    def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
+        if predictions.labelled.any():
+            path = folder / f"predictions-{split}.tsv"
+            text = self.table({split: predictions})
+        else:
+            path = folder / self.task.submission_file(split)
+            text = self.submission(predictions.logits)
+        path.write_text(text, encoding="utf-8")
+        return [path]
+
+    @abstractmethod
+    def told_label(self, label: np.generic) -> str:
+        """A label as the table of predictions has it."""
+
+    @abstractmethod
+    def told_prediction(self, logits: np.ndarray) -> str:
+        """What logits [outputs] predict, as the table of predictions has it."""
+
+    @abstractmethod
+    def submission(self, logits: np.ndarray) -> str:
+        """A GLUE submission file of logits [rows, outputs], of all rows of a test split in the source's order.
+
+        Raises:
+            FloatingPointError: a prediction is not finite.
+        """
+
+
+def submission_text(predictions: Sequence[object]) -> str:
+    """Numbered predictions as GLUE's sample submissions write them."""
+    return "index\tprediction\n" + "".join(f"{index}\t{value}\n" for index, value in enumerate(predictions))
