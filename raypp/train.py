@@ -42,6 +42,7 @@ from raypp.models import (
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
+from raypp.pruning.statistics import measure
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory
@@ -266,6 +267,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if predictions is None:
         _, predictions = evaluate(model, splits, task, tokenizer.pad_token_id, worker)
     density = pruner.density()
+    if worker.is_first and experiment.pruning is not None:
+        recorder.statistics = measure(model, density, load_classifier(folder, task, settings.seed))
     plain = pruner.fold()
     return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
 
