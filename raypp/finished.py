@@ -11,7 +11,7 @@ from raypp.errors import ConfigError
 from raypp.figures import Picture
 from raypp.front_figure import Front, front_figure
 from raypp.metrics_file import read_records
-from raypp.pruning.statistics import STATISTICS, WeightStatistics
+from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.published import published_curves
 from raypp.run_figures import overview_figure, run_figures
 from raypp.runs import recorded_settings

@@ -20,7 +20,7 @@ from raypp.errors import ConfigError
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.pruner import select_layers
-from raypp.pruning.statistics import DifferentModel, measure
+from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import run_experiment
 from raypp.storage import Location
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from raypp.config import Experiment
 from raypp.events import Message
-from raypp.pruning.statistics import STATISTICS, WeightStatistics
+from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker

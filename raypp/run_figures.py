@@ -17,7 +17,7 @@ from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, No
 from raypp.head_figure import heads_figure
 from raypp.layer_figure import density_by_layer_figure
 from raypp.mask_figure import mask_figure
-from raypp.pruning.statistics import WeightStatistics
+from raypp.pruning.weight_statistics import WeightStatistics
 from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 
 FIGURES = ("schedule", "evaluation", "loss", "density_by_layer", "heads", "scores", "weights", "movement", "mask")
@@ -109,7 +109,7 @@ def loss_figure(records: Sequence[Record]) -> Picture:
         "hidden_loss": (GREEN, ":"),
     }
     terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
-    if len(terms) == 2 and np.array_equal(*(series[1] for series in terms.values())):
+    if len(terms) == 2 and len({tuple(series[1].tolist()) for series in terms.values()}) == 1:
         del terms["loss"]  # it has one term, of weight 1
     penalty = _series(records, "train/penalty")
 

@@ -42,7 +42,7 @@ from raypp.models import (
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
-from raypp.pruning.statistics import measure
+from raypp.pruning.weight_statistics import measure
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory

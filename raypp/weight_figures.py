@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raypp.figures import BLACK, BLUE, ORANGE, VERMILION, NothingToDraw, Picture
-from raypp.pruning.statistics import Histogram, WeightStatistics
+from raypp.pruning.weight_statistics import Histogram, WeightStatistics
 
 
 def scores_figure(statistics: WeightStatistics) -> Picture:
@@ -115,7 +115,7 @@ def _draw_threshold(axes: Axes, lowest: NDArray[np.float64], label: str | None =
     axes.axvline(middle, color=BLACK, linestyle=":", linewidth=1.6, label=text if label else "_nolegend_")
 
 
-def _add_legend(figure: Picture, column: Sequence[Axes]) -> None:
+def _add_legend(figure: Picture, column: Iterable[Axes]) -> None:
     """One legend below the figure; what several axes show alike stands in it once."""
     entries = {}
     for axes in column:

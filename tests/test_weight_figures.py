@@ -17,7 +17,7 @@ from raypp.head_figure import DEAD, heads_figure
 from raypp.mask_figure import KEPT, PRUNED, mask_box, mask_figure, pixels_per_weight
 from raypp.pruning.density import LayerDensity
 from raypp.pruning.heads import AttentionHeads
-from raypp.pruning.statistics import BINS, Histogram, Movement, WeightStatistics
+from raypp.pruning.weight_statistics import BINS, Histogram, Movement, WeightStatistics
 from raypp.run_figures import FIGURES, run_figures
 from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 

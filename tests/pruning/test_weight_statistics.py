@@ -12,9 +12,9 @@ from transformers import BertConfig, BertModel
 
 from raypp.config import MagnitudePruning, PruningSettings, SigmoidThresholdPruning, TopKPruning
 from raypp.pruning import Pruner, PruningSchedule
-from raypp.pruning import statistics as module
+from raypp.pruning import weight_statistics as module
 from raypp.pruning.density import count_density
-from raypp.pruning.statistics import BINS, DifferentModel, WeightStatistics, measure
+from raypp.pruning.weight_statistics import BINS, DifferentModel, WeightStatistics, measure
 from raypp.storage import Location
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -67,6 +68,9 @@ class Movement:
         return Histogram(self.edges, self.kept.sum(1), self.pruned.sum(1))
 
 
+_Part = TypeVar("_Part", Histogram, Movement)
+
+
 @dataclass(frozen=True)
 class WeightStatistics:
     """What is left of a model, and what became of its weights."""
@@ -109,17 +113,14 @@ class WeightStatistics:
         """Reads what `save` wrote."""
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             rest = json.loads(str(arrays["rest"]))
-            parts = {
-                name: kind(**{field.name: arrays[f"{name}_{field.name}"] for field in fields(kind)})
-                for name, kind in (("weights", Histogram), ("movement", Movement), ("scores", Histogram))
-                if f"{name}_edges" in arrays
-            }
-            mask = arrays["mask"]
+            weights, scores = _part(Histogram, arrays, "weights"), _part(Histogram, arrays, "scores")
+            movement, mask = _part(Movement, arrays, "movement"), arrays["mask"]
+        assert weights is not None
         return cls(
             layers=tuple(LayerDensity(**layer) for layer in rest["layers"]),
-            weights=parts["weights"],
-            movement=parts.get("movement"),
-            scores=parts.get("scores"),
+            weights=weights,
+            movement=movement,
+            scores=scores,
             lowest_kept=tuple(rest["lowest_kept"]),
             heads=tuple(
                 AttentionHeads(h["stack"], h["number"], tuple(h["kept"]), h["total"], tuple(h["survives"]))
@@ -128,6 +129,12 @@ class WeightStatistics:
             mask_name=rest["mask_name"],
             mask=mask,
         )
+
+
+def _part(kind: type[_Part], arrays: Mapping[str, NDArray[Any]], name: str) -> _Part | None:
+    if f"{name}_edges" not in arrays:
+        return None
+    return kind(**{field.name: arrays[f"{name}_{field.name}"] for field in fields(kind)})
 
 
 @torch.no_grad()
