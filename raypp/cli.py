@@ -96,8 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = verb(name, run, summary)
         sub.set_defaults(resumes=name != "show")
-        sub.add_argument("experiment", help="experiment file (YAML)")
+        sub.add_argument("experiment", nargs="?" if name == "show" else None, help="experiment file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+        if name == "show":
+            sub.add_argument(
+                "--from-original", metavar="COMMAND", help="a command line of masked_run_glue.py and its kin, as YAML"
+            )
         if name in ("train", "sweep"):
             sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
         if name == "sweep":
@@ -179,6 +183,13 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
+    if (options.experiment is None) == (options.from_original is None):
+        raise ConfigError("show: name an experiment file, or --from-original and a command line")
+    if options.from_original is not None:
+        from raypp.from_original import translate
+
+        print(translate(options.from_original))
+        return
     from raypp.show import show
 
     print(show(_experiment(options)))
