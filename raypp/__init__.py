@@ -2,6 +2,7 @@
 
     experiment = raypp.load_experiment("experiments/quickstart.yaml", ["train.epochs=1"])
     result = raypp.train(experiment)
+    raypp.draw(result["paths"]["run"])["loss"]      # shown in a notebook; .save("loss.svg"), .rgb()
 
 and, for a training loop of your own, without Ray: `raypp.pruning.Pruner`.
 """
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from raypp.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
-    from raypp.config import Experiment
+    from pathlib import Path
 
-__all__ = ["ConfigError", "RunFailed", "load_experiment", "sweep", "train"]
+    from raypp.config import Experiment
+    from raypp.figures import Picture
+
+__all__ = ["ConfigError", "RunFailed", "draw", "load_experiment", "sweep", "train"]
 
 
 def load_experiment(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
@@ -37,3 +41,10 @@ def sweep(experiment: Experiment) -> dict[str, Any]:
     from raypp.cluster.sweep import sweep as run
 
     return run(experiment)
+
+
+def draw(reference: str | Path) -> dict[str, Picture]:
+    """Every figure of a finished run or sweep by name, which a notebook shows; see `raypp.finished.draw`."""
+    from raypp.finished import draw as figures
+
+    return figures(reference)

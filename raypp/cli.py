@@ -96,8 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = verb(name, run, summary)
         sub.set_defaults(resumes=name != "show")
-        sub.add_argument("experiment", help="experiment file (YAML)")
+        sub.add_argument("experiment", nargs="?" if name == "show" else None, help="experiment file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+        if name == "show":
+            sub.add_argument(
+                "--from-original", metavar="COMMAND", help="a command line of masked_run_glue.py and its kin, as YAML"
+            )
         if name in ("train", "sweep"):
             sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
         if name == "sweep":
@@ -115,12 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("inspect", _inspect, "remaining weights, layer by layer: table and figure")
     sub.add_argument("model", help="Hugging Face folder or run folder")
     sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
+    sub.add_argument("--figure", metavar="NAME", help="density_by_layer (default), heads, weights, movement, mask")
+    sub.add_argument("--matrix", metavar="NAME", help="show one matrix: mask, weights, movement")
+    sub.add_argument("--initial", metavar="MODEL", help="the model before it was pruned, for the figure of movement")
 
     sub = verb("report", _report, "a run, a sweep or several sweeps in one HTML file, or as one figure")
     sub.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP", help="run folder, or one or more sweep folders")
     sub.add_argument(
         "--save", metavar="FILE", help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html inside"
     )
+    sub.add_argument("--figure", metavar="NAME", help="which figure of a run; default: schedule and evaluation")
 
     sub = verb("export", _export, "write a run's model in a form that others read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
@@ -175,6 +183,13 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
+    if (options.experiment is None) == (options.from_original is None):
+        raise ConfigError("show: name an experiment file, or --from-original and a command line")
+    if options.from_original is not None:
+        from raypp.from_original import translate
+
+        print(translate(options.from_original))
+        return
     from raypp.show import show
 
     print(show(_experiment(options)))
@@ -197,13 +212,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from raypp.inspection import inspect_command
 
-    inspect_command(options.model, options.save)
+    inspect_command(options.model, options.save, figure=options.figure, matrix=options.matrix, initial=options.initial)
 
 
 def _report(options: argparse.Namespace) -> None:
     from raypp.report import report
 
-    print(report(options.folders, options.save))
+    print(report(options.folders, options.save, options.figure))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -90,8 +90,7 @@ def deliver(
     if worker.is_first:
         (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
         result["model_files"] = model_files(job.run)
-        layers = () if pruning is None else density.layers
-        result["paths"]["wandb_sync"] = recorder.finish(result, layers)
+        result["paths"]["wandb_sync"] = recorder.finish(result)
         (job.run / "result.json").write_json(result)
     return dict(worker.gather(result)[0])
 

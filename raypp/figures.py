@@ -1,7 +1,8 @@
-"""What all figures share: colours, and how a figure becomes a file.
+"""What all figures share: colours, and how a figure becomes a file, an array of pixels, or a picture in a notebook.
 
 Colours are those of Okabe and Ito, which colour-blind people can tell apart; lines also differ in style or marker.
-Figures are plain objects: pyplot, with its global state and its windows, is not used.
+Figures are plain objects: pyplot, with its global state and its windows, is not used. matplotlib takes half a second to
+import, so whoever does not always draw imports this module where it does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from raypp.errors import ConfigError
 from raypp.storage import Location
@@ -18,21 +22,49 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"  # what is not ours: published results
 FORMATS = (".png", ".jpg", ".svg", ".pdf")
+DOTS_PER_INCH = 150
 
 
 class NothingToDraw(ValueError):
     """Nothing that a figure shows is there."""
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format that the file's ending names; ConfigError for any other than `FORMATS`."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path}: a figure's file ends in one of {', '.join(FORMATS)}, got {path.suffix!r}")
-    save_to(figure, Location.of(path))
+class Picture(Figure):
+    """A figure that knows its forms: a file by its ending, an array of pixels, and itself in a notebook's cell."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """An empty figure of so many inches, each of `DOTS_PER_INCH` pixels."""
+        super().__init__(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+
+    def save(self, file: str | Path | Location) -> None:
+        """Writes a file anywhere, in the format that its ending names; ConfigError for any other than `FORMATS`."""
+        location = file if isinstance(file, Location) else Location.of(file)
+        location.write_bytes(self.encoded(require_format(location.name)))
+
+    def encoded(self, suffix: str) -> bytes:
+        """The content of a file with this ending, one of `FORMATS`."""
+        content = io.BytesIO()
+        self.savefig(content, format=suffix.removeprefix("."))
+        return content.getvalue()
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Its pixels, (height, width, 3), as `wandb.Image` and Pillow take them."""
+        canvas = FigureCanvasAgg(self)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of it (IPython's protocol)."""
+        return self.encoded(".png")
 
 
-def save_to(figure: Figure, file: Location) -> None:
-    """Writes a figure on any filesystem; the format follows from the name, which is one of ours."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=file.name.rsplit(".", 1)[-1].lower())
-    file.write_bytes(content.getvalue())
+def require_format(name: str, field: str | None = None) -> str:
+    """The ending of a figure's file name, in small letters; ConfigError for any other than `FORMATS`.
+
+    Args:
+        field: what the message calls the name; None: the name itself.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(f"{field or name}: a figure's file ends in one of {', '.join(FORMATS)}, got {name!r}")
+    return suffix

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from itertools import cycle
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from raypp.config import METHOD_ALIASES
-from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
 from raypp.front import Point
 from raypp.published import METHOD_NAMES, PublishedCurve
 
@@ -33,13 +32,13 @@ class Front:
     """What others have reached on the same task with the same encoder."""
 
 
-def front_figure(fronts: Sequence[Front], headline: str) -> Figure:
+def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
     """Metric against achieved density (logarithmic): points with the spread of their seeds, each front as a line.
 
     Points on the front are filled, beaten ones are hollow. In the figure of one sweep colours and markers tell the
     methods apart, in that of several the sweeps.
     """
-    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    figure = Picture(7.0, 5.0)
     axes = figure.subplots()
     _draw_references(axes, fronts)
     looks = cycle(LOOKS)

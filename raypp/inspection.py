@@ -1,11 +1,12 @@
-"""How many weights a model has left, matrix by matrix, counted in its files without running it: `raypp inspect`."""
+"""What is left of a model, counted in its files without running it: `raypp inspect`, its table and its figures."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,21 @@ from safetensors import SafetensorError
 
 from raypp.config import LayerRule
 from raypp.errors import ConfigError
-from raypp.figures import save
-from raypp.layer_figure import density_by_layer_figure, split_layer_name
 from raypp.models import load_model_config, quiet_loading, resolve_model
-from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.pruner import select_layers
+from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import run_experiment
 from raypp.storage import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from raypp.figures import Picture
+
+FIGURES = ("density_by_layer", "heads", "weights", "movement", "mask")
+"""Those of `run_figures` that can be drawn from a model's files."""
+OF_ONE_MATRIX = ("weights", "movement", "mask")  # those that show one matrix, if it is named
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Inspection:
     """Class of the model."""
     density: DensityReport
     """Over the three denominators, and of each layer."""
+    model: PreTrainedModel = field(repr=False)
+    """It, in memory."""
     missing: tuple[str, ...]
     """Parameters of the model that its files lack, such as a pooler; they count as they are initialised."""
 
@@ -52,7 +60,7 @@ def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
     """
     model, missing = _load(resolve_model(str(folder), None, "MODEL"))
     names = None if layers is None else list(select_layers(model, layers))
-    return Inspection(type(model).__name__, count_density(model, names), missing)
+    return Inspection(type(model).__name__, count_density(model, names), model, missing)
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -100,13 +108,73 @@ def inspection_table(inspection: Inspection) -> Table:
     return table
 
 
-def inspect_command(reference: str, save_to: str | None = None, console: Console | None = None) -> None:
-    """Prints the table of a run or model (folder, URI, hub name or package); saves the figure if a file is named."""
+def inspection_figure(
+    inspection: Inspection, name: str = FIGURES[0], matrix: str | None = None, initial: Path | None = None
+) -> Picture:
+    """One of `FIGURES` of a model.
+
+    Args:
+        name: which.
+        matrix: show this matrix alone; None: all matrices together, or the first one's mask.
+        initial: folder of the model before it was pruned, for `movement`.
+
+    Raises:
+        ConfigError: no such figure or matrix, or nothing to draw it from.
+    """
+    from raypp.figures import NothingToDraw
+    from raypp.run_figures import DRAWINGS_OF_WEIGHTS
+
+    if name not in FIGURES:
+        raise ConfigError(f"--figure: allowed are {', '.join(FIGURES)}, got {name!r}")
+    if matrix is not None and name not in OF_ONE_MATRIX:
+        raise ConfigError(f"--matrix: {name} shows all of them; one alone is shown by {', '.join(OF_ONE_MATRIX)}")
+    if (initial is None) == (name == "movement"):
+        raise ConfigError(
+            "--initial: --figure movement, and it alone, needs the model before it was pruned; a run knows its own"
+        )
+    density = inspection.density
+    if matrix is not None:
+        layers = {layer.name: layer for layer in density.layers}
+        if matrix not in layers:
+            near = ", ".join(difflib.get_close_matches(matrix, layers, n=3, cutoff=0.0))
+            raise ConfigError(f"--matrix: {matrix!r} is no pruned matrix of this model; the nearest are {near}")
+        density = replace(density, layers=(layers[matrix],))
+    before = None if initial is None else _load(initial)[0]
+    try:
+        return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, before))
+    except (NothingToDraw, DifferentModel) as error:
+        raise ConfigError(f"--figure: {error}") from error
+
+
+def inspect_command(
+    reference: str,
+    save_to: str | None = None,
+    console: Console | None = None,
+    *,
+    figure: str | None = None,
+    matrix: str | None = None,
+    initial: str | None = None,
+) -> None:
+    """Prints the table of a run or model (folder, URI, hub name or package); saves a figure if a file is named.
+
+    Args:
+        figure, matrix, initial: as in `inspection_figure`; a run's initial model is known.
+    """
     console = console or Console()
-    with _folder_of(reference) as (folder, layers):
+    if save_to is None:
+        if named := [f"--{n}" for n, v in {"figure": figure, "matrix": matrix, "initial": initial}.items() if v]:
+            raise ConfigError(f"{', '.join(named)}: say what is drawn; --save FILE says where to")
+    else:
+        from raypp.figures import require_format
+
+        require_format(save_to, "--save")
+    with _opened(reference) as (folder, layers, student):
         inspection = inspect_model(folder, layers)
-    if save_to is not None:
-        save(density_by_layer_figure(inspection.density.layers), Path(save_to))
+        if save_to is not None:
+            name = figure or FIGURES[0]
+            given = (initial, None) if initial is not None else student if name == "movement" else None
+            before = None if given is None else resolve_model(*given, "--initial")
+            inspection_figure(inspection, name, matrix, before).save(save_to)
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)
@@ -116,16 +184,18 @@ def inspect_command(reference: str, save_to: str | None = None, console: Console
 
 
 @contextlib.contextmanager
-def _folder_of(reference: str) -> Iterator[tuple[Path, LayerRule | None]]:
-    """The local model folder of what the user named, and the layers that were pruned if it is a run."""
+def _opened(reference: str) -> Iterator[tuple[Path, LayerRule | None, tuple[str, str | None] | None]]:
+    """The local model folder of what the user named; of a run also the layers that were pruned, and its student."""
     location = Location.of(reference, "MODEL")
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
         if (location / "experiment.yaml").is_file():
             if not (location / "model" / "config.json").is_file():
                 raise ConfigError(f"MODEL: the run {reference} has no model yet; `raypp train` finishes it")
-            pruning = run_experiment(location).pruning
-            yield (location / "model").download(Path(scratch)), None if pruning is None else pruning.layers
+            experiment = run_experiment(location)
+            layers = None if experiment.pruning is None else experiment.pruning.layers
+            student = (experiment.student.model, experiment.student.revision)
+            yield (location / "model").download(Path(scratch)), layers, student
         elif location.is_local:
-            yield resolve_model(reference, None, "MODEL"), None
+            yield resolve_model(reference, None, "MODEL"), None, None
         else:
-            yield location.download(Path(scratch)), None
+            yield location.download(Path(scratch)), None, None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from raypp.figures import BLUE, NothingToDraw
+from raypp.figures import BLUE, NothingToDraw, Picture
+from raypp.pruning.density import split_layer_name
 
 
 class Layer(Protocol):
@@ -23,7 +22,7 @@ class Layer(Protocol):
     def total(self) -> int: ...
 
 
-def density_by_layer_figure(layers: Sequence[Layer]) -> Figure:
+def density_by_layer_figure(layers: Sequence[Layer]) -> Picture:
     """Remaining weights of each pruned matrix (%): a map of layers by kinds of matrix; bars if no name has a number."""
     if not layers:
         raise NothingToDraw("density by layer: there is no pruned layer")
@@ -31,16 +30,7 @@ def density_by_layer_figure(layers: Sequence[Layer]) -> Figure:
     return _density_map(layers, places) if any(number for _, number, _ in places) else _density_bars(layers)
 
 
-def split_layer_name(name: str) -> tuple[str, str, str]:
-    """Stack, layer number and kind of a matrix: encoder.layer.3.output.dense -> (encoder.layer, 3, output.dense).
-
-    The last number counts, unless it ends the name. A name without one has neither stack nor number.
-    """
-    found = re.fullmatch(r"(?:(.*)\.)?(\d+)\.(.+?)", name)
-    return (found[1] or "", found[2], found[3]) if found else ("", "", name)
-
-
-def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]) -> Figure:
+def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]) -> Picture:
     """A row for each layer and for all of them, a column for each kind of matrix and for all of them."""
     rows = list(dict.fromkeys(place[:2] for place in places))
     columns = list(dict.fromkeys(place[2] for place in places))
@@ -53,8 +43,7 @@ def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]
                 total[row, column] += layer.total
     percent = np.divide(100.0 * kept, total, out=np.full_like(kept, np.nan), where=total > 0)
 
-    size = (2.6 + 0.75 * percent.shape[1], max(4.0, 2.2 + 0.3 * percent.shape[0]))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Picture(2.6 + 0.75 * percent.shape[1], max(4.0, 2.2 + 0.3 * percent.shape[0]))
     axes = figure.subplots()
     # At least twice the mean: where all matrices are equally dense, that is the middle of the scale and not its end.
     top = max(0.1, np.nanmax(percent), min(100.0, 2 * percent[-1, -1]))
@@ -75,8 +64,8 @@ def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]
     return figure
 
 
-def _density_bars(layers: Sequence[Layer]) -> Figure:
-    figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(layers)), layout="constrained")
+def _density_bars(layers: Sequence[Layer]) -> Picture:
+    figure = Picture(7.0, 1.2 + 0.3 * len(layers))
     axes = figure.subplots()
     percent = [100.0 * layer.kept / layer.total for layer in layers]
     bars = axes.barh([layer.name for layer in layers], percent, color=BLUE)

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raypp.config import Experiment
 from raypp.events import Message
-from raypp.pruning.density import LayerDensity
+from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
@@ -95,6 +95,8 @@ class Recorder:
     def __init__(self, run: Location, experiment: Experiment, worker: Worker, group: str | None) -> None:
         self.run, self.experiment, self.worker = run, experiment, worker
         self.group = group or experiment.name
+        self.statistics: WeightStatistics | None = None
+        """Of the weights at the end, for the figures; None of a dense run."""
         self.tracker: Tracker = NullTracker()
         self.folder = Path(run.path)  # of a remote run, a local one until what is recorded is uploaded
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
@@ -154,17 +156,19 @@ class Recorder:
         if self.worker.is_first and not self.run.is_local:
             self.run.upload(self.folder)
 
-    def finish(self, result: Mapping[str, Any], layers: Sequence[LayerDensity]) -> str | None:
+    def finish(self, result: Mapping[str, Any]) -> str | None:
         """Draws the figures and closes W&B; returns the command that syncs an offline run. On the first worker only."""
         # Only here: matplotlib takes its time to import, which the first step would wait for.
-        from raypp.figures import save
         from raypp.run_figures import run_figures
 
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        if self.statistics is not None:
+            self.statistics.save(Location.of(folder / STATISTICS))
         figures = {}
-        (self.folder / "figures").mkdir(exist_ok=True)
-        for name, figure in run_figures(self.metrics.records(), layers).items():
-            figures[name] = self.folder / "figures" / f"{name}.png"
-            save(figure, figures[name])
+        for name, figure in run_figures(self.metrics.records(), self.statistics).items():
+            figures[name] = folder / f"{name}.png"
+            figure.save(figures[name])
         self.tracker.log_figures(figures)
         self.tracker.summary(result["metrics"] | result["perf"] | _flat_density(result))
         self.tracker.finish(0)

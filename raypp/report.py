@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,62 +10,15 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from raypp.errors import ConfigError
-from raypp.figures import FORMATS, save_to
-from raypp.front_figure import Front, front_figure
-from raypp.metrics_file import read_records
-from raypp.published import METHOD_NAMES, published_curves
+from raypp.figures import FORMATS, Picture
+from raypp.finished import Finished
+from raypp.front_figure import front_figure
+from raypp.published import METHOD_NAMES
 from raypp.report_tables import Table, front_table, metrics_table, trials_table, unfinished_table
-from raypp.run_figures import FIGURES, overview_figure
-from raypp.runs import recorded_settings
+from raypp.run_figures import FIGURES
 from raypp.storage import Location
-from raypp.sweep_result import finished_points
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The folder of a run or sweep that has ended."""
-
-    folder: Location
-    settings: Mapping[str, Any]
-    """The resolved experiment."""
-    versions: Mapping[str, str]
-    """It was started with."""
-    result: Mapping[str, Any]
-    """The content of its result.json."""
-
-    @property
-    def is_sweep(self) -> bool:
-        return self.settings["sweep"] is not None
-
-    @property
-    def title(self) -> str:
-        return f"{self.result['name']} / {self.folder.name}"
-
-    @classmethod
-    def of(cls, folder: Location) -> Finished:
-        """Opens a folder; ConfigError if it holds no run and no sweep, or an unfinished one."""
-        if not (folder / "experiment.yaml").is_file():
-            sweeps = [str(child) for child in folder.children() if child.name.startswith("sweep-")]
-            hint = f"; it holds {', '.join(sweeps)}" if sweeps else ""
-            raise ConfigError(f"RUN_OR_SWEEP: {folder} is no run's or sweep's folder: it has no experiment.yaml{hint}")
-        settings, provenance = recorded_settings(folder)
-        if not (folder / "result.json").is_file():
-            what, verb = ("run", "train") if settings["sweep"] is None else ("sweep", "sweep")
-            raise ConfigError(f"RUN_OR_SWEEP: the {what} {folder} is not finished; `raypp {verb}` goes on with it")
-        return cls(folder, settings, provenance["versions"], (folder / "result.json").read_json())
-
-    def front(self, name: str | None = None) -> Front:
-        """A sweep's front, with what is published for its task and encoder.
-
-        Args:
-            name: what it is called in the figure; None: the experiment's name.
-        """
-        result, settings = self.result, self.settings
-        published = published_curves(result["task"], settings["student"]["model"], result["headline"])
-        return Front(name or result["name"], finished_points(result), result["teacher"], published)
 
 
 @dataclass(frozen=True)
@@ -92,16 +44,18 @@ class Section:
     versions: Mapping[str, str]
 
 
-def report(references: Sequence[str], save: str | None = None) -> Location:
+def report(references: Sequence[str], save: str | None = None, figure: str | None = None) -> Location:
     """Writes a report of a run, a sweep, or several sweeps of one task side by side; returns its file.
 
     Args:
         references: folders, as paths or URIs.
-        save: file to write; its ending says whether it is the report (.html) or only its figure (`FORMATS`). None:
+        save: file to write; its ending says whether it is the report (.html) or only a figure (`FORMATS`). None:
             report.html in the one folder.
+        figure: which of the figures of a run (`Finished.figures`); None: its overview, or the front of the sweeps.
 
     Raises:
-        ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending.
+        ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending, or a
+            figure that there is not.
     """
     suffix = ".html" if save is None else Path(save).suffix.lower()
     if suffix not in (".html", *FORMATS):
@@ -110,18 +64,20 @@ def report(references: Sequence[str], save: str | None = None) -> Location:
         raise ConfigError("--save: the report of several sweeps belongs to none of their folders; name its file")
     found = [Finished.of(Location.of(reference, "RUN_OR_SWEEP")) for reference in references]
     _check_comparable(found)
+    if figure is not None and suffix == ".html":
+        raise ConfigError(f"--figure: the report has them all; to save {figure} alone, --save FILE{FORMATS[0]}")
     file = found[0].folder / "report.html" if save is None else Location.of(save, "--save")
-    write_report(found, file)
+    write_report(found, file, figure)
     return file
 
 
-def write_report(found: Sequence[Finished], file: Location) -> None:
-    """Writes the report of what goes together to an .html file, or its figure to one of `FORMATS`."""
+def write_report(found: Sequence[Finished], file: Location, figure: str | None = None) -> None:
+    """Writes the report of what goes together to an .html file, or one figure to one of `FORMATS`."""
     file.parent.make_folder()
     if file.name.lower().endswith(".html"):
         file.write_text(_html(found))
     else:
-        save_to(_figure(found), file)
+        _figure(found, figure).save(file)
 
 
 def _check_comparable(found: Sequence[Finished]) -> None:
@@ -140,13 +96,15 @@ def _check_comparable(found: Sequence[Finished]) -> None:
         raise ConfigError(problems)
 
 
-def _figure(found: Sequence[Finished]) -> Figure:
-    """The fronts of sweeps, or the schedule and evaluations of a run."""
-    if found[0].is_sweep:
-        names = [each.title if len(found) > 1 else None for each in found]
-        fronts = [each.front(name) for each, name in zip(found, names, strict=True)]
-        return front_figure(fronts, found[0].result["headline"])
-    return overview_figure(read_records(found[0].folder / "metrics.jsonl"))
+def _figure(found: Sequence[Finished], name: str | None = None) -> Picture:
+    """The fronts of several sweeps, or a figure of what was found alone; without a name the first."""
+    if len(found) > 1:
+        figures = {"front": front_figure([each.front(each.title) for each in found], found[0].result["headline"])}
+    else:
+        figures = found[0].figures()
+    if name is not None and name not in figures:
+        raise ConfigError(f"--figure: {found[0].title} has no figure {name!r}; allowed: {', '.join(figures)}")
+    return figures[name or next(iter(figures))]
 
 
 def _html(found: Sequence[Finished]) -> str:
@@ -243,10 +201,8 @@ def _yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
 
 
-def _svg(figure: Figure) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="svg")
-    return _data_uri("image/svg+xml", content.getvalue())
+def _svg(figure: Picture) -> str:
+    return _data_uri("image/svg+xml", figure.encoded(".svg"))
 
 
 def _data_uri(mime_type: str, content: bytes) -> str:

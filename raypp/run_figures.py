@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from its metrics.jsonl and its layers."""
+"""Figures of a run, drawn from its metrics.jsonl and what was counted of its weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw
-from raypp.layer_figure import Layer, density_by_layer_figure
+from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw, Picture
+from raypp.head_figure import heads_figure
+from raypp.layer_figure import density_by_layer_figure
+from raypp.mask_figure import mask_figure
+from raypp.pruning.weight_statistics import WeightStatistics
+from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 
-FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
+FIGURES = ("schedule", "evaluation", "loss", "density_by_layer", "heads", "scores", "weights", "movement", "mask")
 """Names of all, in the order in which they are shown."""
 SMOOTHING_WINDOWS = 20  # a running mean of a loss is over this part of the run
 
@@ -26,14 +29,35 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 Panel = tuple[str, Callable[[Axes], None]]
 
 
-def run_figures(records: Sequence[Record], layers: Sequence[Layer]) -> dict[str, Figure]:
-    """Every figure, by name, that there is data for."""
-    drawings: dict[str, Callable[[], Figure]] = {
-        "schedule": partial(schedule_figure, records),
-        "loss": partial(loss_figure, records),
-        "evaluation": partial(evaluation_figure, records),
-        "density_by_layer": partial(density_by_layer_figure, layers),
-    }
+DRAWINGS_OF_WEIGHTS: dict[str, Callable[[WeightStatistics], Picture]] = {
+    "density_by_layer": lambda statistics: density_by_layer_figure(statistics.layers),
+    "heads": lambda statistics: heads_figure(statistics.heads),
+    "scores": scores_figure,
+    "weights": weights_figure,
+    "movement": movement_figure,
+    "mask": lambda statistics: mask_figure(statistics.mask, statistics.mask_name),
+}
+"""What draws each of the figures that show weights."""
+
+
+def run_figures(records: Sequence[Record], statistics: WeightStatistics | None) -> dict[str, Picture]:
+    """Every figure that there is data for, by name, in the order in which they are shown.
+
+    Args:
+        records: of metrics.jsonl.
+        statistics: of the weights; None for a dense run.
+    """
+    over_steps = {"schedule": schedule_figure, "evaluation": evaluation_figure, "loss": loss_figure}
+    figures = _those_with_data({name: partial(draw, records) for name, draw in over_steps.items()})
+    return figures if statistics is None else figures | figures_of_weights(statistics)
+
+
+def figures_of_weights(statistics: WeightStatistics) -> dict[str, Picture]:
+    """The figures among them that show weights."""
+    return _those_with_data({name: partial(draw, statistics) for name, draw in DRAWINGS_OF_WEIGHTS.items()})
+
+
+def _those_with_data(drawings: Mapping[str, Callable[[], Picture]]) -> dict[str, Picture]:
     figures = {}
     for name, draw in drawings.items():
         with suppress(NothingToDraw):
@@ -41,12 +65,12 @@ def run_figures(records: Sequence[Record], layers: Sequence[Layer]) -> dict[str,
     return figures
 
 
-def overview_figure(records: Sequence[Record]) -> Figure:
+def overview_figure(records: Sequence[Record]) -> Picture:
     """A run in one figure: its pruning schedule above, its evaluations below."""
     return _over_steps("Pruning schedule and evaluation", [*_schedule_panels(records), *_evaluation_panels(records)])
 
 
-def schedule_figure(records: Sequence[Record]) -> Figure:
+def schedule_figure(records: Sequence[Record]) -> Picture:
     """Density requested and achieved, threshold, and lambda over steps, each of the three in a panel of its own."""
     return _over_steps("Pruning schedule", _schedule_panels(records))
 
@@ -58,7 +82,8 @@ def _schedule_panels(records: Sequence[Record]) -> list[Panel]:
         if requested is not None:
             _line(axes, requested, color=ORANGE, linestyle="--", linewidth=2.5, label="requested")
         if achieved is not None:
-            _line(axes, achieved, color=BLUE, label="achieved")
+            # Counted at evaluations alone: a line between two of them would say what was not so.
+            axes.plot(*achieved, color=BLUE, marker="s", markersize=5, linestyle="none", label="achieved")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=0.0)
         axes.legend(frameon=False)
@@ -75,7 +100,7 @@ def _schedule_panels(records: Sequence[Record]) -> list[Panel]:
     return panels
 
 
-def loss_figure(records: Sequence[Record]) -> Figure:
+def loss_figure(records: Sequence[Record]) -> Picture:
     """The loss and its terms over steps, values faint, their running mean strong; the penalty in its own panel."""
     styles = {
         "loss": (BLACK, "-"),
@@ -84,6 +109,8 @@ def loss_figure(records: Sequence[Record]) -> Figure:
         "hidden_loss": (GREEN, ":"),
     }
     terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
+    if len(terms) == 2 and len({tuple(series[1].tolist()) for series in terms.values()}) == 1:
+        del terms["loss"]  # it has one term, of weight 1
     penalty = _series(records, "train/penalty")
 
     def draw_terms(axes: Axes) -> None:
@@ -98,7 +125,7 @@ def loss_figure(records: Sequence[Record]) -> Figure:
     return _over_steps("Training loss", panels)
 
 
-def evaluation_figure(records: Sequence[Record]) -> Figure:
+def evaluation_figure(records: Sequence[Record]) -> Picture:
     """Evaluation metrics over steps: those between -1 and 1 together, every other one in a panel of its own."""
     return _over_steps("Evaluation", _evaluation_panels(records))
 
@@ -120,7 +147,7 @@ def _evaluation_panels(records: Sequence[Record]) -> list[Panel]:
     panels: list[Panel] = [(label, partial(draw, chosen=together))] if together else []
     for name, series in metrics.items():
         if name not in together:
-            panels.append((name, partial(draw, chosen={name: series})))
+            panels.append((name.replace("_", " "), partial(draw, chosen={name: series})))
     return panels
 
 
@@ -148,11 +175,11 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1))
 
 
-def _over_steps(title: str, panels: Sequence[Panel]) -> Figure:
+def _over_steps(title: str, panels: Sequence[Panel]) -> Picture:
     """Panels (label of the y axis, what draws it) below one another, over one axis of steps."""
     if not panels:
         raise NothingToDraw(f"{title}: none of its series is recorded")
-    figure = Figure(figsize=(7.0, 1.0 + 2.6 * len(panels)), layout="constrained")
+    figure = Picture(7.0, 1.0 + 2.6 * len(panels))
     figure.suptitle(title)
     column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, draw) in zip(column, panels, strict=True):

@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from raypp.config import Experiment
 from raypp.events import Event, Message
-from raypp.figures import save_to
 from raypp.front import Point, best_runs, front_csv, points_of
-from raypp.front_figure import Front, front_figure
 from raypp.published import published_curves
 from raypp.stopping import Judgement
 from raypp.storage import Location
@@ -112,6 +110,8 @@ def deliver_sweep(
         facts: what the result says besides: seconds, what was built.
         on_event: takes what W&B has to say.
     """
+    from raypp.front_figure import Front, front_figure
+
     folder.make_folder()
     finished = [(each.point, each.settings, results[each.run]) for each in outcomes if each.state == "finished"]
     points = points_of(finished)
@@ -120,7 +120,7 @@ def deliver_sweep(
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
     published = published_curves(task, experiment.student.model, headline)
-    save_to(front_figure([Front(experiment.name, points, teacher, published)], headline), folder / "front.png")
+    front_figure([Front(experiment.name, points, teacher, published)], headline).save(folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)
     result: dict[str, Any] = {

@@ -44,6 +44,7 @@ from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
+from raypp.pruning.weight_statistics import measure
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory
@@ -273,6 +274,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if predictions is None:
         _, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
     density = pruner.density()
+    if worker.is_first and experiment.pruning is not None:
+        recorder.statistics = measure(model, density, load_pretrained(folder, task, settings.seed))
     plain = pruner.fold()
     return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,9 +17,11 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
+import raypp
 from raypp.cli import main
 from raypp.export.huggingface import save_model
 from raypp.models import load_pretrained
+from raypp.run_figures import FIGURES
 from raypp.storage import Location
 from raypp.tasks import TASKS
 
@@ -79,6 +82,24 @@ def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
     assert lines[0] == "split\trow\tlabel\tprediction\tlogit_0\tlogit_1"
     right = [line.split("\t")[2] == line.split("\t")[3] for line in lines[1:]]
     assert np.mean(right) == result["metrics"]["eval/accuracy"]
+
+
+def test_a_run_has_every_figure_and_each_can_be_saved_in_any_form(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path.stem for path in (finished / "figures").glob("*.png")} == set(FIGURES)
+    figures = raypp.draw(finished)
+    assert list(figures) == ["overview", *FIGURES]
+    with Image.open(finished / "figures" / "movement.png") as image:
+        assert figures["movement"].rgb().shape == (image.height, image.width, 3)
+    file = tmp_path / "scores.pdf"
+    assert main(["report", str(finished), "--save", str(file), "--figure", "scores"]) == 0
+    assert file.read_bytes().startswith(b"%PDF")
+    assert main(["report", str(finished), "--save", str(file), "--figure", "front"]) == 2
+    assert "has no figure 'front'; allowed: overview, schedule" in capsys.readouterr().err
+    assert main(["report", str(finished), "--figure", "scores"]) == 2
+    assert "--figure: the report has them all" in capsys.readouterr().err
+    assert main(["inspect", str(finished), "--save", str(tmp_path / "movement.jpg"), "--figure", "movement"]) == 0
 
 
 def test_evaluate_a_run_gives_the_runs_own_metrics(

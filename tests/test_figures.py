@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from raypp.errors import ConfigError
-from raypp.figures import save
-from raypp.layer_figure import density_by_layer_figure, split_layer_name
+from raypp.layer_figure import density_by_layer_figure
+from raypp.pruning.density import split_layer_name
 from raypp.run_figures import evaluation_figure, loss_figure, run_figures, running_mean, schedule_figure
+from raypp.storage import Location
 
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 
@@ -72,22 +75,39 @@ def lines(figure: Figure) -> dict[str, dict[str, Any]]:
 )
 def test_a_figure_is_saved_as_its_files_ending_says(tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = tmp_path / f"schedule{suffix}"
-    save(schedule_figure(training()), path)
+    schedule_figure(training()).save(path)
     assert path.read_bytes().startswith(magic)
+    schedule_figure(training()).save(Location.of(tmp_path / f"again{suffix.upper()}"))
+    assert (tmp_path / f"again{suffix.upper()}").read_bytes().startswith(magic)
 
 
 @pytest.mark.parametrize("name", ["figure.gif", "figure"])
 def test_other_endings_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"\.png, \.jpg, \.svg, \.pdf"):
-        save(schedule_figure(training()), tmp_path / name)
+        schedule_figure(training()).save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figures_pixels_are_those_of_its_png() -> None:
+    figure = schedule_figure(training())
+    pixels = figure.rgb()
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (round(figure.get_figheight() * 150), round(figure.get_figwidth() * 150), 3)
+    with Image.open(io.BytesIO(schedule_figure(training()).encoded(".png"))) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    figure = schedule_figure(training())
+    with Image.open(io.BytesIO(figure._repr_png_())) as image:
+        assert image.size == figure.rgb().shape[1::-1]
 
 
 def test_the_global_state_of_pyplot_is_left_alone() -> None:
     program = (
         "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams);"
-        "import raypp.run_figures as r, raypp.figures as f;"
-        "f.save(r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]), pathlib.Path(tempfile.mkdtemp()) /"
+        "import raypp.run_figures as r;"
+        "r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]).save(pathlib.Path(tempfile.mkdtemp()) /"
         "'a.png'); assert dict(m.rcParams) == before; print('matplotlib.pyplot' in sys.modules)"
     )
     environment = {"MPLBACKEND": "agg", "PATH": "", "HOME": str(Path.home())}
@@ -125,8 +145,8 @@ def test_nothing_to_draw_is_an_error_that_says_so(draw: Any, records: list[dict[
 
 
 def test_a_run_gets_the_figures_it_has_data_for() -> None:
-    assert list(run_figures(training(), bert(2))) == ["schedule", "loss", "evaluation", "density_by_layer"]
-    assert list(run_figures([{"step": 1, "train/loss": 0.5}], [])) == ["loss"]
+    assert list(run_figures(training(), None)) == ["schedule", "evaluation", "loss"]
+    assert list(run_figures([{"step": 1, "train/loss": 0.5}], None)) == ["loss"]
 
 
 def test_loss_terms_share_a_panel_and_the_penalty_has_its_own() -> None:
@@ -144,6 +164,12 @@ def test_the_running_mean_neither_lags_nor_shifts() -> None:
     middle = running_mean(noise)[1000]
     assert middle == pytest.approx(noise[950:1051].mean())  # a twentieth of the run, 100 values, around the middle
     assert running_mean(noise[:3]).tolist() == noise[:3].tolist()  # too few to smooth
+
+
+def test_a_loss_of_one_term_is_drawn_once() -> None:
+    records = [{"step": step, "train/loss": 1 / step, "train/hard_loss": 1 / step} for step in (1, 2)]
+    [panel] = lines(loss_figure(records)).values()
+    assert [label for label in panel if not label.startswith("_")] == ["hard loss"]
 
 
 def test_metrics_of_other_scales_get_panels_of_their_own() -> None:

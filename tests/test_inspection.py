@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
+from raypp.cli import main
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
-from raypp.inspection import inspect_command, inspect_model, inspection_table
+from raypp.inspection import FIGURES, inspect_command, inspect_model, inspection_figure, inspection_table
+from raypp.mask_figure import mask_box, pixels_per_weight
 from raypp.runs import start_run
 from raypp.storage import Location
 
@@ -132,6 +136,56 @@ def test_the_command_saves_the_figure(pruned: Path, tmp_path: Path) -> None:
     assert "attention.self.query" in figure.read_text()
     with pytest.raises(ConfigError, match=r"\.png, \.jpg, \.svg, \.pdf"):
         printed(pruned, str(tmp_path / "density.gif"))
+
+
+def test_any_figure_of_a_model_can_be_saved(pruned: Path, tmp_path: Path) -> None:
+    for name in FIGURES:
+        if name != "movement":
+            inspect_command(str(pruned), str(tmp_path / f"{name}.png"), Console(file=io.StringIO()), figure=name)
+            assert (tmp_path / f"{name}.png").is_file()
+    last = "encoder.layer.1.output.dense"
+    inspection = inspect_model(pruned)
+    figure = inspection_figure(inspection, "mask", last)
+    tensor = load_file(pruned / "model.safetensors")[f"bert.{last}.weight"]
+    shown = figure.rgb()[mask_box(tensor.shape)][:: pixels_per_weight(tensor.shape), :: pixels_per_weight(tensor.shape)]
+    assert np.array_equal((shown == shown[tensor != 0][0]).all(-1), tensor != 0)
+
+
+def test_movement_is_counted_from_the_initial_model(pruned: Path, tmp_path: Path) -> None:
+    tensors = load_file(pruned / "model.safetensors")
+    initial = tmp_path / "initial"
+    shutil.copytree(pruned, initial)
+    moved = {name: tensor + (0.25 if MATRIX.fullmatch(name) else 0) for name, tensor in tensors.items()}
+    save_file(moved, initial / "model.safetensors", metadata={"format": "pt"})
+    figure = inspection_figure(inspect_model(pruned), "movement", initial=initial)
+    kept = sum(int((tensor != 0).sum()) for name, tensor in tensors.items() if MATRIX.fullmatch(name))
+    (image,) = figure.axes[0].images
+    counts = np.ma.filled(image.get_array(), 0)
+    assert counts.sum() == kept
+    assert counts[0].sum() == kept, "all that is left went down by 0.25, as far as any weight went"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--figure", "heads"], r"--figure: say what is drawn; --save FILE says where to"),
+        (["--save", "a.png", "--figure", "schedule"], r"--figure: allowed are density_by_layer, .*, got 'schedule'"),
+        (["--save", "a.png", "--figure", "movement"], r"--initial: --figure movement, and it alone, needs the model"),
+        (["--save", "a.png", "--initial", "X"], r"MODEL|--initial"),
+        (["--save", "a.png", "--matrix", "query"], r"--matrix: density_by_layer shows all of them"),
+        (
+            ["--save", "a.png", "--figure", "mask", "--matrix", "encoder.layer.1.attention.self.quary"],
+            r"no pruned matrix of this model; the nearest are encoder\.layer\.1\.attention\.self\.query, ",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    pruned: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pruned.parent)
+    assert main(["inspect", str(pruned), *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not Path("a.png").exists()
 
 
 def test_a_run_is_inspected_over_the_layers_that_it_pruned(pruned: Path, tmp_path: Path) -> None:

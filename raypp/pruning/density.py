@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,6 +38,20 @@ class DensityReport:
     """Non-zero / all parameters of the whole model, embeddings included."""
     layers: tuple[LayerDensity, ...]
     """Each pruned layer, in the model's order."""
+
+
+def split_layer_name(name: str) -> tuple[str, str, str]:
+    """Stack, layer number and kind of a matrix: encoder.layer.3.output.dense -> (encoder.layer, 3, output.dense).
+
+    The last number counts, unless it ends the name. A name without one has neither stack nor number.
+    """
+    found = re.fullmatch(r"(?:(.*)\.)?(\d+)\.(.+?)", name)
+    return (found[1] or "", found[2], found[3]) if found else ("", "", name)
+
+
+def kept_weights(layer: nn.Linear | MaskedLinear) -> Tensor:
+    """Which weights remain, (out, in), bool: those that are not zero, after the mask if there is one."""
+    return (layer.masked_weight() if isinstance(layer, MaskedLinear) else layer.weight) != 0
 
 
 @torch.no_grad()

@@ -1,0 +1,330 @@
+"""Every option of the archived research scripts of Hugging Face (movement-pruning and distillation), and what takes its
+place here.
+
+`raypp show --from-original` translates by this table, and `docs/from-masked_run_glue.md` shows it; a test keeps the
+two alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a script."""
+
+    name: str
+    """Without the dashes."""
+    place: str
+    """The field, or the command, that takes its place; empty where there is none."""
+    note: str
+    """What differs, and why."""
+    default: str | int | float | bool | None = None
+    """The script's; False (or True, for one that switches off) for a flag. Its type is the option's."""
+    type: type[str] | type[int] | type[float] = str
+    """Of its value, where the default does not say."""
+    copied: bool = False
+    """Its value is the field's value as it is."""
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it takes no value."""
+        return isinstance(self.default, bool)
+
+
+def _copied(name: str, place: str, default: str | int | float | None, note: str = "", **rest: type) -> Option:
+    return Option(name, place, note, default, copied=True, **rest)
+
+
+_MODEL = (
+    Option("model_type", "", "Any encoder family of transformers; the model's own configuration names it."),
+    _copied("model_name_or_path", "student.model", None, "Also `package:NAME/SUBFOLDER` of a Python package."),
+    Option("config_name", "", "The configuration is the model's own.", ""),
+    Option("tokenizer_name", "", "The tokenizer is the model's own.", ""),
+    Option("do_lower_case", "", "The tokenizer's own configuration says it.", False),
+    Option("cache_dir", "", "Set Hugging Face's `HF_HOME` for downloads; features are kept in `cluster.store`.", ""),
+)
+
+_TRAINING = (
+    Option("do_train", "raypp train", "Trains and evaluates; a finished run is not trained again.", False),
+    Option("do_eval", "raypp evaluate", "Evaluates a model alone; `raypp train` evaluates by itself.", False),
+    Option(
+        "evaluate_during_training",
+        "evaluation.every_steps",
+        "Every `logging_steps`. Without it raypp evaluates after each epoch, the script only at the end; and at the "
+        "density the model has at that step, not at the final one.",
+        False,
+    ),
+    Option(
+        "per_gpu_train_batch_size",
+        "train.batch_size",
+        "One batch of the optimizer over all workers: times `gradient_accumulation_steps`, times the processes of the "
+        "launcher.",
+        8,
+    ),
+    Option("per_gpu_eval_batch_size", "", "Evaluation batches are cut by length; the metrics do not depend on it.", 8),
+    _copied("learning_rate", "train.learning_rate", 5e-5),
+    Option(
+        "gradient_accumulation_steps",
+        "train.micro_batches",
+        "Fixed shares of a batch: accumulation and workers are one thing. No share is left over at an epoch's end.",
+        1,
+    ),
+    _copied("weight_decay", "train.weight_decay", 0.0, "Never of biases, LayerNorm or scores."),
+    _copied("adam_epsilon", "train.adam_epsilon", 1e-8),
+    _copied("max_grad_norm", "train.max_gradient_norm", 1.0, "Of weights and scores together, as there."),
+    Option("num_train_epochs", "train.epochs", "May be fractional.", 3.0),
+    Option("max_steps", "train.max_steps", "Exactly so many; the script did one more. -1: `train.epochs` counts.", -1),
+    _copied(
+        "warmup_steps",
+        "train.warmup_steps",
+        0,
+        "Or `train.warmup_fraction`. A run too short for its schedule is refused before it starts.",
+    ),
+)
+
+_PRUNING = (
+    Option("mask_scores_learning_rate", "pruning.mask_learning_rate", "Not for magnitude, which has no scores.", 1e-2),
+    Option(
+        "initial_threshold",
+        "pruning.initial_density (topk, magnitude), pruning.initial_threshold (sigmoid_threshold, threshold)",
+        "Two names for its two meanings; l0 has none.",
+        1.0,
+    ),
+    Option(
+        "final_threshold",
+        "pruning.final_density (topk, magnitude), pruning.final_threshold (sigmoid_threshold, threshold)",
+        "As the initial one. Of sigmoid_threshold and l0 a density may be asked for: `pruning.target_density`.",
+        0.7,
+    ),
+    Option("initial_warmup", "pruning.initial_warmup", "In warmups of the learning rate, as there.", 1),
+    Option("final_warmup", "pruning.final_warmup", "In warmups of the learning rate, as there.", 2),
+    Option(
+        "pruning_method",
+        "pruning.method",
+        "The script's spellings are taken, too. Selection keeps exactly the number asked for, also among equal scores.",
+        "topK",
+    ),
+    Option("mask_init", "pruning.score_initialization.kind", "Not for magnitude.", "constant"),
+    Option("mask_scale", "pruning.score_initialization.scale", "Not for magnitude.", 0.0),
+    Option("regularization", "pruning.penalty.kind", "l0 or l1; `null` is none.", None),
+    Option(
+        "final_lambda",
+        "pruning.penalty.final_lambda",
+        "Lambda rises from 0 with the schedule's progress; the script's was final_lambda * threshold / "
+        "final_threshold, the same for thresholds that start at 0.",
+        0.0,
+    ),
+    Option("global_topk", "pruning.scope: global", "Keeps the requested part over all matrices, at every step.", False),
+    Option(
+        "global_topk_frequency_compute", "", "The global selection is made anew at every step, so none is stale.", 25
+    ),
+)
+
+_TEACHER = (
+    Option("teacher_type", "", "The teacher's own configuration names its family."),
+    Option(
+        "teacher_name_or_path",
+        "teacher.model",
+        "Its logits are computed once and kept. `teacher.train` fine-tunes one first.",
+    ),
+)
+
+_DISTILLATION = (
+    *_TEACHER,
+    Option("alpha_ce", "distillation.hard_weight", "Weight of the labels' loss. Only with a teacher.", 0.5),
+    Option("alpha_distil", "distillation.soft_weight", "Weight of the teacher's loss; in regression, the MSE.", 0.5),
+    Option("temperature", "distillation.temperature", "Only with a teacher.", 2.0),
+)
+
+_PRECISION = (
+    Option("fp16", "train.precision: float16", "torch's own mixed precision; bfloat16 is another choice.", False),
+    Option("fp16_opt_level", "", "Apex is not used.", "O1"),
+    Option("local_rank", "", "Ray starts the workers: `cluster.workers`, `cluster.gpus_per_worker`.", -1),
+)
+
+
+def _running(log_steps: int) -> tuple[Option, ...]:
+    return (
+        _copied("logging_steps", "train.log_every_steps", log_steps),
+        _copied(
+            "save_steps",
+            "cluster.checkpoint_every_steps",
+            log_steps,
+            "Written in the background; `cluster.keep_checkpoints` bounds their number.",
+        ),
+        Option(
+            "eval_all_checkpoints",
+            "raypp evaluate RUN --all-checkpoints",
+            "Those that are kept; every evaluation is in metrics.jsonl, too.",
+            False,
+        ),
+        Option("no_cuda", "cluster.gpus_per_worker: 0", "Which is the default: a GPU is asked for, not found.", False),
+        Option(
+            "overwrite_output_dir",
+            "raypp train --fresh",
+            "Without it the same command goes on with what is unfinished.",
+            False,
+        ),
+        Option(
+            "overwrite_cache", "", "The store's keys hold all that matters: data, tokenizer, length, labels.", False
+        ),
+        _copied("seed", "train.seed", 42),
+        *_PRECISION,
+    )
+
+
+_OUTPUT = _copied("output_dir", "cluster.storage", None, "Runs lie below it, in `<experiment>/<run>`.")
+
+_GLUE = (
+    Option("data_dir", "data.source.directory", "With `kind: official`: the published files."),
+    *_MODEL,
+    Option("task_name", "task", "mnli-mm is mnli, which is evaluated on both of its dev sets."),
+    _OUTPUT,
+    _copied("max_seq_length", "data.max_length", 128, "Batches are padded to their longest example, not to this."),
+    *_TRAINING,
+    *_PRUNING,
+    *_DISTILLATION,
+    *_running(50),
+)
+
+_QUESTION_ANSWERING = (
+    *_MODEL,
+    _OUTPUT,
+    Option("data_dir", "data.source.directory", "With `kind: official`: the published files."),
+    Option(
+        "train_file",
+        "data.source.directory",
+        "The folder it lies in: with `kind: official` the files have their published names (`train-v1.1.json`). Your "
+        "own are tables, with `kind: files`: `data.source.train`.",
+    ),
+    Option("predict_file", "data.source.directory", "As train_file; of your own, `data.source.dev`."),
+    Option("version_2_with_negative", "task: squad_v2", "Without it: squad.", False),
+    _copied(
+        "null_score_diff_threshold",
+        "evaluation.answers.null_threshold",
+        0.0,
+        "Only for squad_v2, whose questions may have no answer.",
+    ),
+    _copied("max_seq_length", "data.max_length", 384, "Of a window; batches are padded to their longest, not to this."),
+    _copied("doc_stride", "data.stride", 128, "From the start of one window to the start of the next."),
+    Option("max_query_length", "", "A question keeps at most half of a window, and is cut only beyond that.", 64),
+    *_TRAINING,
+    _copied("n_best_size", "evaluation.answers.n_best", 20),
+    _copied("max_answer_length", "evaluation.answers.max_tokens", 30),
+    Option("verbose_logging", "raypp train -v", "Shows Ray's log and tracebacks.", False),
+    Option("threads", "", "Ray Data featurizes on all CPUs of the cluster.", 1),
+    Option("server_ip", "", "No debugger is attached.", ""),
+    Option("server_port", "", "No debugger is attached.", ""),
+)
+
+OPTIONS: dict[str, tuple[Option, ...]] = {
+    "masked_run_glue.py": _GLUE,
+    "masked_run_squad.py": (
+        *_QUESTION_ANSWERING,
+        *_PRUNING,
+        *_DISTILLATION,
+        Option("lang_id", "", "For XLM's language embeddings, which raypp has not.", 0),
+        *_running(500),
+    ),
+    "run_squad_w_distillation.py": (
+        *_QUESTION_ANSWERING,
+        *_TEACHER,
+        Option(
+            "alpha_ce",
+            "distillation.soft_weight",
+            "Weight of the teacher's loss, which masked_run_squad.py calls alpha_distil. Only with a teacher.",
+            0.5,
+        ),
+        Option("alpha_squad", "distillation.hard_weight", "Weight of the answers' loss. Only with a teacher.", 0.5),
+        Option("temperature", "distillation.temperature", "Only with a teacher.", 2.0),
+        *_running(50),
+    ),
+    "train.py": (
+        Option("force", "raypp train --fresh", "Without it the same command goes on with what is unfinished.", False),
+        _copied("dump_path", "cluster.storage", None, "Runs lie below it, in `<experiment>/<run>`."),
+        Option(
+            "data_file",
+            "data.source.files",
+            "With `kind: text`: the text itself, which raypp tokenizes, cuts and keeps in the store; pickles are not "
+            "read.",
+        ),
+        Option("student_type", "", "The student's own configuration names its family."),
+        Option("student_config", "student.config", "For a student that begins at random."),
+        Option(
+            "student_pretrained_weights",
+            "student.model",
+            "A folder; or `student.layers` of the teacher's model, in place of scripts/extract.py.",
+        ),
+        Option("teacher_type", "", "The teacher's own configuration names its family."),
+        _copied("teacher_name", "teacher.model", None),
+        _copied("temperature", "distillation.temperature", 2.0),
+        _copied("alpha_ce", "distillation.soft_weight", 0.5, "Weight of the teacher's loss."),
+        Option("alpha_mlm", "distillation.hard_weight", "With `--mlm`.", 0.0),
+        Option("alpha_clm", "distillation.hard_weight", "Without `--mlm`.", 0.5),
+        Option("alpha_mse", "distillation.logits_weight", "", 0.0),
+        Option("alpha_cos", "distillation.cosine_weight", "", 0.0),
+        Option("mlm", "task.objective", "masked with it, causal without.", False),
+        Option("mlm_mask_prop", "task.masking.proportion", "With `--mlm`.", 0.15),
+        Option("word_mask", "task.masking.mask_fraction", "With `--mlm`.", 0.8),
+        Option("word_keep", "task.masking.keep_fraction", "With `--mlm`.", 0.1),
+        Option("word_rand", "task.masking.random_fraction", "With `--mlm`.", 0.1),
+        Option("mlm_smoothing", "task.masking.smoothing", "With `--mlm`.", 0.7),
+        Option("token_counts", "", "Counted while the text is prepared."),
+        Option(
+            "restrict_ce_to_mask",
+            "distillation.soft_tokens",
+            "targets with it, all without.",
+            False,
+        ),
+        Option("freeze_pos_embs", "train.freeze_position_embeddings", "", False),
+        Option("freeze_token_type_embds", "train.freeze_token_type_embeddings", "", False),
+        Option("n_epoch", "train.epochs", "", 3),
+        Option(
+            "batch_size",
+            "train.batch_size",
+            "One batch of the optimizer over all workers: times `gradient_accumulation_steps`, times `n_gpu`.",
+            5,
+        ),
+        Option(
+            "group_by_size",
+            "",
+            "The flag switches the grouping by length off; here batches are always made of examples of similar length.",
+            True,
+        ),
+        Option("gradient_accumulation_steps", "train.micro_batches", "Fixed shares of a batch.", 50),
+        _copied("warmup_prop", "train.warmup_fraction", 0.05),
+        _copied("weight_decay", "train.weight_decay", 0.0),
+        _copied("learning_rate", "train.learning_rate", 5e-4),
+        _copied("adam_epsilon", "train.adam_epsilon", 1e-6),
+        _copied("max_grad_norm", "train.max_gradient_norm", 5.0),
+        Option(
+            "initializer_range",
+            "student.config",
+            "A field of the model's configuration (`initializer_range`), for a student that begins at random.",
+            0.02,
+        ),
+        Option("n_gpu", "cluster.workers", "With `cluster.gpus_per_worker: 1`; 0: on the CPU.", 1),
+        _copied("seed", "train.seed", 56),
+        _copied("log_interval", "train.log_every_steps", 500),
+        _copied("checkpoint_interval", "cluster.checkpoint_every_steps", 4000),
+        *_PRECISION,
+    ),
+    "bertarize.py": (
+        Option("pruning_method", "", "`raypp export` knows the run's; every run's `model/` is folded already."),
+        Option("threshold", "", "As the method: the run knows it.", None, float),
+        Option("model_name_or_path", "raypp export RUN", "A run's folder."),
+        Option("target_model_path", "raypp export --to", "A plain folder that Auto classes open."),
+    ),
+    "counts_parameters.py": (
+        Option("pruning_method", "", "`raypp inspect` counts what is not zero in the model's files."),
+        Option("threshold", "", "As the method: nothing has to be known of how it was pruned.", None, float),
+        Option(
+            "serialization_dir",
+            "raypp inspect RUN_OR_MODEL",
+            "Gives the script's number as the encoder's density, and those of linear weights and model beside it.",
+        ),
+    ),
+}
+"""By script; every option of each, in groups of what belongs together."""

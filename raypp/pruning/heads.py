@@ -1,0 +1,76 @@
+"""Which attention heads pruning leaves alive, and how much of each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raypp.pruning.density import kept_weights, split_layer_name
+from raypp.pruning.linear import MaskedLinear, encoder_of, linear_layers, masked_layers
+
+# What the model families call the four matrices of an attention layer, below the part of the name that says attention.
+_ROLES = {
+    "query": r"query|query_proj|q_lin|q_proj",
+    "key": r"key|key_proj|k_lin|k_proj",
+    "value": r"value|value_proj|v_lin|v_proj",
+    "output": r"output\.dense|dense|out_lin|out_proj|o_proj",
+}
+_ATTENTION = {
+    role: re.compile(rf"((?:.*?\.)?[^.]*att[^.]*)\.(?:[^.]+\.)?(?:{names})") for role, names in _ROLES.items()
+}
+
+
+@dataclass(frozen=True)
+class AttentionHeads:
+    """What is left of the heads of one attention layer."""
+
+    stack: str
+    """The dotted name before the layer's number; empty where there is none."""
+    number: str
+    """The layer's number."""
+    kept: tuple[int, ...]
+    """Remaining weights of each head: its rows of query, key and value, and its columns of the output matrix."""
+    total: int
+    """All weights of a head."""
+    survives: tuple[bool, ...]
+    """Whether the head can say anything: a weight is left in its values and in its columns of the output. One that
+    cannot adds the same vector (from biases) to every token."""
+
+
+@torch.no_grad()
+def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
+    """The heads of every attention layer of a patched or plain encoder, in the model's order.
+
+    Empty for a model whose configuration names no number of heads, or whose attention has not the four matrices under
+    one of the names known here (a fused one, for example).
+    """
+    number_of_heads = getattr(getattr(encoder_of(model), "config", None), "num_attention_heads", None)
+    if number_of_heads is None:
+        return ()
+    found: dict[tuple[str, str, str], dict[str, nn.Linear | MaskedLinear]] = {}
+    layers: dict[str, nn.Linear | MaskedLinear] = {**linear_layers(model), **masked_layers(model)}
+    for name, layer in layers.items():
+        stack, number, kind = split_layer_name(name)
+        for role, pattern in _ATTENTION.items():
+            if match := pattern.fullmatch(kind):
+                found.setdefault((stack, number, match[1]), {})[role] = layer
+    return tuple(
+        _heads(stack, number, number_of_heads, matrices)
+        for (stack, number, _), matrices in found.items()
+        if matrices.keys() == _ROLES.keys()
+    )
+
+
+def _heads(stack: str, number: str, heads: int, matrices: dict[str, nn.Linear | MaskedLinear]) -> AttentionHeads:
+    rows = {role: kept_weights(matrices[role]).view(heads, -1) for role in ("query", "key", "value")}
+    output = kept_weights(matrices["output"])
+    rows["output"] = output.view(len(output), heads, -1).transpose(0, 1).reshape(heads, -1)
+    counts: dict[str, Tensor] = {role: kept.sum(1) for role, kept in rows.items()}
+    survives = (counts["value"] > 0) & (counts["output"] > 0)
+    kept = torch.stack(list(counts.values())).sum(0)
+    return AttentionHeads(
+        stack, number, tuple(kept.tolist()), sum(kept.shape[1] for kept in rows.values()), tuple(survives.tolist())
+    )

@@ -1,0 +1,291 @@
+"""Command lines of the original scripts: translated to experiments that load, and the page that lists their options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raypp.cli import main
+from raypp.config import Experiment
+from raypp.from_original import translate
+from raypp.load_config import load_experiment
+from raypp.original_options import OPTIONS, Option
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "from-masked_run_glue.md"
+
+# The recipe of soft movement pruning that the original's README gives, for MNLI.
+SOFT = """python examples/movement-pruning/masked_run_glue.py \\
+    --output_dir $OUT --data_dir $DATA/MNLI --task_name mnli --do_train --do_eval --do_lower_case \\
+    --model_type masked_bert --model_name_or_path bert-base-uncased --per_gpu_train_batch_size 32 \\
+    --warmup_steps 12000 --num_train_epochs 6 --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 \\
+    --initial_threshold 0 --final_threshold 0.1 --initial_warmup 1 --final_warmup 1 \\
+    --pruning_method sigmoied_threshold --mask_init constant --mask_scale 0. \\
+    --regularization l1 --final_lambda 400 --fp16 --fp16_opt_level O2 \\
+    --teacher_type bert --teacher_name_or_path teachers/mnli --alpha_distil 0.9 --alpha_ce 0.1"""
+GLUE = "masked_run_glue.py --data_dir d --task_name mrpc --output_dir o --model_type masked_bert --model_name_or_path m"
+SQUAD = "masked_run_squad.py --data_dir d --output_dir o --model_type masked_bert --model_name_or_path m"
+
+
+def settings(command: str) -> dict[str, Any]:
+    loaded = yaml.safe_load(translate(command))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def loaded(command: str, folder: Path) -> Experiment:
+    file = folder / "translated.yaml"
+    file.write_text(translate(command))
+    return load_experiment(file)
+
+
+def comments(command: str) -> str:
+    return "\n".join(line for line in translate(command).splitlines() if line.startswith("#"))
+
+
+# --- masked_run_glue.py ----------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_the_paper_becomes_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATA", "/glue")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert main(["show", "--from-original", SOFT]) == 0
+    (tmp_path / "soft.yaml").write_text(capsys.readouterr().out)
+    experiment = load_experiment(tmp_path / "soft.yaml")
+    expected = {
+        "name": "soft",
+        "task": "mnli",
+        "data": {"source": {"kind": "official", "directory": "/glue/MNLI"}},
+        "student": {"model": "bert-base-uncased"},
+        "teacher": {"model": "teachers/mnli"},
+        "pruning": {
+            "method": "sigmoid_threshold",
+            "initial_threshold": 0.0,
+            "final_threshold": 0.1,
+            "final_warmup": 1,
+            "penalty": {"kind": "l1", "final_lambda": 400.0},
+        },
+        "distillation": {"soft_weight": 0.9, "hard_weight": 0.1},
+        "train": {"epochs": 6.0, "warmup_steps": 12000, "precision": "float16", "log_every_steps": 50},
+        "cluster": {"storage": str(tmp_path), "checkpoint_every_steps": 50},
+    }
+    assert experiment == Experiment.model_validate(expected)
+
+
+def test_defaults_are_the_scripts_own(tmp_path: Path) -> None:
+    experiment = loaded(GLUE, tmp_path)
+    assert experiment.pruning is not None
+    assert experiment.pruning.method == "topk"
+    assert (experiment.pruning.initial_density, experiment.pruning.final_density) == (1.0, 0.7)
+    assert (experiment.train.learning_rate, experiment.train.batch_size, experiment.train.warmup_steps) == (5e-5, 8, 0)
+    assert experiment.teacher is None
+    assert experiment.distillation is None
+
+
+@pytest.mark.parametrize(
+    ("words", "section"),
+    [
+        (
+            "--pruning_method topK --final_threshold 0.15 --global_topk",
+            {"method": "topk", "final_density": 0.15, "scope": "global"},
+        ),
+        ("--pruning_method magnitude --final_threshold=0.03", {"method": "magnitude", "final_density": 0.03}),
+        (
+            "--pruning_method l0 --regularization l0 --final_lambda 125 --mask_init uniform --mask_scale 2",
+            {"method": "l0"},
+        ),
+        ("--pruning_method threshold --initial_threshold 0 --final_threshold 0.1", {"final_threshold": 0.1}),
+    ],
+)
+def test_every_method_loads(words: str, section: dict[str, Any], tmp_path: Path) -> None:
+    pruning = loaded(f"{GLUE} {words}", tmp_path).pruning
+    assert pruning is not None
+    assert {name: getattr(pruning, name) for name in section} == section
+
+
+def test_the_batch_is_that_of_all_processes_and_accumulated_steps(tmp_path: Path) -> None:
+    launcher = "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=4 --nnodes 2"
+    experiment = loaded(f"{launcher} {GLUE} --per_gpu_train_batch_size 4 --gradient_accumulation_steps 3", tmp_path)
+    assert (experiment.train.batch_size, experiment.train.micro_batches) == (96, 24)
+    assert (experiment.cluster.workers, experiment.cluster.gpus_per_worker) == (8, 1)
+
+
+def test_steps_take_the_place_of_epochs_and_evaluation_of_its_rhythm(tmp_path: Path) -> None:
+    words = "--max_steps 500 --num_train_epochs 3 --evaluate_during_training --logging_steps 25 --no_cuda"
+    experiment = loaded(f"{GLUE} {words}", tmp_path)
+    assert (experiment.train.max_steps, experiment.train.epochs) == (500, None)
+    assert (experiment.evaluation.every_steps, experiment.evaluation.every_epochs) == (25, None)
+    assert experiment.cluster.gpus_per_worker == 0
+
+
+def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
+    words = "--pruning_method magnitude --mask_init uniform --alpha_ce 0.3 --fp16_opt_level O2 --overwrite_output_dir"
+    said = comments(f"{GLUE} {words}")
+    for line in (
+        "# --mask_init uniform: magnitude has no scores",
+        "# --alpha_ce 0.3: without --teacher_type there is no teacher",
+        "# --fp16_opt_level O2: Apex is not used.",
+        "# --overwrite_output_dir: `raypp train --fresh`.",
+    ):
+        assert line in said
+    assert "mask_scale" not in said, "what was not given is not spoken of"
+    assert "# --final_lambda 3.0: without --regularization" in comments(f"{GLUE} --final_lambda 3")
+    assert "# --final_threshold 0.1: l0 has no threshold" in comments(
+        f"{GLUE} --pruning_method l0 --final_threshold .1"
+    )
+    loaded(f"{GLUE} {words}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script", ["masked_run_glue.py", "masked_run_squad.py", "run_squad_w_distillation.py", "train.py"]
+)
+def test_no_option_that_is_given_is_dropped(script: str) -> None:
+    """Each stands in the settings under its field, or above them in a comment."""
+    base = {"output_dir", "model_name_or_path", "task_name", "data_dir", "dump_path", "data_file", "teacher_name"}
+    needed = [f"--{o.name} mrpc" for o in OPTIONS[script] if o.name in base | {"student_config"}]
+    for option in OPTIONS[script]:
+        words = f"--{option.name}" if option.is_flag else f"--{option.name} {_value(option)}"
+        extra = "" if script == "train.py" else "--teacher_type bert --teacher_name_or_path t"
+        extra += " --regularization l1" if option.name == "final_lambda" else ""
+        extra += " --mlm" if "masking" in option.place or option.name == "alpha_mlm" else ""
+        text = translate(" ".join([script, *needed, extra, words]))
+        field = option.place.split(" ")[0].split(":")[0].rstrip(",")
+        assert f"# --{option.name}" in text or _has(yaml.safe_load(text), field), option
+
+
+def _value(option: Option) -> str:
+    if option.default in (None, ""):
+        return {"regularization": "l1", "task_name": "mrpc"}.get(option.name, "some")
+    return "5" if option.name in ("max_steps", "gradient_accumulation_steps") else str(option.default)
+
+
+def _has(values: Any, field: str) -> bool:
+    for key in field.split("."):
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+# --- the other scripts -----------------------------------------------------------------------------------------------
+
+
+def test_questions_and_answers() -> None:
+    version_2 = settings(f"{SQUAD} --version_2_with_negative --null_score_diff_threshold -1.5 --doc_stride 64")
+    assert version_2["task"] == "squad_v2"
+    assert version_2["data"] == {"source": {"kind": "official", "directory": "d"}, "max_length": 384, "stride": 64}
+    assert version_2["evaluation"]["answers"] == {"null_threshold": -1.5, "n_best": 20, "max_tokens": 30}
+    with_files = "masked_run_squad.py --model_name_or_path m --train_file in/train-v1.1.json --output_dir o"
+    assert settings(with_files)["data"]["source"]["directory"] == "in"
+
+
+def test_the_same_name_means_another_thing_in_another_script() -> None:
+    """alpha_ce weighs the labels in the pruning scripts, and the teacher in the distillation scripts."""
+    teacher = "--teacher_type bert --teacher_name_or_path t --alpha_ce 0.2"
+    pruning = settings(f"{GLUE} {teacher}")
+    distilling = settings(
+        f"run_squad_w_distillation.py --model_name_or_path m --data_dir d {teacher} --alpha_squad 0.8"
+    )
+    assert pruning["distillation"] == {"hard_weight": 0.2, "soft_weight": 0.5, "temperature": 2.0}
+    assert distilling["distillation"] == {"soft_weight": 0.2, "hard_weight": 0.8, "temperature": 2.0}
+    assert "pruning" not in distilling
+
+
+def test_a_distilled_language_model() -> None:
+    command = (
+        "python train.py --student_type distilbert --student_config distilbert.json --teacher_type bert "
+        "--teacher_name bert-base-uncased --alpha_ce 5.0 --alpha_mlm 2.0 --alpha_cos 1.0 --alpha_clm 0.0 --mlm "
+        "--freeze_pos_embs --dump_path out --data_file data/binarized.pickle --token_counts counts.pickle --n_gpu 4"
+    )
+    translated = settings(command)
+    assert translated["task"]["objective"] == "masked"
+    assert translated["task"]["masking"]["smoothing"] == 0.7
+    assert translated["student"] == {"model": "bert-base-uncased", "config": "distilbert.json"}
+    distillation = translated["distillation"]
+    assert (distillation["soft_weight"], distillation["hard_weight"], distillation["cosine_weight"]) == (5.0, 2.0, 1.0)
+    assert (translated["train"]["batch_size"], translated["train"]["micro_batches"]) == (1000, 200)
+    assert translated["train"]["freeze_position_embeddings"] is True
+    extracted = settings(f"{command} --student_pretrained_weights tf_bert-base-uncased_0247911.pth")
+    assert extracted["student"] == {"model": "bert-base-uncased", "layers": [0, 2, 4, 7, 9, 11]}
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            f"{GLUE} --final_treshold 0.1",
+            "masked_run_glue.py has no option --final_treshold; the nearest is --final_threshold",
+        ),
+        (f"{GLUE} stray", "takes no argument 'stray'"),
+        (f"{GLUE} --final_threshold much", "argument --final_threshold: invalid float value: 'much'"),
+        (f"{GLUE} --pruning_method movement", "allowed are topk, magnitude, sigmoid_threshold, threshold, l0"),
+        ("masked_run_glue.py --task_name mrpc", "masked_run_glue.py needs --model_name_or_path"),
+        (f"{GLUE} --teacher_type bert", "--teacher_type needs --teacher_name_or_path"),
+        (GLUE.replace("mrpc", "mrcp"), "task: there is no task 'mrcp'; did you mean 'mrpc'"),
+        ("bertarize.py --pruning_method topK", "trains nothing; what it did is `raypp export RUN`"),
+        ("run_glue.py --task_name mrpc", "names none of the scripts masked_run_glue.py, "),
+        (f"{GLUE} 'open", "not a command line: No closing quotation"),
+    ],
+)
+def test_wrong_command_lines_are_refused_in_one_message(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "--from-original", command]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+
+
+def test_show_takes_a_file_or_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show"]) == 2
+    assert main(["show", "some.yaml", "--from-original", GLUE]) == 2
+    assert capsys.readouterr().err.count("name an experiment file, or --from-original and a command line") == 2
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def written(option: Option) -> list[str]:
+    """An option's row on the page."""
+    default = "" if option.default in (None, "") else "a flag" if option.is_flag else f"`{option.default}`"
+    return [f"`--{option.name}`", default, f"`{option.place}`" if option.place else "none", option.note]
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_the_page_has_a_row_for_every_option(script: str) -> None:
+    section = re.search(rf"^## {re.escape(script)}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert section is not None
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section[1].splitlines() if line[:3] == "| `"
+    ]
+    assert rows == [written(option) for option in OPTIONS[script]]
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_the_table_is_well_formed(script: str) -> None:
+    names = [option.name for option in OPTIONS[script]]
+    assert len(names) == len(set(names))
+    for option in OPTIONS[script]:
+        assert option.place or option.note, f"{option.name} is dropped without a word"
+        assert not option.copied or re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", option.place)
+
+
+def test_scripts_are_complete() -> None:
+    """As many as each script's parser defines."""
+    assert {script: len(options) for script, options in OPTIONS.items()} == {
+        "masked_run_glue.py": 50,
+        "masked_run_squad.py": 62,
+        "run_squad_w_distillation.py": 49,
+        "train.py": 41,
+        "bertarize.py": 4,
+        "counts_parameters.py": 3,
+    }
