@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -12,10 +13,15 @@ from raypp.storage import Location, patiently
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, on disk before `log` returns."""
+    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, on disk before `log` returns.
+
+    It stays open, and `cut` puts a new file in its place: a worker whose node is taken for dead may live for some
+    seconds more, and what it still writes goes into the old file, which nobody sees any more.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: io.FileIO | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one line. Raises ValueError, naming the key, for a value that is not finite."""
@@ -27,15 +33,24 @@ class MetricsFile:
 
     def _append(self, line: bytes) -> None:
         """Appends the whole line or, where that fails, nothing of it: a full disk takes a part."""
-        with self.path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError:
+        if self._file is None:
+            self._file = io.FileIO(self.path, "ab")
+        before = self._file.seek(0, io.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with self._file as file:
+                self._file = None  # a mount that comes back does not know the file that was open
                 file.truncate(before)
-                raise
+            raise
+
+    def close(self) -> None:
+        """Closes the file; the next line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def records(self) -> list[dict[str, Any]]:
         """All reports, in order. A last line that a crash cut short is left out; any other bad line is a ValueError."""
@@ -43,9 +58,10 @@ class MetricsFile:
 
     def cut(self, step: int) -> None:
         """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line."""
-        if self.path.exists():
-            kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
-            Location.of(self.path).write_text("".join(kept))
+        self.close()
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        Location.of(self.path).write_text("".join(kept))
+        self._file = io.FileIO(self.path, "ab")
 
 
 def read_records(file: Location) -> list[dict[str, Any]]:

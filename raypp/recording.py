@@ -110,6 +110,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         with self._scratch:
+            self.metrics.close()
             if kind is not None:
                 # By SystemExit(0) Ray Tune ends a trial that the sweep has stopped early: nothing failed.
                 stopped = isinstance(error, SystemExit) and error.code == 0

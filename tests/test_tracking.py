@@ -48,7 +48,7 @@ def test_cut_removes_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     metrics.cut(5)
-    assert not path.exists()
+    assert path.read_text() == ""
     for step in (1, 2, 3, 4):
         metrics.log(step, {"train/loss": step / 7})
     before = path.read_text()
@@ -59,6 +59,18 @@ def test_cut_removes_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     metrics.cut(2)
     assert path.read_text() == "".join(before.splitlines(keepends=True)[:2])
     assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
+
+
+def test_what_a_worker_that_was_taken_for_dead_still_writes_is_not_in_the_log(tmp_path: Path) -> None:
+    lost, successor = MetricsFile(tmp_path / "metrics.jsonl"), MetricsFile(tmp_path / "metrics.jsonl")
+    lost.cut(0)
+    for step in (1, 2, 3):
+        lost.log(step, {"train/loss": 0.5})
+    successor.cut(2)
+    lost.log(4, {"train/loss": 0.5})
+    successor.log(3, {"train/loss": 0.5})
+    lost.log(5, {"train/loss": 0.5})
+    assert [record["step"] for record in successor.records()] == [1, 2, 3]
 
 
 def test_a_bad_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -352,8 +352,9 @@ def test_a_run_whose_node_goes_away_goes_on_on_another(
         pause = Pause(tmp_path)
         node = computing_node(cluster)
         (warn_of_the_end_of_node if warned else kill_node)(cluster, node)
-        done = steps_of(tmp_path)
+        # A worker outlives its raylet by some seconds, in which it goes on.
         wait_for(lambda: computing_node(cluster) not in (None, node), "a worker elsewhere")
+        done = steps_of(tmp_path)
         if warned:
             kill_node(cluster, node)
         status, output = command.end()
@@ -477,7 +478,7 @@ def test_a_run_goes_on_without_wandb(
             os.kill(command.one_of("wandb-core"), signal.SIGKILL)
         status, output = command.end()
     assert status == 0, output
-    assert output.count("W&B: ") == 1, "said once"
-    assert ("recording stopped, the run goes on" if dies else "is recorded offline") in " ".join(output.split())
+    said = "recording stopped, the run goes on" if dies else "is recorded offline"
+    assert " ".join(output.split()).count(said) == 1, "said once"
     assert "Traceback" not in output
     assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))
