@@ -128,7 +128,7 @@ def _glue(title: str, label: str | int, *sentences: str | int, test: tuple[str, 
     return Task(name=name, title=title, **defaults | rest)
 
 
-def _squad(name: str, version: str, **rest: Any) -> Task:
+def _squad(name: str, version: str, hub_config: str, unanswerable: bool = False) -> Task:
     """A version of SQuAD, whose test set is not published."""
     columns = ("id", "question", "context")
     return Task(
@@ -141,8 +141,9 @@ def _squad(name: str, version: str, **rest: Any) -> Task:
             OfficialFile(split, f"{split}-v{version}.json", columns, "answers") for split in ("train", "dev")
         ),
         hub_repository=f"rajpurkar/{name}",
+        hub_config=hub_config,
         hub_columns=columns,
-        **rest,
+        unanswerable=unanswerable,
     )
 
 
@@ -233,8 +234,8 @@ _ROWS = (
         hub_config="regular",
         hub_columns=_SWAG_TEXTS,
     ),
-    _squad("squad", "1.1"),
-    _squad("squad_v2", "2.0", unanswerable=True),
+    _squad("squad", "1.1", "plain_text"),
+    _squad("squad_v2", "2.0", "squad_v2", unanswerable=True),
     _synthetic("sentiment", labels=_SENTIMENT, metrics=_ACCURACY),
     _synthetic("paraphrase", pair=True, labels=_EQUIVALENCE, metrics=_ACCURACY_F1),
     _synthetic("similarity", pair=True, kind="regression", metrics=_CORRELATIONS, value_range=(0.0, 5.0)),

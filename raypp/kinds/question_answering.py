@@ -125,7 +125,7 @@ class QuestionAnswering(TaskKind):
         """The mean of the cross entropies of start and end over a window's tokens, summed over rows."""
         from raypp.distillation.losses import hard_cross_entropy_sum
 
-        logits, labels = _without_padding(outputs, batch), batch["labels"]
+        logits, labels = _only_real(outputs, batch), batch["labels"]
         start, end = (hard_cross_entropy_sum(logits[..., side], labels[:, side]) for side in (START, END))
         return (start + end) / 2
 
@@ -133,7 +133,7 @@ class QuestionAnswering(TaskKind):
         """The mean of the soft losses of start and end over a window's tokens, summed over rows."""
         from raypp.distillation.losses import soft_cross_entropy_sum
 
-        logits, teacher = _without_padding(outputs, batch), _without_padding(batch["teacher_logits"], batch)
+        logits, teacher = _only_real(outputs, batch), _only_real(batch["teacher_logits"], batch)
         start, end = (
             soft_cross_entropy_sum(logits[..., side], teacher[..., side], temperature) for side in (START, END)
         )
@@ -187,6 +187,6 @@ def _is_answer(value: object) -> bool:
     )
 
 
-def _without_padding(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def _only_real(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits [rows, width, 2] in float32, with no probability left for padding."""
     return logits.float().masked_fill(batch["attention_mask"][..., None] == 0, NO_LOGIT)

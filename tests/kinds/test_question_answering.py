@@ -17,7 +17,15 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from raypp.answer_metrics import answer_metrics
 from raypp.cli import main
-from raypp.config import AnswerSettings, DataSettings, EvaluationSettings, FilesSource, OfficialSource, OwnTask
+from raypp.config import (
+    AnswerSettings,
+    DataSettings,
+    EvaluationSettings,
+    FilesSource,
+    HubSource,
+    OfficialSource,
+    OwnTask,
+)
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
@@ -137,6 +145,30 @@ def test_own_files_have_the_hubs_columns(tmp_path: Path) -> None:
     assert table.column("label").to_pylist()[0] == [{"text": "red", "start": answer_start(records[0])}]
 
 
+def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: squad_v2", "  data_files:"]
+    copy.mkdir()
+    text = datasets.Value("string")
+    answers = datasets.Sequence({"text": text, "answer_start": datasets.Value("int32")})
+    features = datasets.Features({name: text for name in ("id", "title", "context", "question")} | {"answers": answers})
+    for split, numbers in (("train", range(9)), ("validation", range(9, 15))):
+        given = [paragraph(number, "2.0") for number in numbers]
+        questions = [p["qas"][0] for p in given]
+        columns = {"id": [q["id"] for q in questions], "title": ["t"] * len(given)}
+        columns |= {"context": [p["context"] for p in given], "question": [q["question"] for q in questions]}
+        parts = ("text", "answer_start")
+        columns["answers"] = [{part: [a[part] for a in q["answers"]] for part in parts} for q in questions]
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(copy / f"{split}.parquet")
+        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
+    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+    raw = open_source(SQUAD_V2, HubSource(kind="hub", repository=str(copy)))
+    files = official(write_squad(tmp_path / "files", "2.0", train=9, dev=6), "squad_v2")
+    for split in ("train", "dev"):
+        assert table_of(raw, split).equals(table_of(files, split))
+
+
 def answer_start(record: dict[str, Any]) -> int:
     return int(record["answers"]["answer_start"][0])
 
@@ -231,12 +263,15 @@ def test_a_long_question_leaves_room_for_the_context(tokenizer: Any) -> None:
     assert min(sum(start >= 0 for start in row["token_starts"]) for row in rows if row["row"] == 0) >= 8
 
 
-def test_features_hold_windows_of_unlabelled_examples_too(tokenizer: Any) -> None:
+def test_questions_without_labels_are_answered_too(tokenizer: Any, tmp_path: Path) -> None:
     table = long_examples().set_column(4, "label", pa.nulls(2, kind_with(64).label_type))
     features = Features.from_table(kind_with(32, 16).tokenize(table, tokenizer))
     assert not features.labelled.any()
-    assert features.labels.shape == (len(features), 2)
     assert "labels" not in features.collate([0, 1], 0)
+    predictions = Predictions(features, np.zeros((len(features.input_ids), 2), np.float32))
+    files = kind_with(32, 16).write("test", predictions, tmp_path)
+    assert [file.name for file in files] == ["predictions.json", "nbest_predictions.json"]
+    assert json.loads(files[0].read_text()).keys() == {"long", "short"}
 
 
 def test_the_best_spans_are_those_of_all_spans() -> None:
