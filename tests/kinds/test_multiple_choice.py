@@ -250,7 +250,7 @@ def test_the_hidden_loss_of_a_row_is_the_mean_over_its_choices(
         real = batch["attention_mask"][row, choice].bool()
         one = {name: batch[name][row, choice][real][None, None] for name in ("input_ids", "token_type_ids")}
         states = student(**one, output_hidden_states=True).hidden_states
-        expected += float((states[3] - states[6]).square().mean()) / 4
+        expected += (states[3] - states[6]).square().mean().item() / 4
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
