@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "sweep":
             sub.add_argument("--dry-run", action="store_true", help="print the trials; nothing is run")
 
-    sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a GLUE submission file")
+    sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a submission file")
     sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
     sub.add_argument("--task", help="task of the table; a run knows its own")
     sub.add_argument("--data", metavar="DIR", help="folder of the official files")

@@ -15,7 +15,7 @@ Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Names = Annotated[tuple[str, ...], Strict(False)]
-Kind = Literal["classification", "regression", "multiple_choice"]
+Kind = Literal["classification", "regression", "multiple_choice", "question_answering"]
 
 # The original scripts' spellings, so that their users' habits work.
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
@@ -42,11 +42,13 @@ class OwnTask(Settings):
     name: Name
     """What the task is called in folders and tables."""
     kind: Kind = "classification"
-    """Classes, one real number, or one of several endings."""
+    """Classes, one real number, one of several endings, or words of a context."""
     pair: bool = False
     """Whether each example is a pair of sentences."""
     labels: Names = ()
     """Label names of a classification, in the order of the model's outputs; empty for the other kinds."""
+    unanswerable: bool = False
+    """Whether some questions have no answer in their context."""
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> OwnTask:
@@ -54,15 +56,17 @@ class OwnTask(Settings):
             raise ValueError(f"labels: a classification task needs at least 2 label names, got {list(self.labels)}")
         if self.kind != "classification" and self.labels:
             raise ValueError(f"labels: a {self.kind} task has no label names; leave them out")
-        if self.kind == "multiple_choice" and self.pair:
-            raise ValueError("pair: a multiple_choice task has a context and endings; leave it out")
+        if self.pair and self.kind not in ("classification", "regression"):
+            raise ValueError(f"pair: a {self.kind} task has no pairs of sentences; leave it out")
+        if self.unanswerable and self.kind != "question_answering":
+            raise ValueError(f"unanswerable: a {self.kind} task has no questions; leave it out")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: every label name may stand once, got {list(self.labels)}")
         return self
 
 
 class OfficialSource(Settings):
-    """The files of a task as they are published (GLUE: `train.tsv`, `dev.tsv`, …; SWAG: `train.csv`, `val.csv`, …)."""
+    """The files of a task as they are published (GLUE: `train.tsv`, `dev.tsv`, …; SWAG: `train.csv`, …)."""
 
     kind: Literal["official"]
     directory: str
@@ -74,7 +78,7 @@ class HubSource(Settings):
 
     kind: Literal["hub"]
     repository: str | None = None
-    """Name of the data set repository; null: where the task is published (`nyu-mll/glue`, `allenai/swag`)."""
+    """Name of the data set repository; null: where the task is published (`nyu-mll/glue`, `allenai/swag`, …)."""
     revision: str | None = None
     """Branch, tag or commit; null for the default branch."""
 
@@ -92,6 +96,14 @@ class Columns(Settings):
     """What every ending of a multiple choice begins with."""
     endings: Annotated[Names, Field(min_length=2)] = ("ending0", "ending1", "ending2", "ending3")
     """The choices, in the order of their numbers."""
+    id: str = "id"
+    """What a question is known by in the files of predictions."""
+    question: str = "question"
+    """The question."""
+    context: str = "context"
+    """The text in which its answer stands."""
+    answers: str = "answers"
+    """The right answers, texts with their places in the context (`answer_start`, in characters), as in SQuAD."""
     label: str = "label"
     """Label name or number (classification), value (regression) or number of the right ending (multiple choice)."""
 
@@ -131,7 +143,9 @@ class DataSettings(Settings):
     source: Source | None = None
     """official, hub, files or synthetic; null: the hub for GLUE tasks, the grammar for synthetic ones."""
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
-    """Tokens kept of an example, special tokens included."""
+    """Tokens kept of an example (of each choice, of each window), special tokens included."""
+    stride: Annotated[int, Field(ge=1)] = 128
+    """Question answering: tokens from the start of one window of a long context to the start of the next."""
     max_train_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many training rows; null for all."""
 
@@ -499,6 +513,18 @@ class DistillationSettings(Settings):
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
+class AnswerSettings(Settings):
+    """Question answering: how an answer is read from a model's logits."""
+
+    n_best: Annotated[int, Field(ge=1)] = 20
+    """Candidates of each window, and of each question in nbest_predictions.json."""
+    max_tokens: Annotated[int, Field(ge=1)] = 30
+    """Tokens of an answer, at most."""
+    null_threshold: float = 0.0
+    """A question of a data set that has unanswerable ones has no answer where the score of "none" is above that of the
+    best answer by more than this."""
+
+
 class EvaluationSettings(Settings):
     """When to evaluate on dev and which checkpoint to deliver."""
 
@@ -508,6 +534,8 @@ class EvaluationSettings(Settings):
     """Optimizer steps between evaluations; instead of every_epochs."""
     select: Literal["last", "best"] = "last"
     """Deliver the last model, or the best on dev among those at the final density."""
+    answers: AnswerSettings = AnswerSettings()
+    """Question answering: how answers are read."""
 
     @model_validator(mode="before")
     @classmethod

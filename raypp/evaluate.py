@@ -17,7 +17,7 @@ from raypp.data.batches import plan_evaluation
 from raypp.data.features import Features
 from raypp.kinds import TaskKind
 from raypp.models import max_positions, model_inputs
-from raypp.predictions import Predictions
+from raypp.predictions import Predictions, without_padding
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
@@ -49,24 +49,18 @@ def predict(
     mode."""
     model.eval()
     longest = max_positions(model.config)
-    indices, outputs = [], []
+    places, outputs = [], []
     for number, batch in enumerate(plan_evaluation(features.lengths, batch_size)):
         if number % worker.world_size != worker.rank:
             continue
         padded = features.collate(batch, pad_id, max_padded=longest)
         inputs = {name: value.to(worker.device) for name, value in model_inputs(model, padded).items()}
-        logits = kind.outputs(model(**inputs), inputs)
-        indices.append(batch)
-        outputs.append(logits.float().cpu().numpy())
-    width = outputs[0].shape[1] if outputs else 0
-    mine = (
-        np.concatenate(indices) if indices else np.empty(0, np.int64),
-        np.concatenate(outputs) if outputs else np.empty((0, width), np.float32),
-    )
-    parts = [part for part in worker.gather(mine) if len(part[0])]
+        places.append(features.places(batch, kind.outputs_per_token))
+        outputs.append(without_padding(kind.outputs(model(**inputs), inputs), inputs, kind.outputs_per_token))
+    mine = (np.concatenate(places), np.concatenate(outputs)) if outputs else None
+    parts = [part for part in worker.gather(mine) if part is not None]
     order = np.argsort(np.concatenate([part[0] for part in parts]))
-    logits_in_order = np.concatenate([part[1] for part in parts])[order]
-    return Predictions(features, logits_in_order)
+    return Predictions(features, np.concatenate([part[1] for part in parts])[order])
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raypp.checkpoint import Checkpoints, restore
-from raypp.config import DataSettings, Experiment, OfficialSource
+from raypp.config import Experiment, OfficialSource
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
@@ -116,7 +116,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     if data is not None:
         source = OfficialSource(kind="official", directory=data)
     found = resolve_task(wanted, source)
-    kind = kind_of(found, described.data if described is not None else DataSettings())
+    kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
     splits = _splits(found, split)
     raw = open_source(found, source or default_source(found), required=splits)
     return Subject(kind, raw, splits, own, run)

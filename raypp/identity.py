@@ -40,6 +40,7 @@ def run_identity(
         "task": task if isinstance(task, str) else _chosen(task),
         "max_length": experiment.data.max_length,
         "max_train_rows": experiment.data.max_train_rows,
+        **experiment.data.model_dump(include={"stride"}, exclude_defaults=True),
         "inputs": dict(inputs),
         "teacher": teacher,
         "pruning": experiment.pruning and _chosen(experiment.pruning),

@@ -33,6 +33,7 @@ from raypp.distillation.teacher import LayerPairs, layer_pairs
 from raypp.errors import ConfigError
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
+from raypp.kinds.kind import KIND_SETTINGS
 from raypp.models import (
     check_fit,
     load_finetuned,
@@ -100,7 +101,7 @@ class Plan:
     @property
     def kind(self) -> TaskKind:
         """The task's kind."""
-        return kind_of(self.task, self.experiment.data)
+        return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
 
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""
@@ -158,7 +159,9 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     assert experiment.data.source is not None
     source = experiment.data.source
     raw = problems.attempt(lambda: open_source(task, source, max_train_rows=experiment.data.max_train_rows))
-    kind = kind_of(task, experiment.data)
+    kind = kind_of(task, experiment.data, experiment.evaluation)
+    with problems.collect():
+        _check_kind_settings(experiment, kind)
     student = problems.attempt(lambda: _student(experiment, kind))
     teacher = problems.attempt(lambda: _given_teacher(experiment, kind))
     problems.stop()
@@ -215,6 +218,19 @@ def _check_sections(experiment: Experiment) -> None:
         problems.append("sweep: an experiment with a sweep is run by `raypp sweep`; for one run, leave sweep out")
     if experiment.distillation is not None and experiment.teacher is None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
+    """Refuses what is set for another kind of task."""
+    problems = []
+    for name in sorted(KIND_SETTINGS - kind.own_settings):
+        section, field = name.split(".")
+        if field in getattr(experiment, section).model_fields_set:
+            problems.append(
+                f"{name}: {kind.task.name} is a {kind.task.kind} task, which has no use for it; leave it out"
+            )
     if problems:
         raise ConfigError(problems)
 
@@ -340,7 +356,8 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
 def _train_lengths(
     raw: RawData, kind: TaskKind, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
 ) -> np.ndarray:
-    """Tokens of each row of the training split; all 0 where batches are cut by rows, since nobody asks then.
+    """Tokens of each row of the training split's features; all 0 where batches are cut by rows and each is an example,
+    since nobody asks then.
 
     Reads every split once, so that a bad row is found now; what is in the store was read.
     """
@@ -349,7 +366,7 @@ def _train_lengths(
         with problems.collect():
             key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=student.tokenizer)
             artifact = store.find("features", key)
-            if split != TRAIN_SPLIT or experiment.train.batch_tokens is None:
+            if split != TRAIN_SPLIT or (experiment.train.batch_tokens is None and kind.rows_are_examples):
                 rows = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
                 lengths[split] = np.zeros(rows, np.int64)
             elif artifact is not None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raypp.data.features import Features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def without_padding(outputs: Tensor, batch: Mapping[str, Tensor], per_token: bool) -> np.ndarray:
+    """A batch's outputs as they are kept, float32: [rows, outputs] or, of its real tokens, [tokens, outputs]; in the
+    order of `Features.places`."""
+    if per_token:
+        outputs = outputs[batch["attention_mask"].bool()]
+    kept: np.ndarray = outputs.float().cpu().numpy()
+    return kept
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,7 @@ class Predictions:
 
     features: Features
     logits: np.ndarray
-    """float32 [rows, outputs], in the task's order."""
+    """float32 [rows, outputs] or, token by token, [tokens, outputs], in the task's order."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -24,7 +38,7 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 or float32 [rows]; without meaning where `labelled` is False."""
+        """As the features have them; without meaning where `labelled` is False."""
         return self.features.labels
 
     @property

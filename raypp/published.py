@@ -63,6 +63,14 @@ CURVES = (
         topk=(89.7, 86.1),
         sigmoid_threshold=(90.2, 89.1),
     ),
+    *_curves(
+        "squad",
+        "eval/f1",
+        magnitude=(80.1, 59.6),
+        l0=(81.9, 75.8),
+        topk=(84.3, 78.0),
+        sigmoid_threshold=(84.9, 82.3),
+    ),
 )
 
 

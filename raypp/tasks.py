@@ -1,8 +1,8 @@
 """The task table: what each task's examples, labels, files and metrics are. Adding a task is adding a row.
 
-The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, SWAG, and three synthetic tasks. `resolve_task` turns
-what an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits the experiment's
-source.
+The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, SWAG, SQuAD, and three synthetic tasks.
+`resolve_task` turns what an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits
+the experiment's source.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from raypp.errors import ConfigError
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One file of the official layout, tab-separated or CSV; its columns by name, or by position (from 0) where the
-    file has no header."""
+    """One file of the official layout, tab-separated, CSV or SQuAD's JSON; its columns by name, or by position (from 0)
+    where the file has no header."""
 
     split: str
     name: str
@@ -68,6 +68,8 @@ class Task:
     """The hub's columns of the texts."""
     value_range: tuple[float, float] | None = None
     """Range of a regression task's values; submissions are clipped to it."""
+    unanswerable: bool = False
+    """Whether some questions have no answer in their context."""
     synthetic: bool = False
     """Whether raypp's own grammar writes the examples."""
 
@@ -124,6 +126,25 @@ def _glue(title: str, label: str | int, *sentences: str | int, test: tuple[str, 
         "hub_columns": columns,
     }
     return Task(name=name, title=title, **defaults | rest)
+
+
+def _squad(name: str, version: str, hub_config: str, unanswerable: bool = False) -> Task:
+    """A version of SQuAD, whose test set is not published."""
+    columns = ("id", "question", "context")
+    return Task(
+        name=name,
+        title=f"SQuAD-v{version}",
+        kind="question_answering",
+        metrics=("f1", "exact_match"),
+        test_splits=(),
+        official=tuple(
+            OfficialFile(split, f"{split}-v{version}.json", columns, "answers") for split in ("train", "dev")
+        ),
+        hub_repository=f"rajpurkar/{name}",
+        hub_config=hub_config,
+        hub_columns=columns,
+        unanswerable=unanswerable,
+    )
 
 
 def _synthetic(name: str, **rest: Any) -> Task:
@@ -213,6 +234,8 @@ _ROWS = (
         hub_config="regular",
         hub_columns=_SWAG_TEXTS,
     ),
+    _squad("squad", "1.1", "plain_text"),
+    _squad("squad_v2", "2.0", "squad_v2", unanswerable=True),
     _synthetic("sentiment", labels=_SENTIMENT, metrics=_ACCURACY),
     _synthetic("paraphrase", pair=True, labels=_EQUIVALENCE, metrics=_ACCURACY_F1),
     _synthetic("similarity", pair=True, kind="regression", metrics=_CORRELATIONS, value_range=(0.0, 5.0)),
@@ -221,7 +244,10 @@ _ROWS = (
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 """Every task by name."""
 
-_SPELLINGS = {"sst": "sst2", "sts": "stsb", "diagnostic": "ax"}
+_SPELLINGS = {
+    **{"sst": "sst2", "sts": "stsb", "diagnostic": "ax"},
+    **{"squadv1": "squad", "squadv1.1": "squad", "squadv2": "squad_v2", "squadv2.0": "squad_v2", "squad2": "squad_v2"},
+}
 
 
 def find_task(name: str) -> Task:
@@ -276,4 +302,14 @@ def _own(task: OwnTask, source: FilesSource) -> Task:
         case "multiple_choice":
             metrics = _ACCURACY
             labels = tuple(str(choice) for choice in range(len(source.columns.endings)))
-    return Task(name=task.name, title=task.name, kind=task.kind, pair=task.pair, labels=labels, metrics=metrics)
+        case "question_answering":
+            metrics = ("f1", "exact_match")
+    return Task(
+        name=task.name,
+        title=task.name,
+        kind=task.kind,
+        pair=task.pair,
+        labels=labels,
+        metrics=metrics,
+        unanswerable=task.unanswerable,
+    )

@@ -90,7 +90,7 @@ class Job:
     @property
     def kind(self) -> TaskKind:
         """The task's kind."""
-        return kind_of(self.task, self.experiment.data)
+        return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
 
 
 def fit(job: Job, worker: Worker) -> dict[str, Any]:
@@ -306,10 +306,10 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
 
 def _training_features(job: Job) -> Features:
     """The training split in memory, with the teacher's logits beside each row."""
-    features = Features.from_table(job.train.read_table())
+    features = replace(Features.from_table(job.train.read_table()), reference=None)  # nobody reads answers in training
     if job.teacher_logits is None:
         return features
-    return features.with_teacher_logits(job.teacher_logits.read_table())
+    return features.with_teacher_logits(job.teacher_logits.read_table(), job.kind.outputs_per_token)
 
 
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:

@@ -27,8 +27,9 @@ SCORED = {
 }
 DENSITY = {"scope": "local", "initial_density": 1.0, "final_density": 0.15}
 TARGETED = SCORED | {"target_density": None}
+ANSWERS = {"n_best": 20, "max_tokens": 30, "null_threshold": 0.0}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "OwnTask": {"kind": "classification", "pair": False, "labels": []},
+    "OwnTask": {"kind": "classification", "pair": False, "labels": [], "unanswerable": False},
     "TrainSettings": {
         "epochs": None,
         "max_steps": None,
@@ -47,7 +48,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "log_every_steps": 10,
         "seed": 42,
     },
-    "EvaluationSettings": {"every_epochs": None, "every_steps": None, "select": "last"},
+    "EvaluationSettings": {"every_epochs": None, "every_steps": None, "select": "last", "answers": ANSWERS},
+    "AnswerSettings": ANSWERS,
     "DistillationSettings": {
         "soft_weight": 0.9,
         "hard_weight": 0.1,
@@ -118,6 +120,8 @@ def test_a_default_may_be_written_out() -> None:
         {"train": {"max_gradient_norm": None}},
         {"evaluation": {"every_epochs": 2.0}},
         {"data": {"max_length": 64}},
+        {"data": {"stride": 64}},
+        {"evaluation": {"answers": {"null_threshold": 1.0}}},
     ],
 )
 def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:

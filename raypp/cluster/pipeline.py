@@ -207,7 +207,8 @@ def _teacher(
     metrics: dict[str, float] = {}
     for split in plan.task.eval_splits:
         logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
-        answered = Features.from_table(own[split].read_table()).with_teacher_logits(logits.read_table())
+        features_of_split = Features.from_table(own[split].read_table())
+        answered = features_of_split.with_teacher_logits(logits.read_table(), plan.kind.outputs_per_token)
         scores = plan.kind.metrics(teacher_predictions(answered))
         metrics |= {split_key(split, plan.task.eval_splits) + name: value for name, value in scores.items()}
     return metrics, _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)

@@ -23,6 +23,7 @@ from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.errors import ConfigError, RunFailed
+from raypp.predictions import without_padding
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 
@@ -74,15 +75,17 @@ def featurize(
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "kind": kind}
         work |= {"folder": build.location}
         files: list[StoredFile] = []
-        done, cpus = 0, int(ray.cluster_resources().get("CPU", 1))
+        done, rows, cpus = 0, 0, int(ray.cluster_resources().get("CPU", 1))
         for window, is_last in _read_ahead(_windows(raw.read(split))):
             answers = ray.data.from_arrow(_parts(window, cpus)).map_batches(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
             report = _after(done, window.num_rows, is_last, progress)
-            files += _collect(answers, window.num_rows, report, f"features of {task} {split}")
+            made = _collect(answers, window.num_rows, report, f"features of {task} {split}")
+            files += made.files
+            rows += made.rows
             done += window.num_rows
-        return build.finish(done, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
+        return build.finish(rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
 
 def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -171,18 +174,27 @@ def teacher_logits(
         answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Teacher, batch_size=1, batch_format="pyarrow", compute=pool, fn_constructor_kwargs=work, **resources
         )
-        files = _collect(answers, features.rows, progress, "teacher logits")
-        return build.finish(features.rows, {"precision": precision}, files)
+        made = _collect(answers, features.rows, progress, "teacher logits")
+        return build.finish(made.rows, {"precision": precision}, made.files)
 
 
-def _collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str) -> list[StoredFile]:
-    """Runs a pipeline and gathers its workers' answers as they come."""
+@dataclass
+class _Collected:
+    """What the workers of a pipeline have written."""
+
+    files: list[StoredFile]
+    rows: int
+    """In these files; an example may make several."""
+
+
+def _collect(answers: ray.data.Dataset, given: int, progress: Progress, what: str) -> _Collected:
+    """Runs a pipeline over so many rows and gathers its workers' answers as they come."""
     from ray.exceptions import RayError
 
     # Importing ray.data has set its logger to talk; it is to be as quiet as Ray itself.
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
     answers.context.enable_progress_bars = False
-    files, done = [], 0
+    made, done = _Collected([], 0), 0
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
             for answer in map(json.loads, batch["answer"].to_pylist()):
@@ -191,20 +203,26 @@ def _collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str
                 if "failure" in answer:
                     cause = RuntimeError(answer["traceback"])
                     raise RunFailed(f"{what}: a worker failed: {answer['failure']}") from cause
-                files.append(StoredFile(**answer["file"]))
-                done += answer["rows"]
-                progress(done, rows)
+                made.files.append(StoredFile(**answer["file"]))
+                made.rows += answer["rows"]
+                done += answer["given"]
+                progress(done, given)
     except RayError as error:
         raise RunFailed(f"{what}: a worker was lost: {str(error).strip().splitlines()[0]}") from error
-    assert done == rows, f"{what}: {rows} rows went out, {done} came back"
-    return files
+    assert done == given, f"{what}: {given} rows went out, {done} came back"
+    return made
 
 
-def _answer(folder: Location, make: Callable[[], pa.Table]) -> pa.Table:
-    """Makes a part, writes it, and tells the driver about it, or what went wrong: a table of one row."""
+def _answer(folder: Location, make: Callable[[], pa.Table], given: int | None = None) -> pa.Table:
+    """Makes a part, writes it, and tells the driver about it, or what went wrong: a table of one row.
+
+    Args:
+        given: rows that it is made of; None: as many as it has.
+    """
     try:
         table = make()
-        answer = {"file": asdict(write_part(folder, table)), "rows": table.num_rows}
+        rows = table.num_rows
+        answer = {"file": asdict(write_part(folder, table)), "rows": rows, "given": rows if given is None else given}
     except ConfigError as error:
         answer = {"problems": list(error.problems)}
     except Exception as error:  # raised again in the driver, without Ray's wrapping
@@ -221,7 +239,7 @@ def _tokenize_part(
         # As many tasks as CPUs run here already; threads of their own would only be in each other's way.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _tokenizers[fingerprint] = ray.get(tokenizer)
-    return _answer(folder, lambda: kind.tokenize(part, _tokenizers[fingerprint]))
+    return _answer(folder, lambda: kind.tokenize(part, _tokenizers[fingerprint]), part.num_rows)
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
@@ -270,15 +288,18 @@ class _Teacher:
         from raypp.models import model_inputs
 
         features, extra = Features.from_table(table.sort_by("row")), self.features.extra
-        logits = np.empty((len(features), len(self.output_order)), np.float32)
+        per_token = self.kind.outputs_per_token
+        ends = features.offsets[:: features.sequences] if per_token else np.arange(len(features) + 1)
+        logits = np.empty((ends[-1], len(self.output_order)), np.float32)
         half = None if self.precision == "float32" else getattr(torch, self.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
             for indices in plan_tokens(features.lengths, self.tokens_per_batch):
                 batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
                 inputs = {name: value.to(self.device) for name, value in model_inputs(self.model, batch).items()}
-                outputs = self.kind.outputs(self.model(**inputs), inputs)
-                logits[indices] = outputs.float().cpu().numpy()[..., self.output_order]
-        if len(broken := features.rows[~np.isfinite(logits).all(axis=1)]):
-            raise ConfigError(f"teacher.model: its logits for row {broken[0]} are not finite in {self.precision}")
-        offsets = np.arange(len(features) + 1, dtype=np.int32) * np.int32(logits.shape[1])
+                outputs = without_padding(self.kind.outputs(self.model(**inputs), inputs), inputs, per_token)
+                logits[features.places(indices, per_token)] = outputs[:, self.output_order]
+        if len(broken := np.flatnonzero(~np.isfinite(logits).all(axis=1))):
+            row = features.rows[np.searchsorted(ends, broken[0], side="right") - 1]
+            raise ConfigError(f"teacher.model: its logits for row {row} are not finite in {self.precision}")
+        offsets = (ends * logits.shape[1]).astype(np.int32)
         return pa.table({"row": features.rows, "logits": pa.ListArray.from_arrays(offsets, logits.ravel())})

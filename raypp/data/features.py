@@ -18,12 +18,15 @@ import pyarrow as pa
 
 from raypp.data.batches import padded_length
 from raypp.data.tokenization import Encoded
+from raypp.data.windows import WINDOW_FIELDS
 
 if TYPE_CHECKING:
     import torch
 
 
-def features_schema(label: pa.DataType, has_token_types: bool, several_sequences: bool = False) -> pa.Schema:
+def features_schema(
+    label: pa.DataType, has_token_types: bool, *, several_sequences: bool = False, windows: bool = False
+) -> pa.Schema:
     """Columns of a features table.
 
     Args:
@@ -31,6 +34,7 @@ def features_schema(label: pa.DataType, has_token_types: bool, several_sequences
         has_token_types: whether the model reads token types.
         several_sequences: whether a row has several sequences (the choices of a multiple choice). Then they stand one
             after the other, and `sequence_lengths` has the tokens of each.
+        windows: whether a row is a window of an example, which may have several, with `WINDOW_FIELDS` beside.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -41,7 +45,7 @@ def features_schema(label: pa.DataType, has_token_types: bool, several_sequences
         fields.append(pa.field("token_type_ids", pa.list_(pa.int8())))
     if several_sequences:
         fields.append(pa.field("sequence_lengths", pa.list_(pa.int32())))
-    return pa.schema(fields)
+    return pa.schema([*fields, *(WINDOW_FIELDS if windows else ())])
 
 
 def joined_sequences(encoded: Encoded, sequences: int, schema: pa.Schema) -> dict[str, pa.Array]:
@@ -65,7 +69,7 @@ class Features:
     """A split in memory: flat arrays, which Ray shares between the processes of a node without copying."""
 
     rows: npt.NDArray[np.int64]
-    """[n]: position of each example in the source, rising."""
+    """[n]: position of each example in the source, rising; the windows of one example follow each other."""
     offsets: npt.NDArray[np.int64]
     """[n * sequences + 1]: sequence i is input_ids[offsets[i]:offsets[i + 1]]."""
     input_ids: npt.NDArray[np.int32]
@@ -73,37 +77,48 @@ class Features:
     token_type_ids: npt.NDArray[np.int8] | None
     """[tokens]; None for models that have none."""
     labels: npt.NDArray[Any]
-    """[n], int64 (classification) or float32 (regression); 0 where `labelled` is False."""
+    """[n], int64 (of a class) or float32 (a value), or [n, 2], int64 (first and last token); 0 where `labelled` is
+    False."""
     labelled: npt.NDArray[np.bool_]
     """[n]."""
     sequences: int = 1
     """Sequences of each example: 1, or as many as it has choices."""
+    reference: pa.Table | None = None
+    """[n]: what answers are read from, of tasks that answer in words (`WINDOW_FIELDS`); None for others."""
     teacher_logits: npt.NDArray[np.float32] | None = None
-    """[n, outputs]."""
+    """[n, outputs], or [tokens, outputs] (`logits_per_token`)."""
+    logits_per_token: bool = False
+    """Whether the teacher answers token by token."""
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Features:
         """Reads a features table that is sorted by `row`, as `Artifact.read_table` gives it."""
-        rows = table.column("row").to_numpy()
-        assert (np.diff(rows) > 0).all(), "rows are sorted, and none is there twice"
-        label = table.column("label")
-        ids, lengths = _flatten(table.column("input_ids"), np.int32)
+        rows, label, reference = table.column("row").to_numpy(), table.column("label"), None
+        labels = label.fill_null(0).to_numpy()
+        rises = np.diff(rows) > 0
+        if "window" in table.schema.names:
+            reference = table.select([field.name for field in WINDOW_FIELDS])
+            rises |= (np.diff(rows) == 0) & (np.diff(table.column("window").to_numpy()) == 1)
+            labels = np.stack([labels, table.column("label_end").fill_null(0).to_numpy()], axis=1)
+        assert rises.all(), "rows are sorted, and none is there twice"
+        ids, lengths = flatten(table.column("input_ids"), np.int32)
         sequences = 1
         if "sequence_lengths" in table.schema.names:
-            lengths, counts = _flatten(table.column("sequence_lengths"), np.int32)
+            lengths, counts = flatten(table.column("sequence_lengths"), np.int32)
             sequences = int(counts[0]) if len(counts) else 1
             assert (counts == sequences).all(), "every row has as many sequences"
         token_types = (
-            _flatten(table.column("token_type_ids"), np.int8)[0] if "token_type_ids" in table.schema.names else None
+            flatten(table.column("token_type_ids"), np.int8)[0] if "token_type_ids" in table.schema.names else None
         )
         return cls(
             rows=rows,
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             input_ids=ids,
             token_type_ids=token_types,
-            labels=label.fill_null(0).to_numpy(),
+            labels=labels,
             labelled=label.is_valid().to_numpy(),
             sequences=sequences,
+            reference=reference,
         )
 
     def __len__(self) -> int:
@@ -128,12 +143,27 @@ class Features:
         """Whether every example has a label."""
         return bool(self.labelled.all())
 
-    def with_teacher_logits(self, table: pa.Table) -> Features:
-        """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`."""
+    def with_teacher_logits(self, table: pa.Table, per_token: bool = False) -> Features:
+        """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`.
+
+        Args:
+            per_token: whether these are, row by row, the logits of one token after the other.
+        """
         assert np.array_equal(table.column("row").to_numpy(), self.rows), "logits are of the rows they were made from"
-        logits, widths = _flatten(table.column("logits"), np.float32)
-        assert (widths == widths[0]).all(), "every row has as many logits"
-        return replace(self, teacher_logits=logits.reshape(len(self), -1))
+        logits, widths = flatten(table.column("logits"), np.float32)
+        places = self.tokens if per_token else np.ones(len(self), np.int64)
+        assert (widths * places[0] == widths[0] * places).all(), "every row, or every token, has as many logits"
+        logits = logits.reshape(places.sum(), -1)
+        return replace(self, teacher_logits=logits, logits_per_token=per_token)
+
+    def places(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
+        """Where a model's outputs for the examples at `indices` belong: at these places or, with an output for each
+        token, at those of their tokens, one example after the other."""
+        if not per_token:
+            return indices
+        lengths = self.tokens[indices]
+        skipped = self.offsets[: -1 : self.sequences][indices] - (np.cumsum(lengths) - lengths)
+        return np.repeat(skipped, lengths) + np.arange(lengths.sum())
 
     def collate(
         self,
@@ -152,8 +182,8 @@ class Features:
 
         Returns:
             input_ids, attention_mask and, if there are any, token_type_ids: int64 [rows, width], with several sequences
-            [rows, sequences, width]; labels [rows] if the whole split is labelled; teacher_logits [rows, outputs] if
-            there is a teacher.
+            [rows, sequences, width]; labels [rows] or [rows, 2] if the whole split is labelled; teacher_logits
+            [rows, outputs] or, token by token, [rows, width, outputs] if there is a teacher.
         """
         import torch  # here, because processes that only tokenize do without it
 
@@ -184,12 +214,16 @@ class Features:
             batch["token_type_ids"] = padded(self.token_type_ids, pad_token_type_id)
         if self.is_labelled:
             batch["labels"] = torch.from_numpy(self.labels[indices])
-        if self.teacher_logits is not None:
+        if self.teacher_logits is not None and self.logits_per_token:
+            logits = np.zeros((*mask.shape, self.teacher_logits.shape[1]), np.float32)
+            logits[mask] = self.teacher_logits[tokens]
+            batch["teacher_logits"] = torch.from_numpy(logits)
+        elif self.teacher_logits is not None:
             batch["teacher_logits"] = torch.from_numpy(self.teacher_logits[indices])
         return batch
 
 
-def _flatten(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def flatten(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Values and lengths of a list column. Chunk by chunk: all together may be more than 32-bit offsets can count."""
     values = [chunk.flatten().to_numpy() for chunk in column.chunks]
     lengths = [chunk.value_lengths().to_numpy() for chunk in column.chunks]

@@ -43,13 +43,13 @@ class FilesData(RawData):
         for split, file in self.files.items():
             problems += _problems(split, file, needed=split in (*required, "test"))
         kind = kind_of(task)
-        strange = sorted(source.columns.model_fields_set - {*kind.column_settings, "label"})
+        strange = sorted(source.columns.model_fields_set - {*kind.column_settings, kind.label_column})
         problems += [f"data.source.columns.{name}: {task.name} has none; leave it out" for name in strange]
         if problems:
             raise ConfigError(problems)
         super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
         self.columns = kind.file_columns(source.columns)
-        self.label = source.columns.label
+        self.label = str(getattr(source.columns, kind.label_column))
 
     def examples(self, split: str) -> Iterator[Example]:
         labels = free_labels(self.task)

@@ -33,17 +33,17 @@ class HubData(RawData):
 
     def examples(self, split: str) -> Iterator[Example]:
         data = self._data[_hub_split(split)]
-        columns = self.task.hub_columns
-        if absent := [column for column in (*columns, "label") if column not in data.column_names]:
+        columns, answer = self.task.hub_columns, self.kind.label_column
+        if absent := [column for column in (*columns, answer) if column not in data.column_names]:
             names = ", ".join(data.column_names)
             raise ConfigError(f"{FIELD}: {self.describe(split)} has no column {', '.join(absent)}; it has: {names}")
         row = 0
-        for batch in data.select_columns([*columns, "label"]).with_format("arrow").iter(batch_size=1000):
+        for batch in data.select_columns([*columns, answer]).with_format("arrow").iter(batch_size=1000):
             for record in batch.to_pylist():
                 row += 1
                 try:
                     texts = self.kind.texts([record[column] for column in columns], columns)
-                    yield *texts, self._label(record["label"], split)
+                    yield *texts, self._label(record[answer], split)
                 except BadValue as bad:
                     raise bad.at(f"{self.describe(split)}, row {row}") from None
 
@@ -60,7 +60,7 @@ class HubData(RawData):
     def _label(self, value: object, split: str) -> Any:
         if split in self.task.test_splits and value in (NO_LABEL, None):
             return None
-        return self.kind.label(value, "label", self._labels)
+        return self.kind.label(value, self.kind.label_column, self._labels)
 
 
 def _hub_split(split: str) -> str:

@@ -1,5 +1,5 @@
 """The files of a task as they are published: GLUE's are tab-separated, quotes plain characters, each with its own
-habits; SWAG's are CSV."""
+habits; SWAG's are CSV; of SQuAD's see squad.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from raypp.config import OfficialSource
 from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end, without_end
 from raypp.data.raw import Example, RawData
+from raypp.data.squad import squad_examples
 from raypp.data.values import BadValue, official_labels
 from raypp.errors import ConfigError
 from raypp.storage import Location
@@ -48,6 +49,9 @@ class OfficialData(RawData):
     def examples(self, split: str) -> Iterator[Example]:
         spec = self.task.official_file(split)
         file = self._file(spec)
+        if file.name.endswith(".json"):
+            yield from squad_examples(file, self.kind)
+            return
         rows = _rows(file)
         width, sentences, label = _positions(spec, file, next(rows, (1, [""]))[1]) if spec.has_header else _fixed(spec)
         needed = max(*sentences, label or 0) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +18,8 @@ from raypp.tasks import Task
 
 BATCH_ROWS = 10_000
 """Rows of a batch, at most: what bounds the memory of reading."""
+
+logger = logging.getLogger("raypp")
 
 FORMAT_VERSION = 1
 """Part of every fingerprint: raise it when the same input begins to give other rows."""
@@ -85,9 +88,25 @@ class RawData(ABC):
     def _limit(self, split: str) -> int | None:
         return self.max_train_rows if split == self.task.train_split else None
 
+    def _teaching(self, split: str) -> Iterator[Example]:
+        """The examples that can be trained on; the others are counted."""
+        skipped = 0
+        for example in self.examples(split):
+            if self.kind.teaches(example):
+                yield example
+            else:
+                skipped += 1
+        known = self.skipped_rows.get(split, 0)
+        if skipped:
+            self.skipped_rows[split] = skipped
+            if known != skipped:
+                where = self.describe(split)
+                logger.warning("%s: skipped %d rows whose labels do not fit their texts", where, skipped)
+
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
         schema = self.kind.schema()
-        examples = islice(self.examples(split), self._limit(split))
+        examples = self._teaching(split) if split == self.task.train_split else self.examples(split)
+        examples = islice(examples, self._limit(split))
         row = 0
         while chunk := list(islice(examples, BATCH_ROWS)):
             *texts, labels = zip(*chunk, strict=True)

@@ -6,10 +6,11 @@ a module with a subclass, a line in `KINDS` and its tests.
 
 from __future__ import annotations
 
-from raypp.config import DataSettings
+from raypp.config import DataSettings, EvaluationSettings
 from raypp.kinds.classification import Classification
 from raypp.kinds.kind import TaskKind
 from raypp.kinds.multiple_choice import MultipleChoice
+from raypp.kinds.question_answering import QuestionAnswering
 from raypp.kinds.regression import Regression
 from raypp.tasks import Task
 
@@ -19,10 +20,16 @@ KINDS: dict[str, type[TaskKind]] = {
     "classification": Classification,
     "regression": Regression,
     "multiple_choice": MultipleChoice,
+    "question_answering": QuestionAnswering,
 }
 """By `Task.kind`."""
 
 
-def kind_of(task: Task, data: DataSettings | None = None) -> TaskKind:
-    """A task's kind, bound to the task and to how its examples are read (None: the defaults)."""
-    return KINDS[task.kind](task, DataSettings() if data is None else data)
+def kind_of(task: Task, data: DataSettings | None = None, evaluation: EvaluationSettings | None = None) -> TaskKind:
+    """A task's kind, bound to the task and to how its examples and predictions are read (None: by the defaults)."""
+    kind = KINDS[task.kind]
+    return kind(
+        task,
+        data=data or DataSettings(max_length=kind.usual_max_length),
+        evaluation=evaluation or EvaluationSettings.model_validate({}),
+    )

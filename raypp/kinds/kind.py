@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from raypp.config import Columns, DataSettings
+from raypp.config import Columns, DataSettings, EvaluationSettings
 from raypp.store import content_key
 from raypp.tasks import Task
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from raypp.predictions import Predictions
 
+# Settings of an experiment that only some kinds read.
+KIND_SETTINGS = frozenset({"data.stride", "evaluation.answers"})
 # Raised when the same input would give other features than before.
 FEATURES_FORMAT = 1
 
@@ -32,9 +34,15 @@ class TaskKind(ABC):
     task: Task
     data: DataSettings
     """How examples are read."""
+    evaluation: EvaluationSettings
+    """How predictions are."""
 
     auto_class: ClassVar[str]
     """The class of transformers that opens a model of this kind."""
+    usual_max_length: ClassVar[int] = 128
+    """Tokens of an example where nothing is said: of a model that is only evaluated."""
+    own_settings: ClassVar[frozenset[str]] = frozenset()
+    """Of KIND_SETTINGS, those that matter."""
 
     # --- raw examples: a value for each of `columns`, then the label ---
 
@@ -48,6 +56,8 @@ class TaskKind(ABC):
     def column_settings(self) -> tuple[str, ...]:
         """The fields of `data.source.columns` that say where the user's own files keep the texts."""
 
+    label_column: ClassVar[str] = "label"
+    """The column of the label where the task is published, and the field of `data.source.columns` for it."""
     label_type: ClassVar[pa.DataType] = pa.int64()
     """Of a raw example's label."""
 
@@ -80,7 +90,14 @@ class TaskKind(ABC):
             BadValue: no such label.
         """
 
+    def teaches(self, example: Sequence[Any]) -> bool:
+        """Whether a raw example can be trained on; those that cannot are left out and counted."""
+        return True
+
     # --- features ---
+
+    rows_are_examples: ClassVar[bool] = True
+    """Whether each example makes one row of features."""
 
     def features_key(self, *, raw_fingerprint: str, tokenizer_fingerprint: str) -> str:
         """Content key of a split's features: everything that determines them. The raw one says how many rows are
@@ -127,9 +144,13 @@ class TaskKind(ABC):
             ConfigError: naming `field`, if the model has other outputs.
         """
 
+    outputs_per_token: ClassVar[bool] = False
+    """Whether a model answers token by token."""
+
     @abstractmethod
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of a model's answer to a batch: logits [rows, outputs]."""
+        """What is kept of a model's answer to a batch: logits [rows, outputs] or, token by token,
+        [rows, width, outputs]."""
 
     # --- losses: sums over rows, float32 scalars ---
 

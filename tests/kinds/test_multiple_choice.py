@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import yaml
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from raypp.cli import main
-from raypp.config import Columns, DataSettings, FilesSource, OfficialSource, OwnTask
+from raypp.config import Columns, DataSettings, DistillationSettings, FilesSource, HubSource, OfficialSource, OwnTask
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
+from raypp.distillation.objective import Objective
+from raypp.distillation.teacher import OnlineTeacher
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
 from raypp.kinds import kind_of
@@ -115,6 +118,27 @@ def test_own_files_have_endings_of_their_own_number(tmp_path: Path) -> None:
     assert table.column("label").to_pylist() == [2, 0]
 
 
+def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: regular", "  data_files:"]
+    copy.mkdir()
+    for split, rows in (("train", swag_rows(6)), ("validation", swag_rows(4, 6)), ("test", swag_rows(3, 9))):
+        columns = dict(zip(HEADER[1:], map(list, list(zip(*rows, strict=True))[1:]), strict=True))
+        columns["label"] = [-1] * len(rows) if split == "test" else [int(label) for label in columns["label"]]
+        features = {name: datasets.Value("string") for name in columns}
+        features["label"] = datasets.ClassLabel(names=["0", "1", "2", "3"])
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(copy / f"{split}.parquet")
+        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
+    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+    raw = open_source(SWAG, HubSource(kind="hub", repository=str(copy)))
+    files = official(write_swag(tmp_path / "files", train=6, dev=4))
+    for split in ("train", "dev"):
+        assert table_of(raw, split).equals(table_of(files, split))
+    assert table_of(raw, "test").column("label").to_pylist() == [None] * 3
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
@@ -209,6 +233,25 @@ def test_losses_are_those_over_the_choices() -> None:
     targets = torch.softmax(teacher / 2, 1)
     soft = 4 * (targets * (targets.log() - torch.log_softmax(logits / 2, 1))).sum()
     torch.testing.assert_close(kind.soft_loss_sum(logits, batch, 2.0), soft)
+
+
+def test_the_hidden_loss_of_a_row_is_the_mean_over_its_choices(
+    tmp_path: Path, minilm_dir: Path, tokenizer: Any
+) -> None:
+    features = Features.from_table(tokenized(official(write_swag(tmp_path)), "dev", tokenizer))
+    student = load_pretrained(minilm_dir, SWAG, seed=1).eval()
+    teacher = OnlineTeacher(load_pretrained(minilm_dir, SWAG, seed=1), ((3, 6),), "mse", 384, 1, torch.device("cpu"))
+    settings = DistillationSettings(soft_weight=0.0, hard_weight=0.5, hidden_weight=1.0)
+    objective = Objective.build(kind_of(SWAG), settings, teacher)
+    batch = features.collate([3, 11], pad_id=0)
+    found = objective(student, {**batch, **teacher.observe(batch)})["hidden_loss"]
+    expected = 0.0
+    for row, choice in itertools.product((0, 1), range(4)):
+        real = batch["attention_mask"][row, choice].bool()
+        one = {name: batch[name][row, choice][real][None, None] for name in ("input_ids", "token_type_ids")}
+        states = student(**one, output_hidden_states=True).hidden_states
+        expected += (states[3] - states[6]).square().mean().item() / 4
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def experiment(folder: Path, encoder: Path, **changes: Any) -> Path:

@@ -1,0 +1,192 @@
+"""Question answering: which words of a context answer a question, if any do (SQuAD, Rajpurkar et al. 2016, 2018).
+
+A context that is longer than the model reads is read in windows, `[CLS] question [SEP] part of the context [SEP]`, each
+a row of features. A model gives each token a logit as the answer's start and one as its end; the first token stands for
+"no answer here" (Devlin et al. 2019, sections 4.2 and 4.3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raypp.answer_metrics import answer_metrics
+from raypp.data.features import features_schema
+from raypp.data.tokenization import backend_of, has_token_types
+from raypp.data.values import BadValue, text_of
+from raypp.data.windows import ANSWER_TYPE, window_rows
+from raypp.errors import ConfigError
+from raypp.kinds.answers import Answer, best_answers
+from raypp.kinds.kind import TaskKind
+from raypp.metrics import require_finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from raypp.predictions import Predictions
+
+START, END = 0, 1  # of the two outputs of a token
+NO_LOGIT = -1e30  # of padding: its probability is 0, and 0 times its logarithm too
+
+
+@dataclass(frozen=True)
+class QuestionAnswering(TaskKind):
+    """Two logits for each token: how likely the answer starts, and ends, with it."""
+
+    auto_class = "AutoModelForQuestionAnswering"
+    label_column = "answers"
+    label_type = pa.list_(ANSWER_TYPE)
+    outputs_per_token = True
+    rows_are_examples = False
+    usual_max_length = 384
+    own_settings = frozenset({"data.stride", "evaluation.answers"})
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("id", "question", "context")
+
+    @property
+    def column_settings(self) -> tuple[str, ...]:
+        return self.columns
+
+    def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
+        """As they are; only a question may be empty."""
+        texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
+        for place in (0, 2):
+            if not texts[place].strip():
+                raise BadValue(f"{columns[place]} is {texts[place]!r}; allowed: a text")
+        return texts
+
+    def label(self, value: object, column: object, spellings: Mapping[str, int]) -> list[dict[str, object]]:
+        """The answers, as SQuAD's files have them (a list of text and answer_start) or as the hub has (two lists)."""
+        answers = value
+        if isinstance(value, Mapping) and set(value) == {"text", "answer_start"}:
+            pairs = zip(value["text"], value["answer_start"], strict=True)
+            answers = [{"text": text, "answer_start": start} for text, start in pairs]
+        if not isinstance(answers, list) or not all(map(_is_answer, answers)):
+            raise BadValue(
+                f"{column} is {str(value)[:100]!r}; allowed: texts, each with its answer_start in the context"
+            )
+        if not answers and not self.task.unanswerable:
+            raise BadValue(f"{column} is empty; allowed: at least one answer, since {self.task.name} has one for each")
+        return [{"text": answer["text"], "start": answer["answer_start"]} for answer in answers]
+
+    def teaches(self, example: Sequence[Any]) -> bool:
+        """Whether the first answer stands where it is said to stand."""
+        *_, context, answers = example
+        return not answers or context.startswith(answers[0]["text"], answers[0]["start"])
+
+    def features_settings(self) -> dict[str, Any]:
+        return {**super().features_settings(), "stride": self.data.stride}
+
+    def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+        """A row for each window. Of the examples, windows have the place of every token in the context, and the first
+        window has id, context and answers."""
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"tokenizer: {type(tokenizer).__name__} does not tell where its tokens stand in a text, which question "
+                "answering needs; give a model with a fast tokenizer (tokenizer.json)"
+            )
+        examples = batch.to_pylist()
+        pairs = [(example["question"], example["context"]) for example in examples]
+        encodings = backend_of(tokenizer, None).encode_batch(pairs) if pairs else []
+        rows = [
+            row
+            for example, encoding in zip(examples, encodings, strict=True)
+            for row in window_rows(example, encoding, self.data.max_length, self.data.stride)
+        ]
+        schema = features_schema(pa.int64(), has_token_types(tokenizer), windows=True)
+        return pa.Table.from_pydict({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"num_labels": 2}
+
+    def keeps_head(self, config: Any) -> bool:
+        """Any head of question answering."""
+        return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
+
+    def output_order(self, config: Any, field: str) -> list[int]:
+        """Start and end."""
+        return [START, END]
+
+    def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits [rows, width, 2]; those of padding mean nothing."""
+        import torch
+
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+    def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean of the cross entropies of start and end over a window's tokens, summed over rows."""
+        from raypp.distillation.losses import hard_cross_entropy_sum
+
+        logits, labels = _only_real(outputs, batch), batch["labels"]
+        start, end = (hard_cross_entropy_sum(logits[..., side], labels[:, side]) for side in (START, END))
+        return (start + end) / 2
+
+    def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """The mean of the soft losses of start and end over a window's tokens, summed over rows."""
+        from raypp.distillation.losses import soft_cross_entropy_sum
+
+        logits, teacher = _only_real(outputs, batch), _only_real(batch["teacher_logits"], batch)
+        start, end = (
+            soft_cross_entropy_sum(logits[..., side], teacher[..., side], temperature) for side in (START, END)
+        )
+        return (start + end) / 2
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        answers = [answer for answer in self.answers(predictions) if answer.gold is not None]
+        texts, gold = [answer.text for answer in answers], [answer.gold or () for answer in answers]
+        return answer_metrics(texts, gold, self.task.unanswerable)
+
+    def answers(self, predictions: Predictions) -> Iterator[Answer]:
+        """The answer to each question, best over its windows.
+
+        Raises:
+            FloatingPointError: a logit is not finite.
+        """
+        require_finite(predictions.logits)
+        return best_answers(predictions, self.evaluation.answers, self.task.unanswerable)
+
+    def table(self, predictions: Mapping[str, Predictions]) -> str:
+        lines = ["split\trow\tid\tlabel\tprediction\tscore\tno_answer_score"]
+        for split, part in predictions.items():
+            for answer in self.answers(part):
+                texts = [" ".join(text.split()) for text in (answer.id, next(iter(answer.gold or ()), ""), answer.text)]
+                scores = [f"{score:.6g}" for score in (answer.score, answer.no_answer_score)]
+                lines.append("\t".join([split, str(answer.row), *texts, *scores]))
+        return "\n".join(lines) + "\n"
+
+    def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
+        """The files that SQuAD's evaluation reads (answers by id and, for a data set with questions that have none,
+        the probability of that), and the best candidates."""
+        answers = list(self.answers(predictions))
+        if len({answer.id for answer in answers}) < len(answers):
+            raise ConfigError(
+                f"data.source: an id stands twice in {split}, so that answers cannot be told by their ids"
+            )
+        content: dict[str, dict[str, Any]] = {
+            "predictions.json": {answer.id: answer.text for answer in answers},
+            "nbest_predictions.json": {answer.id: answer.candidate_records() for answer in answers},
+        }
+        if self.task.unanswerable:
+            content["na_prob.json"] = {answer.id: answer.no_answer_probability for answer in answers}
+        for name, values in content.items():
+            (folder / name).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return [folder / name for name in content]
+
+
+def _is_answer(value: object) -> bool:
+    return (
+        isinstance(value, Mapping) and isinstance(value.get("text"), str) and isinstance(value.get("answer_start"), int)
+    )
+
+
+def _only_real(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits [rows, width, 2] in float32, with no probability left for padding."""
+    return logits.float().masked_fill(batch["attention_mask"][..., None] == 0, NO_LOGIT)
