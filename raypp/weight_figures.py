@@ -58,10 +58,9 @@ def movement_figure(statistics: WeightStatistics) -> Picture:
     movement = statistics.movement
     if movement is None:
         raise NothingToDraw("movement: the initial weights are not known")
-    panels = [("kept", movement.kept), ("pruned", movement.pruned)]
-    is_folded = not statistics.lowest_kept
-    if is_folded:
-        panels.pop()
+    panels = [("kept", movement.kept)]
+    if statistics.lowest_kept and movement.pruned.any():  # in a folded model they have all gone to 0
+        panels.append(("pruned", movement.pruned))
     figure = Picture(1.6 + 3.7 * len(panels), 4.6)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     scale = LogNorm(1, max(2, *(int(counts.max()) for _, counts in panels)))
@@ -79,7 +78,7 @@ def movement_figure(statistics: WeightStatistics) -> Picture:
         axes.set_xlabel("initial weight")
         axes.xaxis.set_major_locator(MaxNLocator(5))
     row[0].set_ylabel("final - initial weight")
-    figure.suptitle("Movement of the weights" + (" (pruned ones are 0 in a saved model)" if is_folded else ""))
+    figure.suptitle("Movement of the weights")
     figure.colorbar(image, ax=row, label="weights in a bin (logarithmic)")
     _add_legend(figure, row[:1])
     return figure

@@ -103,8 +103,9 @@ def test_a_notebook_shows_a_figure_by_itself() -> None:
         assert image.size == figure.rgb().shape[1::-1]
 
 
-def test_the_global_state_of_pyplot_is_left_alone() -> None:
+def test_matplotlib_is_imported_to_draw_and_its_global_state_is_left_alone() -> None:
     program = (
+        "import sys, raypp.recording, raypp.inspection, raypp.sweep_result; print('matplotlib' in sys.modules);"
         "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams);"
         "import raypp.run_figures as r;"
         "r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]).save(pathlib.Path(tempfile.mkdtemp()) /"
@@ -113,7 +114,7 @@ def test_the_global_state_of_pyplot_is_left_alone() -> None:
     environment = {"MPLBACKEND": "agg", "PATH": "", "HOME": str(Path.home())}
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=root)
-    assert done.stdout == "False\n", done.stderr
+    assert done.stdout == "False\nFalse\n", done.stderr
 
 
 # --- over steps ------------------------------------------------------------------------------------------------------

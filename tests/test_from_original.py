@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from raypp.cli import main
 from raypp.config import Experiment
@@ -277,6 +278,20 @@ def test_the_table_is_well_formed(script: str) -> None:
     for option in OPTIONS[script]:
         assert option.place or option.note, f"{option.name} is dropped without a word"
         assert not option.copied or re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", option.place)
+
+
+def test_what_takes_an_options_place_is_a_field_or_a_command() -> None:
+    for option in OPTIONS["masked_run_glue.py"]:
+        for place in re.sub(r" \(.*?\)", "", option.place).split(", ") if option.place else []:
+            name = place.split(" ")[0].split(":")[0]
+            assert name == "raypp" or _is_field(Experiment, name.split(".")), option
+
+
+def _is_field(kind: Any, path: list[str]) -> bool:
+    """Whether a settings class, or one of a union, has the field."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return not path or (path[0] in kind.model_fields and _is_field(kind.model_fields[path[0]].annotation, path[1:]))
+    return not path or any(_is_field(part, path) for part in get_args(kind))
 
 
 def test_scripts_are_complete() -> None:
