@@ -29,6 +29,15 @@ DENSITY = {"scope": "local", "initial_density": 1.0, "final_density": 0.15}
 TARGETED = SCORED | {"target_density": None}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "OwnTask": {"kind": "classification", "pair": False, "labels": []},
+    "LanguageModelingTask": {"objective": "masked", "masking": None},
+    "MaskingSettings": {
+        "proportion": 0.15,
+        "mask_fraction": 0.8,
+        "keep_fraction": 0.1,
+        "random_fraction": 0.1,
+        "smoothing": 0.7,
+    },
+    "StudentSettings": {"revision": None, "layers": None, "config": None},
     "TrainSettings": {
         "epochs": None,
         "max_steps": None,
@@ -44,6 +53,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_gradient_norm": 1.0,
         "precision": "float32",
         "freeze_embeddings": None,
+        "freeze_position_embeddings": False,
+        "freeze_token_type_embeddings": False,
         "log_every_steps": 10,
         "seed": 42,
     },
@@ -54,7 +65,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 2.0,
         "hidden_weight": 0.0,
         "hidden_layers": None,
+        "soft_tokens": "targets",
         "hidden_kind": "mse",
+        "cosine_weight": 0.0,
+        "logits_weight": 0.0,
     },
     "TopKPruning": SCORED | DENSITY,
     "MagnitudePruning": PRUNING | DENSITY,
@@ -118,6 +132,10 @@ def test_a_default_may_be_written_out() -> None:
         {"train": {"max_gradient_norm": None}},
         {"evaluation": {"every_epochs": 2.0}},
         {"data": {"max_length": 64}},
+        {"data": {"window_blocks": 64}},
+        {"distillation": {"cosine_weight": 1.0}},
+        {"student": {"model": "m", "layers": [0, 2]}},
+        {"student": {"model": "m", "config": {"num_hidden_layers": 2}}},
     ],
 )
 def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:

@@ -87,14 +87,14 @@ class Features:
         rows = table.column("row").to_numpy()
         assert (np.diff(rows) > 0).all(), "rows are sorted, and none is there twice"
         label = table.column("label")
-        ids, lengths = _flatten(table.column("input_ids"), np.int32)
+        ids, lengths = flatten(table.column("input_ids"), np.int32)
         sequences = 1
         if "sequence_lengths" in table.schema.names:
-            lengths, counts = _flatten(table.column("sequence_lengths"), np.int32)
+            lengths, counts = flatten(table.column("sequence_lengths"), np.int32)
             sequences = int(counts[0]) if len(counts) else 1
             assert (counts == sequences).all(), "every row has as many sequences"
         token_types = (
-            _flatten(table.column("token_type_ids"), np.int8)[0] if "token_type_ids" in table.schema.names else None
+            flatten(table.column("token_type_ids"), np.int8)[0] if "token_type_ids" in table.schema.names else None
         )
         return cls(
             rows=rows,
@@ -128,10 +128,18 @@ class Features:
         """Whether every example has a label."""
         return bool(self.labelled.all())
 
+    def num_targets(self, indices: npt.NDArray[np.int64]) -> int:
+        """Labels of the examples at `indices`: one each."""
+        return len(indices)
+
+    def num_outputs(self, indices: npt.NDArray[np.int64]) -> int:
+        """Outputs that are compared with a teacher's: one each."""
+        return len(indices)
+
     def with_teacher_logits(self, table: pa.Table) -> Features:
         """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`."""
         assert np.array_equal(table.column("row").to_numpy(), self.rows), "logits are of the rows they were made from"
-        logits, widths = _flatten(table.column("logits"), np.float32)
+        logits, widths = flatten(table.column("logits"), np.float32)
         assert (widths == widths[0]).all(), "every row has as many logits"
         return replace(self, teacher_logits=logits.reshape(len(self), -1))
 
@@ -189,7 +197,7 @@ class Features:
         return batch
 
 
-def _flatten(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def flatten(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Values and lengths of a list column. Chunk by chunk: all together may be more than 32-bit offsets can count."""
     values = [chunk.flatten().to_numpy() for chunk in column.chunks]
     lengths = [chunk.value_lengths().to_numpy() for chunk in column.chunks]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from raypp.config import DataSettings
 from raypp.kinds.classification import Classification
 from raypp.kinds.kind import TaskKind
+from raypp.kinds.language_modeling import CausalLanguageModeling, MaskedLanguageModeling
 from raypp.kinds.multiple_choice import MultipleChoice
 from raypp.kinds.regression import Regression
 from raypp.tasks import Task
@@ -19,6 +20,8 @@ KINDS: dict[str, type[TaskKind]] = {
     "classification": Classification,
     "regression": Regression,
     "multiple_choice": MultipleChoice,
+    "masked_language_modeling": MaskedLanguageModeling,
+    "causal_language_modeling": CausalLanguageModeling,
 }
 """By `Task.kind`."""
 
