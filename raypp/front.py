@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raypp.direction import lower_is_better, merit
+
 
 @dataclass(frozen=True)
 class Point:
@@ -26,6 +28,13 @@ class Point:
     runs: tuple[str, ...]
     """Its trials' run folders, the best first."""
     on_front: bool = False
+    lower_is_better: bool = False
+    """Of the metric."""
+
+    @property
+    def merit(self) -> float:
+        """The metric, or its negative where less is better."""
+        return -self.metric if self.lower_is_better else self.metric
 
 
 def points_of(results: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any]]]) -> list[Point]:
@@ -41,8 +50,9 @@ def points_of(results: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any]]
         changes[number] = changed
     points = []
     for number, of_point in trials.items():
-        ranked = sorted(of_point, key=lambda result: -result["metrics"][result["headline"]])
-        metrics = [result["metrics"][result["headline"]] for result in ranked]
+        headline = of_point[0]["headline"]
+        ranked = sorted(of_point, key=lambda result: -merit(headline, result["metrics"][headline]))
+        metrics = [result["metrics"][headline] for result in ranked]
         points.append(
             Point(
                 number,
@@ -51,20 +61,21 @@ def points_of(results: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any]]
                 metric=statistics.fmean(metrics),
                 spread=statistics.stdev(metrics) if len(metrics) > 1 else 0.0,
                 runs=tuple(result["paths"]["run"] for result in ranked),
+                lower_is_better=lower_is_better(headline),
             )
         )
-    best = pareto([(point.density, point.metric) for point in points])
+    best = pareto([(point.density, point.merit) for point in points])
     marked = [Point(**{**vars(point), "on_front": is_best}) for point, is_best in zip(points, best, strict=True)]
     return sorted(marked, key=lambda point: (-point.density, point.number))
 
 
 def pareto(values: Sequence[tuple[float, float]]) -> list[bool]:
-    """Of (density, metric) pairs, which no other beats: none is as sparse and better, or sparser and as good."""
+    """Of (density, merit) pairs, which no other beats: none is as sparse and better, or sparser and as good."""
     return [
         not any(
-            other[0] <= density and other[1] >= metric and (other[0] < density or other[1] > metric) for other in values
+            other[0] <= density and other[1] >= merit and (other[0] < density or other[1] > merit) for other in values
         )
-        for density, metric in values
+        for density, merit in values
     ]
 
 
@@ -96,6 +107,6 @@ def best_runs(points: Sequence[Point]) -> dict[str, str]:
     best: dict[str, Point] = {}
     for point in points:
         key = f"{point.density:.4f}"
-        if point.on_front and (key not in best or point.metric > best[key].metric):
+        if point.on_front and (key not in best or point.merit > best[key].merit):
             best[key] = point
     return {key: point.runs[0] for key, point in best.items()}

@@ -57,10 +57,12 @@ class Judgement:
     """The metric that was needed to go on."""
     compared: int
     """Trials of its stratum at this rung so far, itself included."""
+    lower_is_better: bool = False
+    """Of the metric."""
 
     @property
     def stops(self) -> bool:
-        return self.metric < self.cut
+        return self.metric > self.cut if self.lower_is_better else self.metric < self.cut
 
     def __str__(self) -> str:
         return (
@@ -70,10 +72,10 @@ class Judgement:
 
 
 class Halving:
-    """The rungs of all strata, and who reached them with which metric (higher is better)."""
+    """The rungs of all strata, and who reached them with which metric."""
 
-    def __init__(self, settings: StoppingSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: StoppingSettings, lower_is_better: bool = False) -> None:
+        self.settings, self.lower_is_better = settings, lower_is_better
         self.rungs = rungs_of(settings)
         self._metrics: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
 
@@ -85,8 +87,8 @@ class Halving:
         metrics = self._metrics[stratum, reached[-1]]
         metrics[trial] = metric
         keep = math.ceil(len(metrics) / self.settings.reduction_factor)
-        cut = sorted(metrics.values(), reverse=True)[keep - 1]
-        return Judgement(trial, stratum, reached[-1], fraction, metric, cut, len(metrics))
+        cut = sorted(metrics.values(), reverse=not self.lower_is_better)[keep - 1]
+        return Judgement(trial, stratum, reached[-1], fraction, metric, cut, len(metrics), self.lower_is_better)
 
     def note(self, trial: str, stratum: str, evaluations: Iterable[tuple[float, float]]) -> None:
         """Takes in the (fraction, metric) pairs of a trial that has ended, in order."""

@@ -34,7 +34,7 @@ class Told:
     state: Literal["running", "finished", "lost"]
     """lost: none of its trials finished; they were stopped, or failed."""
     metric: float = 0.0
-    """Headline metric: the mean of its finished trials."""
+    """Headline metric, negative where less is better: the mean of its finished trials."""
     density: float = 0.0
     """Achieved density of the linear weights, likewise."""
 

@@ -51,7 +51,7 @@ def record_sweep(
         figure.write_bytes((folder / "front.png").read_bytes())
         tracker.log_figures({"front/figure": figure})
         tracker.log_table("front/table", *front_rows(points, result["headline"]))
-        best = max(point.metric for point in points)
+        best = max(points, key=lambda point: point.merit).metric
         numbers = {name: result[name] for name in ("seconds", "device_hours", "teacher") if result[name] is not None}
         tracker.summary({f"best/{result['headline']}": best, "trials": result["counts"]} | numbers)
         tracker.finish(0)

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raypp.direction import merit
 from raypp.durations import clock_time
 from raypp.events import TrialAdvanced, TrialState
 
@@ -65,12 +66,12 @@ def trials_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) ->
 
 
 def best_of_strata(trials: Iterable[TrialAdvanced]) -> dict[str, TrialAdvanced]:
-    """The finished trial with the highest metric in each stratum, the strata in the order in which they came."""
+    """The finished trial with the best metric in each stratum, the strata in the order in which they came."""
     best: dict[str, TrialAdvanced] = {}
     for trial in trials:
         if trial.state == "finished" and trial.metric is not None:
             rival = best.get(trial.stratum)
-            if rival is None or rival.metric is None or trial.metric[1] > rival.metric[1]:
+            if rival is None or rival.metric is None or merit(*trial.metric) > merit(*rival.metric):
                 best[trial.stratum] = trial
     return best
 

@@ -50,3 +50,14 @@ def test_the_table_has_every_point_with_its_settings() -> None:
     assert [row["on_front"] for row in rows] == ["yes", "no", "yes", "yes"]
     assert rows[0]["best_run"] == "runs/b"
     assert (rows[3]["pruning.method"], rows[3]["pruning.final_density"]) == ("l0", "")
+
+
+def test_where_less_is_better_the_front_is_the_other_way_round() -> None:
+    measured = [(1.0, 5.0), (0.5, 6.0), (0.5, 9.0), (0.4, 7.0)]
+    results = []
+    for number, (density, perplexity) in enumerate(measured):
+        metrics = {"headline": "eval/perplexity", "metrics": {"eval/perplexity": perplexity}}
+        results.append((number, {}, {**result(str(number), density, 0.0), **metrics}))
+    points = {point.number: point for point in points_of(results)}
+    assert [points[number].on_front for number in range(4)] == [True, True, False, True]
+    assert best_runs(list(points.values()))["0.5000"] == "runs/1"

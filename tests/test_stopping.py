@@ -99,3 +99,11 @@ def test_the_best_of_a_stratum_is_never_stopped(seed: int) -> None:
             del running[name]
             finished.add(stratum)
     assert finished == set(strata), "every stratum has a trial that was run to its end"
+
+
+def test_where_less_is_better_the_trials_of_more_are_stopped() -> None:
+    rungs = Halving(StoppingSettings(grace_fraction=0.5, reduction_factor=2), lower_is_better=True)
+    first = rungs.judge("a", "dense", 0.5, 20.0)
+    second = rungs.judge("b", "dense", 0.5, 30.0)
+    third = rungs.judge("c", "dense", 0.5, 10.0)
+    assert [judgement and judgement.stops for judgement in (first, second, third)] == [False, True, False]

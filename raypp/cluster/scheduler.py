@@ -13,7 +13,7 @@ from raypp.stopping import Halving, Judgement
 class StratifiedHalvingScheduler(FIFOScheduler):  # type: ignore[misc]
     """Asynchronous successive halving among the trials of each stratum.
 
-    Reads of a trial's reports `trial`, `stratum`, `fraction` (of its steps) and `metric` (higher is better), which is
+    Reads of a trial's reports `trial`, `stratum`, `fraction` (of its steps) and `metric`, which is
     None in a report that is no evaluation.
 
     Args:

@@ -9,6 +9,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raypp.cluster.trial import TrialTask
+from raypp.direction import merit
+from raypp.evaluate import headline_key
 from raypp.suggest import Told, suggest
 from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_point
 
@@ -89,6 +91,6 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
                 told.append(Told(point, "lost"))
                 continue
             metrics, densities = zip(*finished, strict=True)
-            told.append(Told(point, "finished", statistics.fmean(metrics), statistics.fmean(densities)))
-
+            reached = merit(headline_key(self.plan.trials[0].plan.task), statistics.fmean(metrics))
+            told.append(Told(point, "finished", reached, statistics.fmean(densities)))
         return told

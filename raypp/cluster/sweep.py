@@ -25,6 +25,7 @@ from raypp.cluster.session import Session
 from raypp.cluster.trainer import STOP_SECONDS, start_fit
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
+from raypp.direction import lower_is_better
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
@@ -309,7 +310,7 @@ def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool
 
 def _halving(plan: SweepPlan, stopping: StoppingSettings, ended: Container[str]) -> Halving:
     """The rungs as the trials that have ended left them; the others tell theirs when they go on."""
-    halving = Halving(stopping)
+    halving = Halving(stopping, lower_is_better(headline_key(plan.trials[0].plan.task)))
     for each in plan.trials:
         if each.name in ended:
             halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
