@@ -21,7 +21,7 @@ Indices = npt.NDArray[np.int64]
 # Rows are sorted by length within so many global batches: enough for batches of even length, few enough to mix well.
 POOL_BATCHES = 64
 # What a stream of random numbers is for, so that no two uses share one.
-_ROW_ORDER, _BATCH_ORDER = 0, 1
+_ROW_ORDER, _BATCH_ORDER, _WINDOW = 0, 1, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,9 @@ def batch_counter(settings: TrainSettings, lengths: npt.ArrayLike) -> Callable[[
     return lambda epoch: len(plan_epoch(lengths, settings, epoch, micro_batches=1))
 
 
-def plan_epoch(lengths: npt.ArrayLike, settings: TrainSettings, epoch: int, micro_batches: int) -> list[GlobalBatch]:
+def plan_epoch(
+    lengths: npt.ArrayLike, settings: TrainSettings, epoch: int, micro_batches: int, window: int | None = None
+) -> list[GlobalBatch]:
     """All global batches of an epoch: every row once, rows of similar length together, in a shuffled order.
 
     The rows are shuffled and, in pools of some batches, sorted by length and cut into batches, whose order is shuffled
@@ -71,19 +73,21 @@ def plan_epoch(lengths: npt.ArrayLike, settings: TrainSettings, epoch: int, micr
         settings: the seed, and the size of a global batch: its rows, or its tokens.
         epoch: counted from 0.
         micro_batches: shares of a global batch.
+        window: number of the part of an epoch whose rows these are, where it is streamed; each has orders of its own.
     """
     lengths = np.asarray(lengths)
-    order = _shuffled(len(lengths), settings.seed, epoch, _ROW_ORDER)
+    key = (settings.seed, epoch) if window is None else (settings.seed, epoch, _WINDOW, window)
+    order = shuffled(len(lengths), *key, _ROW_ORDER)
     if settings.batch_size is not None:
-        cut = _cut_by_rows(order, lengths, settings.batch_size, settings.seed, epoch)
+        cut = _cut_by_rows(order, lengths, settings.batch_size, key)
     else:
         assert settings.batch_tokens is not None, "a batch has a size"
-        cut = _cut_by_tokens(order, lengths, settings.batch_tokens, settings.seed, epoch)
+        cut = _cut_by_tokens(order, lengths, settings.batch_tokens, key)
     return [GlobalBatch(indices, micro_batches) for indices in cut]
 
 
 def _cut_by_rows(
-    order: Indices, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int
+    order: Indices, lengths: npt.NDArray[np.int64], batch_size: int, key: tuple[int, ...]
 ) -> list[Indices]:
     """Batches of so many rows. What fills none is the end of the first shuffle (a random choice, not the longest rows)
     and makes the last, smaller batch."""
@@ -91,12 +95,12 @@ def _cut_by_rows(
     pool = np.arange(len(order)) // (POOL_BATCHES * batch_size)
     pool[whole:] = len(order)  # a pool of their own, the last
     order = order[np.lexsort((lengths[order], pool))]
-    batches = order[:whole].reshape(-1, batch_size)[_shuffled(whole // batch_size, seed, epoch, _BATCH_ORDER)]
+    batches = order[:whole].reshape(-1, batch_size)[shuffled(whole // batch_size, *key, _BATCH_ORDER)]
     return [*batches, *([order[whole:]] if whole < len(order) else [])]
 
 
 def _cut_by_tokens(
-    order: Indices, lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int, epoch: int
+    order: Indices, lengths: npt.NDArray[np.int64], batch_tokens: int, key: tuple[int, ...]
 ) -> list[Indices]:
     """Batches of as many rows as are at most so many tokens when all are padded to the longest; at least one row."""
     widths = padded_length(lengths)
@@ -111,11 +115,12 @@ def _cut_by_tokens(
         size = max(1, int(np.searchsorted(tokens, batch_tokens, "right")))
         batches.append(order[start : start + size])
         start += size
-    return [batches[place] for place in _shuffled(len(batches), seed, epoch, _BATCH_ORDER)]
+    return [batches[place] for place in shuffled(len(batches), *key, _BATCH_ORDER)]
 
 
-def _shuffled(count: int, seed: int, epoch: int, purpose: int) -> Indices:
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch, purpose])).random_raw(count)
+def shuffled(count: int, *key: int) -> Indices:
+    """The numbers from 0 in an order that the key (seed, epoch, what it is for, …) decides."""
+    keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(keys, kind="stable")
 
 

@@ -1,0 +1,1 @@
+"""Text for language modelling: cut into blocks, streamed in a seeded order, masked on the fly. No Ray here."""

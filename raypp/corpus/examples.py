@@ -1,0 +1,96 @@
+"""Blocks with their targets: what a batch of language modelling is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raypp.corpus.blocks import Blocks
+from raypp.corpus.targets import NOT_PREDICTED, Ids, Masker, causal_targets
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class BlockExamples:
+    """Blocks in memory and what of them is predicted in one epoch."""
+
+    blocks: Blocks
+    masker: Masker | None
+    """None: the next token is predicted everywhere."""
+    epoch: int = 0
+    all_tokens: bool = False
+    """Whether a model's output is needed at every real token, and not at the targets alone."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """int64 [n]: position of the text in the source; several blocks may be of one."""
+        return self.blocks.rows
+
+    @property
+    def pieces(self) -> npt.NDArray[np.int64]:
+        """int64 [n]: number of the block in its text."""
+        return self.blocks.pieces
+
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """bool [n], True: a text is its own label."""
+        return np.ones(len(self.blocks), bool)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each block, int64 [n]."""
+        return self.blocks.lengths
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The same."""
+        return self.lengths
+
+    def num_targets(self, indices: npt.NDArray[np.int64]) -> int:
+        """Tokens to predict in the blocks at `indices`."""
+        if self.masker is None:
+            return int((self.lengths[indices] - 1).sum())
+        ids, is_real = self.blocks.padded(indices)
+        return int(self.masker.target_counts(ids, self.rows[indices], self.pieces[indices], is_real, self.epoch).sum())
+
+    def num_outputs(self, indices: npt.NDArray[np.int64]) -> int:
+        """Tokens at which a model's output is needed."""
+        return int(self.lengths[indices].sum()) if self.all_tokens else self.num_targets(indices)
+
+    def collate(
+        self, indices: npt.NDArray[np.int64], pad_id: int | None, *, max_padded: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The blocks at `indices` (at least one) as one padded batch.
+
+        Args:
+            pad_id: stands after the end of a block; None (GPT-2 has none): 0, since no model looks there.
+            max_padded: the width at most, since the model has no further positions.
+
+        Returns:
+            input_ids, attention_mask and labels (NOT_PREDICTED where there is no target), int64 [rows, width]; chosen,
+            bool [rows, width]: where a model's output is needed.
+        """
+        import torch
+
+        ids, is_real = self.blocks.padded(indices)
+        if max_padded is not None:
+            ids, is_real = ids[:, :max_padded], is_real[:, :max_padded]
+        seen, labels = self._targets(ids, indices, is_real)
+        batch: dict[str, Any] = {
+            "input_ids": np.where(is_real, seen, pad_id or 0),
+            "attention_mask": is_real.astype(np.int64),
+            "labels": labels,
+            "chosen": is_real if self.all_tokens else labels != NOT_PREDICTED,
+        }
+        return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+    def _targets(self, ids: Ids, indices: npt.NDArray[np.int64], is_real: npt.NDArray[np.bool_]) -> tuple[Ids, Ids]:
+        if self.masker is None:
+            return ids, causal_targets(ids, is_real)
+        return self.masker(ids, self.rows[indices], self.pieces[indices], is_real, self.epoch)
