@@ -1,0 +1,32 @@
+"""Statistics of parameters and gradients against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raypp.parameter_statistics import parameter_statistics
+
+
+def test_statistics_are_numpys_of_what_is_trained() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 1))
+    model[2].requires_grad_(False)
+    model[0](torch.randn(5, 3)).square().sum().backward()
+    found = parameter_statistics(model.named_parameters())
+    expected = {}
+    for section, name, value in (
+        ("parameters", "0.weight", model[0].weight),
+        ("parameters", "0.bias", model[0].bias),
+        ("gradients", "0.weight", model[0].weight.grad),
+        ("gradients", "0.bias", model[0].bias.grad),
+        ("parameters", "1.weight", model[1].weight),
+        ("parameters", "1.bias", model[1].bias),
+    ):
+        numbers = value.detach().numpy()
+        for statistic in ("mean", "std", "min", "max"):
+            expected[f"{section}/{name}/{statistic}"] = float(getattr(np, statistic)(numbers))
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert parameter_statistics([]) == {}
