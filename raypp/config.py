@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Kind = Literal["classification", "regression", "multiple_choice", "question_answering"]
+LayerNumber = Annotated[int, Field(ge=0)]
 
 # The original scripts' spellings, so that their users' habits work.
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
@@ -62,6 +63,49 @@ class OwnTask(Settings):
             raise ValueError(f"unanswerable: a {self.kind} task has no questions; leave it out")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: every label name may stand once, got {list(self.labels)}")
+        return self
+
+
+class MaskingSettings(Settings):
+    """Which tokens a masked language model is to predict, and what stands in their place; anew in each epoch."""
+
+    proportion: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Part of a block's tokens that is predicted."""
+    mask_fraction: Fraction = 0.8
+    """Part of those that is replaced by the mask token."""
+    keep_fraction: Fraction = 0.1
+    """Part that is left as it is."""
+    random_fraction: Fraction = 0.1
+    """Part that is replaced by any other token; the three are 1 together."""
+    smoothing: Annotated[float, Field(ge=0)] = 0.7
+    """Rare tokens are predicted more often: a token's chance is its count in the corpus to the power of minus this. 0:
+    all alike."""
+
+    @model_validator(mode="after")
+    def _fractions_are_all(self) -> MaskingSettings:
+        total = self.mask_fraction + self.keep_fraction + self.random_fraction
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"mask_fraction, keep_fraction and random_fraction must be 1 together, got {total:g}")
+        return self
+
+
+class LanguageModelingTask(Settings):
+    """Language modelling on plain text, for `data.source.kind: text`, hub_text or glue_text: what DistilBERT is made
+    by."""
+
+    name: Name
+    """What the task is called in folders and tables."""
+    kind: Literal["language_modeling"]
+    """Text without labels."""
+    objective: Literal["masked", "causal"] = "masked"
+    """masked: some tokens are to be found again (MLM); causal: each next one (CLM)."""
+    masking: MaskingSettings | None = None
+    """Which tokens are masked; null: the defaults. Not for a causal one."""
+
+    @model_validator(mode="after")
+    def _masking_is_meant(self) -> LanguageModelingTask:
+        if self.objective == "causal" and self.masking is not None:
+            raise ValueError("masking: nothing is masked with objective: causal; leave it out")
         return self
 
 
@@ -134,7 +178,58 @@ class SyntheticSource(Settings):
     """Rows of the dev split (and of the test split)."""
 
 
-Source = Annotated[OfficialSource | HubSource | FilesSource | SyntheticSource, Field(discriminator="kind")]
+class Texts(Settings):
+    """What the sources of plain text share."""
+
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Part of the texts that is kept for evaluation, where there is no split for it; chosen by position alone."""
+
+
+class TextSource(Texts):
+    """Plain text in the user's own files: a text a line, or a column."""
+
+    kind: Literal["text"]
+    files: Annotated[Names, Field(min_length=1)]
+    """Files of the training split, one after the other; the ending names the format (.txt, .parquet, .csv, .tsv,
+    .jsonl)."""
+    dev_files: Names = ()
+    """Files that are evaluated on; none: a part of the others is held out."""
+    column: str = "text"
+    """Column of the text in a table."""
+
+
+class HubTextSource(Texts):
+    """Plain text of a data set of the Hugging Face hub."""
+
+    kind: Literal["hub_text"]
+    repository: str
+    """Name of the data set repository."""
+    configuration: str | None = None
+    """Which of its configurations, where it has several."""
+    revision: str | None = None
+    """Branch, tag or commit; null for the default branch."""
+    split: str = "train"
+    """Split to train on."""
+    dev_split: str | None = None
+    """Split to evaluate on; null: a part of the other is held out."""
+    column: str = "text"
+    """Column of the text."""
+
+
+class GlueTextSource(Texts):
+    """Every sentence of the training splits of GLUE tasks, without labels."""
+
+    kind: Literal["glue_text"]
+    directory: str
+    """Folder that holds a folder of official files for each task, by its published name (SST-2, MRPC)."""
+    tasks: Annotated[Names, Field(min_length=1)]
+    """Names of the tasks."""
+
+
+Source = Annotated[
+    OfficialSource | HubSource | FilesSource | SyntheticSource | TextSource | HubTextSource | GlueTextSource,
+    Field(discriminator="kind"),
+]
 
 
 class DataSettings(Settings):
@@ -148,6 +243,8 @@ class DataSettings(Settings):
     """Question answering: tokens from the start of one window of a long context to the start of the next."""
     max_train_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many training rows; null for all."""
+    window_blocks: Annotated[int, Field(ge=1)] = 65_536
+    """Of plain text: sequences in memory at a time, among which those of a batch are chosen."""
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -160,6 +257,21 @@ class StudentSettings(Settings):
     """A folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package."""
     revision: str | None = None
     """Branch, tag or commit of a hub name; null for the default branch."""
+    layers: Annotated[tuple[LayerNumber, ...], Strict(False), Field(min_length=1)] | None = None
+    """Only these of the model's layers, numbered from 0, with everything else of it: how a smaller student begins as
+    its teacher. null: all."""
+    config: dict[str, Any] | str | None = None
+    """A new model, initialised at random, of which `model` gives the tokenizer: changes to the model's configuration
+    ({num_hidden_layers: 3}) or, with a model_type, a configuration of its own; or a JSON file that holds either. null:
+    the pretrained model."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> StudentSettings:
+        if self.layers is not None and self.config is not None:
+            raise ValueError("layers and config exclude each other: a new model has no layers to choose from")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers: numbers must rise, got {list(self.layers)}")
+        return self
 
 
 class TrainSettings(Settings):
@@ -195,6 +307,10 @@ class TrainSettings(Settings):
     """Arithmetic of forward and backward; weights and optimizer stay in float32."""
     freeze_embeddings: bool | None = None
     """Keep the embeddings as they are; null: yes when pruning (as in the paper), no in a dense run."""
+    freeze_position_embeddings: bool = False
+    """Keep the embeddings of positions as they are."""
+    freeze_token_type_embeddings: bool = False
+    """Keep the embeddings of token types as they are."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of training metrics."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
@@ -469,13 +585,12 @@ PruningSettings = Annotated[
 ]
 
 
-LayerNumber = Annotated[int, Field(ge=0)]
 LayerPair = Annotated[tuple[LayerNumber, LayerNumber], Strict(False)]
 
 
 class DistillationSettings(Settings):
-    """How the hard loss (the labels), the soft loss (the teacher's logits) and the hidden loss (its hidden states) are
-    weighed."""
+    """How the hard loss (the labels), those on the teacher's logits (soft, logits) and those on its hidden states
+    (hidden, cosine) are weighed."""
 
     soft_weight: Annotated[float, Field(ge=0)] = 0.9
     """Weight of the soft loss."""
@@ -483,6 +598,9 @@ class DistillationSettings(Settings):
     """Weight of the hard loss."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens both distributions; the loss is multiplied by its square. Without effect in regression."""
+    soft_tokens: Literal["targets", "all"] = "targets"
+    """In language modelling, where the soft and the logits loss are taken: at the tokens to predict, or at every
+    token."""
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hidden loss. Above 0 the teacher runs beside the student and must have the student's tokenizer; 0:
     its stored logits are enough."""
@@ -492,12 +610,17 @@ class DistillationSettings(Settings):
     loss is the mean over pairs. Where the two models' widths differ, each pair learns a linear projection."""
     hidden_kind: Literal["mse", "cosine"] = "mse"
     """How states are compared: mse, the mean squared error over real tokens and width (as TinyBERT); cosine, 1 - their
-    cosine similarity, the mean over real tokens (as DistilBERT)."""
+    cosine similarity, the mean over real tokens."""
+    cosine_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the cosine loss: 1 - the cosine similarity of both models' last hidden states, the mean over real
+    tokens (as DistilBERT). Above 0 the teacher runs beside the student, as with hidden_weight."""
+    logits_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared error between both models' logits, whatever the temperature."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> DistillationSettings:
-        if self.soft_weight == 0 and self.hard_weight == 0:
-            raise ValueError("soft_weight and hard_weight are both 0: the classifier's outputs would not be learned")
+        if self.soft_weight == 0 and self.hard_weight == 0 and self.logits_weight == 0:
+            raise ValueError("soft_weight and hard_weight are both 0: the model's outputs would not be learned")
         return self
 
     @model_validator(mode="after")
@@ -620,6 +743,9 @@ class TrackingSettings(Settings):
     """W&B project."""
     entity: str | None = None
     """W&B team or user; null for the default."""
+    statistics_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between two records of every parameter's and gradient's mean, standard deviation, minimum and maximum, in
+    metrics.jsonl and W&B (`parameters/…`, `gradients/…`): eight numbers a parameter. null: none."""
 
 
 class Axis(Settings):
@@ -720,7 +846,7 @@ class Experiment(Settings):
     """Folder of its runs; the file's name where it is left out."""
     run: Name | None = None
     """Folder of this run; null: a short readable hash of everything that determines its result."""
-    task: str | OwnTask
+    task: str | OwnTask | LanguageModelingTask
     """A task of the table (`raypp.tasks.TASKS`), or the user's own: {name, kind, pair, labels}."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""

@@ -7,7 +7,7 @@ per-worker F1 scores is not an F1 score.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from raypp.data.batches import plan_evaluation
 from raypp.data.features import Features
 from raypp.kinds import TaskKind
-from raypp.models import max_positions, model_inputs
+from raypp.models import max_positions
 from raypp.predictions import Predictions, without_padding
 from raypp.worker import Worker
 
@@ -39,7 +39,7 @@ def headline_key(task: Task) -> str:
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    features: Features,
+    features: Any,
     kind: TaskKind,
     pad_id: int,
     worker: Worker,
@@ -54,9 +54,10 @@ def predict(
         if number % worker.world_size != worker.rank:
             continue
         padded = features.collate(batch, pad_id, max_padded=longest)
-        inputs = {name: value.to(worker.device) for name, value in model_inputs(model, padded).items()}
+        inputs = {name: value.to(worker.device) for name, value in padded.items()}
+        predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
         places.append(features.places(batch, kind.outputs_per_token))
-        outputs.append(without_padding(kind.outputs(model(**inputs), inputs), inputs, kind.outputs_per_token))
+        outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
     mine = (np.concatenate(places), np.concatenate(outputs)) if outputs else None
     parts = [part for part in worker.gather(mine) if part is not None]
     order = np.argsort(np.concatenate([part[0] for part in parts]))
@@ -64,7 +65,7 @@ def predict(
 
 
 def evaluate(
-    model: nn.Module, splits: Mapping[str, Features], kind: TaskKind, pad_id: int, worker: Worker
+    model: nn.Module, splits: Mapping[str, Any], kind: TaskKind, pad_id: int, worker: Worker
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
     """Metrics of every evaluation split, by key, and the predictions they come from.
 

@@ -17,18 +17,15 @@ import pyarrow as pa
 
 from raypp.checkpoint import Checkpoints, restore
 from raypp.config import Experiment, OfficialSource
-from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
+from raypp.freezing import freeze
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
 from raypp.models import (
-    embeddings_of,
-    freezes_embeddings,
     load_finetuned,
     load_model_config,
-    load_pretrained,
     load_tokenizer,
     max_positions,
     resolve_model,
@@ -36,6 +33,7 @@ from raypp.models import (
 from raypp.pruning.dense import build_pruning
 from raypp.runs import run_experiment
 from raypp.storage import Location
+from raypp.student import load_student
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.worker import Worker
 
@@ -147,9 +145,9 @@ def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
     return replace(kind, data=kind.data.model_copy(update={"max_length": longest}))
 
 
-def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Features:
+def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Any:
     tables = [kind.tokenize(batch, tokenizer) for batch in subject.raw.read(split)]
-    return Features.from_table(pa.concat_tables(tables))
+    return kind.evaluation_data(pa.concat_tables(tables), tokenizer)
 
 
 def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
@@ -182,9 +180,8 @@ def _checkpoints(
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
-        model = load_pretrained(folder, task, experiment.train.seed)
-        if freezes_embeddings(experiment):
-            embeddings_of(model).requires_grad_(False)
+        model = load_student(folder, experiment.student, task, experiment.train.seed)
+        freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
         pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)
         restore(checkpoint, model)

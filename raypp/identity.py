@@ -35,7 +35,11 @@ def run_identity(
         teacher: the teacher's own hash or fingerprint.
     """
     task = experiment.task
+    made = experiment.student.model_dump(mode="json", include={"layers", "config"}, exclude_defaults=True)
+    window = experiment.data.model_dump(mode="json", include={"window_blocks"}, exclude_defaults=True)
     return {
+        **({"student": made} if made else {}),
+        **window,
         "format": RUN_FORMAT,
         "task": task if isinstance(task, str) else _chosen(task),
         "max_length": experiment.data.max_length,

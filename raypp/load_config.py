@@ -27,6 +27,9 @@ PATH_FIELDS = (
     "data.source.train",
     "data.source.dev",
     "data.source.test",
+    "data.source.files",
+    "data.source.dev_files",
+    "student.config",
     "student.model",
     "teacher.model",
     "cluster.storage",
@@ -226,16 +229,19 @@ def _expand_paths(tree: _Tree, origin: str) -> list[str]:
         section: Any = tree.values
         for key in sections:
             section = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or not isinstance(section.get(last), str):
+        if not isinstance(section, dict):
             continue
-        text = section[last]
-        missing = [var for var in re.findall(r"\$\{(\w+)\}", text) if var not in os.environ]
+        given = section.get(last)
+        texts: list[Any] = given if isinstance(given, list) else [given]
+        if not all(isinstance(text, str) for text in texts):
+            continue
+        missing = [(var, text) for text in texts for var in re.findall(r"\$\{(\w+)\}", text) if var not in os.environ]
         if missing:
-            where = _place(name, tree, origin)
-            problems.append(f"{where}: the environment variable {missing[0]} is not set, got {text!r}; set it")
+            (variable, text), where = missing[0], _place(name, tree, origin)
+            problems.append(f"{where}: the environment variable {variable} is not set, got {text!r}; set it")
             continue
-        expanded = re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)
-        section[last] = os.path.expanduser(expanded)
+        expanded = [os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], text)) for text in texts]
+        section[last] = expanded if isinstance(given, list) else expanded[0]
     return problems
 
 

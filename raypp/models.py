@@ -24,7 +24,6 @@ from raypp.kinds import TaskKind, kind_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from raypp.config import Experiment
     from raypp.tasks import Task
 
 TOKENIZER_FILES = (
@@ -125,12 +124,18 @@ def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) ->
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ConfigError(f"{field}: {folder}/config.json cannot be used: {error}") from error
-    if kind is not None and type(config) not in kind.auto_model()._model_mapping:
+    if kind is not None:
+        check_opens(config, kind, field)
+    return config
+
+
+def check_opens(config: Any, kind: TaskKind, field: str) -> None:
+    """ConfigError naming `field` if there is no model of this configuration for tasks of `kind`."""
+    if type(config) not in kind.auto_model()._model_mapping:
         raise ConfigError(
-            f"{field}: model_type {config.model_type!r} in {folder} has no model for {kind.task.name}, none that "
+            f"{field}: model_type {config.model_type!r} has no model for {kind.task.name}, none that "
             f"{kind.auto_class} opens"
         )
-    return config
 
 
 def max_positions(config: Any) -> int:
@@ -225,19 +230,6 @@ def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> d
 @functools.cache
 def _parameter_names(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
-
-
-def freezes_embeddings(experiment: Experiment) -> bool:
-    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes."""
-    chosen = experiment.train.freeze_embeddings
-    return experiment.pruning is not None if chosen is None else chosen
-
-
-def embeddings_of(model: PreTrainedModel) -> torch.nn.Module:
-    """The module that is kept as it is when embeddings are frozen: tokens, positions, token types, their LayerNorm."""
-    encoder = model.base_model
-    embeddings: torch.nn.Module = getattr(encoder, "embeddings", None) or encoder.get_input_embeddings()
-    return embeddings
 
 
 @contextlib.contextmanager

@@ -263,7 +263,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         _copied("alpha_ce", "distillation.soft_weight", 0.5, "Weight of the teacher's loss."),
         Option("alpha_mlm", "distillation.hard_weight", "With `--mlm`.", 0.0),
         Option("alpha_clm", "distillation.hard_weight", "Without `--mlm`.", 0.5),
-        Option("alpha_mse", "distillation.logits_weight", "", 0.0),
+        Option("alpha_mse", "distillation.logits_weight", "The mean over the vocabulary, where it took the sum.", 0.0),
         Option("alpha_cos", "distillation.cosine_weight", "", 0.0),
         Option("mlm", "task.objective", "masked with it, causal without.", False),
         Option("mlm_mask_prop", "task.masking.proportion", "With `--mlm`.", 0.15),

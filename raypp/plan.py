@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +29,15 @@ from raypp.data.batches import batch_counter
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import tokenizer_fingerprint
-from raypp.distillation.teacher import LayerPairs, layer_pairs
+from raypp.distillation.teacher import Comparison, comparisons
 from raypp.errors import ConfigError
+from raypp.freezing import freeze
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
 from raypp.kinds.kind import KIND_SETTINGS
 from raypp.models import (
     check_fit,
+    check_opens,
     load_finetuned,
     load_model_config,
     load_tokenizer,
@@ -47,7 +49,8 @@ from raypp.pruning.schedule import PruningSchedule
 from raypp.runs import check_writable
 from raypp.steps import StepPlan, plan_steps
 from raypp.storage import Location
-from raypp.store import Store
+from raypp.store import Artifact, Store
+from raypp.student import layer_stack, read_config, student_config
 from raypp.tasks import Task, default_source, resolve_task
 
 Value = TypeVar("Value")
@@ -63,6 +66,8 @@ class ModelInput:
     fingerprint: str
     tokenizer: str
     """Fingerprint of its tokenizer: models that share it share features."""
+    config: Any
+    """The `transformers` configuration that it is trained or asked with."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Plan:
     """A teacher that is fine-tuned already."""
     teacher_plan: Plan | None
     """A teacher that must be trained first: a dense run of its own."""
-    hidden_pairs: LayerPairs
-    """Layers of student and teacher that the hidden loss compares; empty without one."""
+    comparisons: Mapping[str, Comparison]
+    """The terms on both models' hidden states, by name."""
     micro_batches: int
     steps: StepPlan
     digest: str
@@ -96,7 +101,7 @@ class Plan:
         """The model that the finished run left, known by what it was made from; on this machine while it is needed."""
         with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
             folder = (self.run / "model").download(Path(scratch))
-            yield ModelInput(folder, self.digest, self.student.tokenizer)
+            yield ModelInput(folder, self.digest, self.student.tokenizer, self.student.config)
 
     @property
     def kind(self) -> TaskKind:
@@ -131,11 +136,16 @@ class _Problems:
             raise ConfigError(self.found)
 
 
-def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
+Prepare = Callable[[RawData, str, TaskKind, ModelInput, Store], Artifact]
+"""Makes the features of a split, under a model's tokenizer, where the store lacks them."""
+
+
+def make_plan(experiment: Experiment, *, runs: Location | None = None, prepare: Prepare | None = None) -> Plan:
     """Checks an experiment against the world and lays its run out.
 
     Args:
         runs: folder that holds the run; `<storage>/<name>` unless it is a teacher's.
+        prepare: cuts plain text, whose number of blocks nobody knows before; None: it is only counted, in this process.
 
     Raises:
         ConfigError: with every problem found.
@@ -145,7 +155,7 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     storage = Location.of(experiment.cluster.storage, "cluster.storage")
     store = Location.of(experiment.cluster.store, "cluster.store") if experiment.cluster.store else storage / "store"
     with problems.collect():
-        _check_sections(experiment)
+        _check_sections(experiment, task)
     with problems.collect():
         check_writable(storage, "cluster.storage")
     if task is not None and task.train_split is None:
@@ -155,7 +165,8 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     if task is None or task.train_split is None:
         problems.stop()
         raise AssertionError("a task that cannot be trained is a problem")
-    experiment = _fill_in(experiment, task)
+    experiment = problems.attempt(lambda: _fill_in(experiment, task)) or experiment
+    problems.stop()
     assert experiment.data.source is not None
     source = experiment.data.source
     raw = problems.attempt(lambda: open_source(task, source, max_train_rows=experiment.data.max_train_rows))
@@ -168,7 +179,10 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     assert raw is not None
     assert student is not None
 
-    lengths = _train_lengths(raw, kind, experiment, student, Store(store), problems)
+    if kind.cuts_texts:
+        lengths = _count_blocks(raw, kind, student, Store(store), problems, prepare)
+    else:
+        lengths = _train_lengths(raw, kind, experiment, student, Store(store), problems)
     micro_batches = _micro_batches(experiment)
     steps = problems.attempt(
         lambda: plan_steps(
@@ -183,16 +197,17 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
         problems.attempt(lambda: PruningSchedule(pruning, steps.total, steps.warmup))
     teacher_plan = problems.attempt(lambda: _teacher_plan(experiment, store))
     teacher_model = teacher_plan.student if teacher_plan else teacher
-    hidden_pairs = problems.attempt(lambda: _hidden_pairs(experiment, student, teacher_model))
+    compared = problems.attempt(lambda: _comparisons(experiment, student, teacher_model))
+    with problems.collect():
+        _check_vocabularies(kind, student, teacher_model)
     problems.stop()
     assert steps is not None
-    assert hidden_pairs is not None
+    assert compared is not None
 
     inputs = {split: raw.fingerprint(split) for split in (TRAIN_SPLIT, *task.eval_splits)}
     followed = teacher.fingerprint if teacher else teacher_plan.digest if teacher_plan else None
-    digest = identity_hash(
-        run_identity(experiment, {**inputs, "student": student.fingerprint}, micro_batches, followed)
-    )
+    inputs["student"] = student.fingerprint
+    digest = identity_hash(run_identity(experiment, inputs, micro_batches, followed))
     name = experiment.run or run_name(experiment, digest)
     run = (runs or storage / experiment.name) / name
     return Plan(
@@ -202,7 +217,7 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
         student=student,
         teacher=teacher,
         teacher_plan=teacher_plan,
-        hidden_pairs=hidden_pairs,
+        comparisons=compared,
         micro_batches=micro_batches,
         steps=steps,
         digest=digest,
@@ -211,13 +226,15 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None) -> Plan:
     )
 
 
-def _check_sections(experiment: Experiment) -> None:
+def _check_sections(experiment: Experiment, task: Task | None) -> None:
     """What one section says about another."""
     problems = []
     if experiment.sweep is not None:
         problems.append("sweep: an experiment with a sweep is run by `raypp sweep`; for one run, leave sweep out")
     if experiment.distillation is not None and experiment.teacher is None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
+    if task is not None and kind_of(task).cuts_texts and experiment.train.batch_tokens is not None:
+        problems.append("train.batch_tokens: plain text comes in blocks of much the same size; give batch_size instead")
     if problems:
         raise ConfigError(problems)
 
@@ -240,6 +257,9 @@ def _fill_in(experiment: Experiment, task: Task) -> Experiment:
     changes: dict[str, Any] = {}
     if experiment.data.source is None:
         changes["data"] = experiment.data.model_copy(update={"source": default_source(task)})
+    if isinstance(experiment.student.config, str):
+        values = read_config(Path(experiment.student.config))
+        changes["student"] = experiment.student.model_copy(update={"config": values})
     if experiment.teacher is not None and experiment.distillation is None:
         changes["distillation"] = DistillationSettings()
     return _with_absolute_paths(experiment.model_copy(update=changes))
@@ -255,8 +275,12 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
         return file(text) if text is not None and Path(text).is_dir() else text
 
     def changed(section: Section, make: Callable[[str | None], str | None], *names: str) -> Section:
-        present = [name for name in names if hasattr(section, name)]
-        return section.model_copy(update={name: make(getattr(section, name)) for name in present})
+        present = {name: getattr(section, name) for name in names if hasattr(section, name)}
+        made = {
+            name: tuple(map(make, value)) if isinstance(value, tuple) else make(value)
+            for name, value in present.items()
+        }
+        return section.model_copy(update=made)
 
     source = experiment.data.source
     assert source is not None, "filled in before"
@@ -264,7 +288,7 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
     return experiment.model_copy(
         update={
             "data": experiment.data.model_copy(
-                update={"source": changed(source, file, "directory", "train", "dev", "test")}
+                update={"source": changed(source, file, "directory", "train", "dev", "test", "files", "dev_files")}
             ),
             "student": changed(experiment.student, model, "model"),
             "teacher": None if teacher is None else changed(teacher, model, "model"),
@@ -278,28 +302,40 @@ def _micro_batches(experiment: Experiment) -> int:
     return max(1, experiment.cluster.max_workers) if chosen == "auto" else int(chosen)
 
 
-def _model_input(reference: str, revision: str | None, kind: TaskKind, field: str) -> ModelInput:
+def _model_input(
+    reference: str, revision: str | None, kind: TaskKind, field: str, made: StudentSettings | None = None
+) -> ModelInput:
+    """A model that fits the task; `made`: how the student is made of it."""
     folder = resolve_model(reference, revision, field)
-    config = load_model_config(folder, field, kind)
+    config = load_model_config(folder, field)
+    if made is not None:
+        config = student_config(config, made)
+    check_opens(config, kind, field)
     tokenizer = load_tokenizer(folder, field)
     check_fit(config, tokenizer, kind.data.max_length, field)
-    return ModelInput(folder, model_fingerprint(folder), tokenizer_fingerprint(tokenizer))
+    if problems := kind.problems_with(tokenizer, field):
+        raise ConfigError(problems)
+    return ModelInput(folder, model_fingerprint(folder), tokenizer_fingerprint(tokenizer), config)
 
 
 def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     settings = experiment.student
-    student = _model_input(settings.model, settings.revision, kind, "student.model")
+    student = _model_input(settings.model, settings.revision, kind, "student.model", settings)
+    model = meta_model(student.config, kind)
+    if settings.layers is not None:
+        layer_stack(model)
+    freeze(model, experiment)
     if experiment.pruning is not None:
-        select_layers(meta_model(student.folder, kind), experiment.pruning.layers)
+        select_layers(model, experiment.pruning.layers)
     return student
 
 
-def meta_model(folder: Path, kind: TaskKind) -> Any:
-    """The model of a folder without its weights: enough to see which layers it has."""
+def meta_model(config: Any, kind: TaskKind) -> Any:
+    """The model of a configuration without weights: enough to see which layers it has."""
     import torch
 
     with torch.device("meta"):
-        return kind.auto_model().from_config(load_model_config(folder, "student.model", kind))
+        return kind.auto_model().from_config(config)
 
 
 def _given_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
@@ -318,20 +354,32 @@ def _teacher_plan(experiment: Experiment, store: Location) -> Plan | None:
     return make_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
 
 
-def _hidden_pairs(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> LayerPairs:
-    """The pairs of layers that the hidden loss compares; none without one. Refuses models that cannot be compared."""
+def _comparisons(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> Mapping[str, Comparison]:
+    """The terms on hidden states; refuses models that cannot be compared."""
     settings = experiment.distillation
-    if settings is None or not settings.hidden_weight or teacher is None:
-        return ()
-    if teacher.tokenizer != student.tokenizer:
+    if settings is None or teacher is None:
+        return {}
+    terms = comparisons(settings, student.config, teacher.config)
+    if terms and teacher.tokenizer != student.tokenizer:
+        field = "hidden_weight" if settings.hidden_weight else "cosine_weight"
         raise ConfigError(
-            f"distillation.hidden_weight: {settings.hidden_weight:g} compares states token by token, but the teacher "
+            f"distillation.{field}: {getattr(settings, field):g} compares states token by token, but the teacher "
             f"in {teacher.folder} has another tokenizer than the student in {student.folder}; allowed: 0, or a teacher "
             "with the student's tokenizer"
         )
-    return layer_pairs(
-        settings, load_model_config(student.folder, "student.model"), load_model_config(teacher.folder, "teacher.model")
-    )
+    return terms
+
+
+def _check_vocabularies(kind: TaskKind, student: ModelInput, teacher: ModelInput | None) -> None:
+    """Refuses a teacher of other tokens, where it is followed token by token."""
+    if kind.stores_teacher_logits or teacher is None:
+        return
+    if (teacher.tokenizer, teacher.config.vocab_size) != (student.tokenizer, student.config.vocab_size):
+        raise ConfigError(
+            f"teacher: the one in {teacher.folder} has another tokenizer or vocabulary ({teacher.config.vocab_size} "
+            f"tokens) than the student in {student.folder} ({student.config.vocab_size}), which follows its "
+            "probabilities of each token; give one with the student's"
+        )
 
 
 def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Experiment:
@@ -351,6 +399,39 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
             "evaluation": EvaluationSettings.model_validate({}),
         }
     )
+
+
+_counted: dict[str, int] = {}  # blocks by content key: the trials of a sweep share a corpus
+
+
+def _count_blocks(
+    raw: RawData,
+    kind: TaskKind,
+    student: ModelInput,
+    store: Store,
+    problems: _Problems,
+    prepare: Prepare | None,
+) -> np.ndarray:
+    """A 0 for each block of the training split: batches are cut by their number alone.
+
+    Cuts every text of every split once, so that a bad one is found now.
+    """
+    blocks = 0
+    for split in (TRAIN_SPLIT, *kind.task.eval_splits):
+        with problems.collect():
+            key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=student.tokenizer)
+            artifact = store.find("features", key)
+            if artifact is None and prepare is not None:
+                artifact = prepare(raw, split, kind, student, store)
+            if artifact is None and key not in _counted:
+                tokenizer = load_tokenizer(student.folder, "student.model")
+                _counted[key] = sum(kind.tokenize(batch, tokenizer).num_rows for batch in raw.read(split))
+            found = artifact.rows if artifact is not None else _counted[key]
+            if not found:
+                problems.found.append(f"data.source: {raw.describe(split)} leaves no text that is long enough")
+            blocks = found if split == TRAIN_SPLIT else blocks
+    problems.stop()
+    return np.zeros(blocks, np.int64)
 
 
 def _train_lengths(

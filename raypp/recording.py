@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raypp.config import Experiment
+from raypp.direction import merit
 from raypp.events import Message
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
@@ -27,7 +28,7 @@ class Window:
 
     terms: tuple[str, ...]
     sums: dict[str, float] = field(default_factory=dict)
-    rows: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     skipped_steps: int = 0
     norms: float = 0.0
@@ -35,9 +36,9 @@ class Window:
     tokens: int = 0
     computed_tokens: int = 0
 
-    def add(self, sums: list[float], rows: int, norm: float, seconds: float) -> None:
-        """Adds one step: the sum of each term, then real and computed tokens; rows; the gradient norm before
-        clipping; the time it took. Of a step that float16's scaler skipped, loss and norm mean nothing."""
+    def add(self, sums: list[float], counts: Mapping[str, int], norm: float, seconds: float) -> None:
+        """Adds one step: the sum of each term, then real and computed tokens; the count of each term; the gradient norm
+        before clipping; the time it took. Of a step that float16's scaler skipped, loss and norm mean nothing."""
         *terms, tokens, computed = sums
         self.steps += 1
         self.seconds += seconds
@@ -48,7 +49,7 @@ class Window:
             return
         for name, value in zip(self.terms, terms, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.rows += rows
+            self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.norms += norm
 
     def drain(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -57,7 +58,7 @@ class Window:
         if self.skipped_steps:
             means["train/skipped_steps"] = self.skipped_steps
         if taken := self.steps - self.skipped_steps:
-            means |= {f"train/{name}": value / self.rows for name, value in self.sums.items()}
+            means |= {f"train/{name}": value / self.counts[name] for name, value in self.sums.items()}
             means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
             means["train/gradient_norm"] = self.norms / taken
         self.__init__(self.terms)  # type: ignore[misc]
@@ -79,9 +80,10 @@ class Progress:
     best: dict[str, float] | None = None
     """Step and headline value of the best evaluation at the final density; the first of equals."""
 
-    def note(self, step: int, value: float, eligible: bool) -> None:
+    def note(self, step: int, headline: str, metrics: Mapping[str, float], eligible: bool) -> None:
         """Takes an evaluation into account."""
-        if eligible and (self.best is None or value > self.best["value"]):
+        value = metrics[headline]
+        if eligible and (self.best is None or merit(headline, value) > merit(headline, self.best["value"])):
             self.best = {"step": step, "value": value}
 
 

@@ -106,7 +106,9 @@ def loss_figure(records: Sequence[Record]) -> Picture:
         "loss": (BLACK, "-"),
         "soft_loss": (BLUE, "--"),
         "hard_loss": (VERMILION, "-."),
+        "logits_loss": (SKY, "--"),
         "hidden_loss": (GREEN, ":"),
+        "cosine_loss": (PURPLE, ":"),
     }
     terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
     if len(terms) == 2 and len({tuple(series[1].tolist()) for series in terms.values()}) == 1:

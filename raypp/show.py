@@ -32,11 +32,11 @@ def _facts(plan: Plan) -> list[str]:
     ]
     if plan.teacher_plan is not None:
         facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")
-    if plan.hidden_pairs:
-        pairs = ", ".join(f"{student} with {teacher}" for student, teacher in plan.hidden_pairs)
-        facts.append(f"hidden loss: layers of student and teacher, {pairs}")
+    for term, compared in plan.comparisons.items():
+        pairs = ", ".join(f"{student} with {teacher}" for student, teacher in compared.pairs)
+        facts.append(f"{term.replace('_', ' ')}: layers of student and teacher, {pairs}")
     if plan.experiment.pruning is not None:
-        layers = select_layers(meta_model(plan.student.folder, plan.kind), plan.experiment.pruning.layers)
+        layers = select_layers(meta_model(plan.student.config, plan.kind), plan.experiment.pruning.layers)
         weights = sum(layer.weight.numel() for layer in layers.values())
         facts.append(f"pruned: {len(layers)} linear layers, {weights:,} weights")
         facts += [f"  {name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]

@@ -78,6 +78,18 @@ class Artifact:
         with storage_errors(place):
             return pq.ParquetFile(pa.BufferReader(place.read_bytes())).read()
 
+    def read_groups(self, name: str, groups: Sequence[int]) -> list[pa.Table]:
+        """Some row groups of one Parquet file."""
+        place = self.location / name
+
+        def read() -> list[pa.Table]:
+            with place.filesystem.open_input_file(place.path) as stream:
+                file = pq.ParquetFile(stream)
+                return [file.read_row_group(group) for group in groups]
+
+        with storage_errors(place):
+            return patiently(place, read)
+
     def read_table(self) -> pa.Table:
         """All Parquet files as one table, sorted by the column `row`: the order of the source."""
         with ThreadPoolExecutor(READ_THREADS) as threads:
@@ -172,10 +184,10 @@ class Store:
                     other.delete()
 
 
-def write_part(folder: Location, table: pa.Table) -> StoredFile:
+def write_part(folder: Location, table: pa.Table, row_group_size: int | None = None) -> StoredFile:
     """Writes a table to a Parquet file of unique name in a build's folder; any node may, at any time."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
     content = buffer.getvalue().to_pybytes()
     name = f"part-{uuid.uuid4().hex}.parquet"
     with storage_errors(folder):

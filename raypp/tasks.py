@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from raypp.config import FilesSource, HubSource, Kind, OwnTask, Source, SyntheticSource
+from raypp.config import (
+    FilesSource,
+    HubSource,
+    Kind,
+    LanguageModelingTask,
+    MaskingSettings,
+    OwnTask,
+    Source,
+    SyntheticSource,
+    Texts,
+)
 from raypp.errors import ConfigError
+
+LanguageModelingKind = Literal["masked_language_modeling", "causal_language_modeling"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Task:
     """Name in experiments, folders and tables."""
     title: str
     """Name as it is published; submission files are called so."""
-    kind: Kind = "classification"
+    kind: Kind | LanguageModelingKind = "classification"
     """Which of `raypp.kinds` it is of: what its examples, models, losses and predictions are."""
     pair: bool = False
     """Whether each example is a pair of sentences."""
@@ -72,6 +84,8 @@ class Task:
     """Whether some questions have no answer in their context."""
     synthetic: bool = False
     """Whether raypp's own grammar writes the examples."""
+    masking: MaskingSettings | None = None
+    """Which tokens a masked language model is to predict; None for all other kinds."""
 
     @property
     def headline(self) -> str:
@@ -263,11 +277,20 @@ def find_task(name: str) -> Task:
     )
 
 
-def resolve_task(task: str | OwnTask, source: Source | None) -> Task:
+def resolve_task(task: str | OwnTask | LanguageModelingTask, source: Source | None) -> Task:
     """The task as this source offers it (`source` None: the default one); ConfigError where they do not go together.
 
     The user's own files have one dev and at most one test split, also for a task of the table that has two.
     """
+    if isinstance(task, LanguageModelingTask):
+        if not isinstance(source, Texts):
+            given = "null" if source is None else f"kind: {source.kind}"
+            raise ConfigError(f"data.source: {task.name} needs kind: text, hub_text or glue_text, got {given}")
+        return _language_modeling(task)
+    if isinstance(source, Texts):
+        raise ConfigError(
+            f"data.source: kind: {source.kind} is plain text, for {{name, kind: language_modeling}}; got task {task!r}"
+        )
     if isinstance(task, OwnTask):
         if not isinstance(source, FilesSource):
             given = "null" if source is None else f"kind: {source.kind}"
@@ -288,6 +311,19 @@ def resolve_task(task: str | OwnTask, source: Source | None) -> Task:
 def default_source(task: Task) -> Source:
     """Where a task comes from if the experiment does not say: the grammar for a synthetic task, else the hub."""
     return SyntheticSource(kind="synthetic") if task.synthetic else HubSource(kind="hub")
+
+
+def _language_modeling(task: LanguageModelingTask) -> Task:
+    """Language modelling as a row like the table's."""
+    masked = task.objective == "masked"
+    return Task(
+        name=task.name,
+        title=task.name,
+        kind="masked_language_modeling" if masked else "causal_language_modeling",
+        metrics=("perplexity",),
+        test_splits=(),
+        masking=(task.masking or MaskingSettings()) if masked else None,
+    )
 
 
 def _own(task: OwnTask, source: FilesSource) -> Task:

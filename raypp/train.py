@@ -22,25 +22,22 @@ from torch import Tensor, nn
 
 from raypp.checkpoint import Checkpoints, capture, restore
 from raypp.config import Experiment
-from raypp.data.batches import batch_counter
-from raypp.data.features import Features
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import LayerPairs, OnlineTeacher, load_teacher
+from raypp.distillation.teacher import Comparison, OnlineTeacher, load_teacher
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
+from raypp.freezing import freeze
 from raypp.inputs import step_inputs
 from raypp.kinds import TaskKind, kind_of
 from raypp.models import (
-    embeddings_of,
-    freezes_embeddings,
-    load_pretrained,
     load_tokenizer,
     max_positions,
     resolve_model,
 )
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
+from raypp.parameter_statistics import parameter_statistics
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
@@ -50,6 +47,7 @@ from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory
 from raypp.storage import Location
 from raypp.store import Artifact
+from raypp.student import load_student
 from raypp.tasks import Task
 from raypp.worker import Worker
 
@@ -76,8 +74,8 @@ class Job:
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
-    hidden_pairs: LayerPairs = ()
-    """Layers of student and teacher that the hidden loss compares; empty without one."""
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """The terms on both models' hidden states, by name."""
     trained_teacher: Location | None = None
     """Model folder of a teacher that was trained first; a given one is found as the student is."""
     group: str | None = None
@@ -119,14 +117,12 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
     with watch("data"):
-        features = _training_features(job)
-        splits = {split: Features.from_table(artifact.read_table()) for split, artifact in job.evaluation.items()}
-    batches_of = batch_counter(settings, features.lengths)
-    steps = plan_steps(settings, experiment.evaluation, batches_of, experiment.cluster.checkpoint_every_steps)
+        data = kind.training_data(experiment, job.micro_batches, tokenizer, job.train, job.teacher_logits)
+        splits = {name: kind.evaluation_data(split.read_table(), tokenizer) for name, split in job.evaluation.items()}
+    steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
-    model = load_pretrained(folder, task, settings.seed).to(worker.device)
-    if freezes_embeddings(experiment):
-        embeddings_of(model).requires_grad_(False)
+    model = load_student(folder, experiment.student, task, settings.seed).to(worker.device)
+    freeze(model, experiment)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
@@ -156,7 +152,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
-    stream = step_inputs(features, settings, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
+    stream = step_inputs(data, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
     loop_began = time.monotonic()
@@ -164,7 +160,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     for step in range(start, steps.total):
         began = time.perf_counter()
         assert upcoming is not None, "there is a batch for every step"
-        inputs, rows = upcoming, len(upcoming.batch)
+        inputs, counts = upcoming, objective.counts(upcoming.counts)
         point = schedule.at(step)
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
@@ -185,7 +181,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             with watch("forward"), autocast():
                 terms = objective(model, share_inputs)
             with watch("backward"):
-                scaler.scale(objective.loss(terms, rows)).backward()
+                scaler.scale(objective.loss(terms, counts)).backward()
             sums += torch.stack([terms[name].detach() for name in window.terms])
         if worker.is_first and point.penalty_lambda:
             # The penalty is the whole model's and not a share's: once, on one worker.
@@ -198,23 +194,23 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             upcoming = next(stream, None)
 
         with watch("optimizer"):
-            counts = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
-            sums = worker.sum_gradients(parameters, torch.cat([sums, counts.to(worker.device)]))
+            numbers = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
+            sums = worker.sum_gradients(parameters, torch.cat([sums, numbers.to(worker.device)]))
             scaler.unscale_(optimizer)
             norm = clip_gradients(parameters, settings.max_gradient_norm)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[inputs.batch.indices]))
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
             scaler.step(optimizer)
             scaler.update()
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, features.rows[inputs.batch.indices]))
+                raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
 
         done = step + 1
         if step == start:
             # The clock of another node, or one that was set back, may be behind.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
         *totals, leaving = sums.tolist()  # one worker that leaves is enough
-        window.add(totals, rows, norm, time.perf_counter() - began)
+        window.add(totals, counts, norm, time.perf_counter() - began)
         saving = steps.saves_after(done) or leaving
         if done % settings.log_every_steps == 0 or saving:
             progress.tokens += window.tokens
@@ -227,12 +223,14 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
+        if (every := experiment.tracking.statistics_every_steps) and done % every == 0 and worker.is_first:
+            recorder.log(done, parameter_statistics(model.named_parameters()))
         if steps.evaluates_after(done):
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
-            progress.note(done, metrics[headline_key(task)], eligible=point.is_final)
+            progress.note(done, headline_key(task), metrics, eligible=point.is_final)
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
             worker.on_event(_advanced(job, done, steps, metrics))
@@ -275,7 +273,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         _, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
     density = pruner.density()
     if worker.is_first and experiment.pruning is not None:
-        recorder.statistics = measure(model, density, load_pretrained(folder, task, settings.seed))
+        before = load_student(folder, experiment.student, task, settings.seed)
+        recorder.statistics = measure(model, density, before)
     plain = pruner.fold()
     return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
 
@@ -304,24 +303,19 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt()
 
 
-def _training_features(job: Job) -> Features:
-    """The training split in memory, with the teacher's logits beside each row."""
-    features = replace(Features.from_table(job.train.read_table()), reference=None)  # nobody reads answers in training
-    if job.teacher_logits is None:
-        return features
-    return features.with_teacher_logits(job.teacher_logits.read_table(), job.kind.outputs_per_token)
-
-
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
-    """The teacher beside the student of this configuration, if the run has a hidden loss."""
+    """The teacher beside the student of this configuration, if a loss needs it."""
     experiment = job.experiment
-    if not job.hidden_pairs:
+    followed = experiment.distillation
+    with_logits = not job.kind.stores_teacher_logits and bool(
+        followed and (followed.soft_weight or followed.logits_weight)
+    )
+    if not job.comparisons and not with_logits:
         return None
     assert experiment.teacher is not None
-    assert experiment.distillation is not None
     model = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
-    kind = experiment.distillation.hidden_kind
-    return OnlineTeacher(model, job.hidden_pairs, kind, student.hidden_size, experiment.train.seed, device)
+    terms, width, seed = job.comparisons, student.hidden_size, experiment.train.seed
+    return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=with_logits)
 
 
 def _precision(

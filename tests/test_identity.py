@@ -30,6 +30,15 @@ TARGETED = SCORED | {"target_density": None}
 ANSWERS = {"n_best": 20, "max_tokens": 30, "null_threshold": 0.0}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "OwnTask": {"kind": "classification", "pair": False, "labels": [], "unanswerable": False},
+    "LanguageModelingTask": {"objective": "masked", "masking": None},
+    "MaskingSettings": {
+        "proportion": 0.15,
+        "mask_fraction": 0.8,
+        "keep_fraction": 0.1,
+        "random_fraction": 0.1,
+        "smoothing": 0.7,
+    },
+    "StudentSettings": {"revision": None, "layers": None, "config": None},
     "TrainSettings": {
         "epochs": None,
         "max_steps": None,
@@ -45,6 +54,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_gradient_norm": 1.0,
         "precision": "float32",
         "freeze_embeddings": None,
+        "freeze_position_embeddings": False,
+        "freeze_token_type_embeddings": False,
         "log_every_steps": 10,
         "seed": 42,
     },
@@ -56,7 +67,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 2.0,
         "hidden_weight": 0.0,
         "hidden_layers": None,
+        "soft_tokens": "targets",
         "hidden_kind": "mse",
+        "cosine_weight": 0.0,
+        "logits_weight": 0.0,
     },
     "TopKPruning": SCORED | DENSITY,
     "MagnitudePruning": PRUNING | DENSITY,
@@ -122,6 +136,10 @@ def test_a_default_may_be_written_out() -> None:
         {"data": {"max_length": 64}},
         {"data": {"stride": 64}},
         {"evaluation": {"answers": {"null_threshold": 1.0}}},
+        {"data": {"window_blocks": 64}},
+        {"distillation": {"cosine_weight": 1.0}},
+        {"student": {"model": "m", "layers": [0, 2]}},
+        {"student": {"model": "m", "config": {"num_hidden_layers": 2}}},
     ],
 )
 def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:

@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypp.cluster.prepare import featurize, logits_key, teacher_logits
+from raypp.cluster.prepare_corpus import cut_corpus
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import run_job
 from raypp.config import Experiment
+from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
+from raypp.data.sources import RawData
 from raypp.errors import ConfigError
 from raypp.evaluate import split_key, teacher_predictions
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
+from raypp.kinds import TaskKind
 from raypp.models import load_model_config
-from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, make_plan
+from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, Prepare, make_plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
-from raypp.store import Artifact
+from raypp.store import Artifact, Store
 from raypp.train import Job
 
 EventHandler = Callable[[Any], None]
@@ -54,8 +58,8 @@ def train(
     on_event = (display or NullDisplay()).handle
     started_at = time.time() if started_at is None else started_at
     check_device(experiment)
-    plan = make_plan(experiment)
-    with Session(plan.experiment.cluster, verbose) as session:
+    with Session(experiment.cluster, verbose) as session:
+        plan = make_plan(experiment, prepare=_preparer(session, on_event))
         return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 
@@ -74,8 +78,8 @@ def check_device(experiment: Experiment) -> None:
 def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> list[Artifact]:
     """Fills the store only: features, teacher, teacher logits. Returns the artifacts a run would read."""
     on_event = (display or NullDisplay()).handle
-    plan = make_plan(experiment)
-    with Session(plan.experiment.cluster, verbose) as session:
+    with Session(experiment.cluster, verbose) as session:
+        plan = make_plan(experiment, prepare=_preparer(session, on_event))
         inputs = prepare_plan(plan, session, on_event)
     return [*inputs.features.values(), *([inputs.logits] if inputs.logits else [])]
 
@@ -117,7 +121,7 @@ def make_job(
         train=inputs.features[TRAIN_SPLIT],
         evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
         teacher_logits=inputs.logits,
-        hidden_pairs=plan.hidden_pairs,
+        comparisons=plan.comparisons,
         trained_teacher=plan.teacher_plan.run / "model" if plan.teacher_plan else None,
         group=group,
         started_at=time.time() if started_at is None else started_at,
@@ -172,24 +176,28 @@ def run_plan(
 def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:
     """Features of every split under a model's tokenizer: from the store, or made now."""
     features = {}
+    prepare = _preparer(session, on_event)
     for split in plan.splits:
-        phase = f"features {split}"
         artifact = plan.store.find("features", plan.features_key(split, model.tokenizer))
         if artifact is not None:
-            on_event(PhaseFinished(phase, note="from the store"))
-        else:
-            session.start()
-            with _phase(phase, on_event) as advance:
-                artifact = featurize(
-                    plan.raw,
-                    split,
-                    plan.kind,
-                    str(model.folder),
-                    plan.store,
-                    progress=advance,
-                )
-        features[split] = artifact
+            on_event(PhaseFinished(f"features {split}", note="from the store"))
+        features[split] = artifact or prepare(plan.raw, split, plan.kind, model, plan.store)
     return features
+
+
+def _preparer(session: Session, on_event: EventHandler) -> Prepare:
+    """What makes the features of a split on the session's cluster."""
+
+    def prepare(raw: RawData, split: str, kind: TaskKind, model: ModelInput, store: Store) -> Artifact:
+        session.start()
+        with _phase(f"features {split}", on_event) as advance:
+            make = cut_corpus if kind.cuts_texts else featurize
+            artifact = make(raw, split, kind, str(model.folder), store, advance)
+        if kind.cuts_texts:
+            on_event(Message(f"{split}: {CutReport(**artifact.extra['report'])}"))
+        return artifact
+
+    return prepare
 
 
 def _teacher(
@@ -200,8 +208,9 @@ def _teacher(
         own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
         result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
         with plan.teacher_plan.trained_model() as model:
-            return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
-    if plan.teacher is None:
+            kept = plan.kind.stores_teacher_logits
+            return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event) if kept else None
+    if plan.teacher is None or not plan.kind.stores_teacher_logits:
         return None, None
     own = _features_of(plan, plan.teacher, features, session, on_event)
     metrics: dict[str, float] = {}

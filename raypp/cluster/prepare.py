@@ -1,17 +1,12 @@
 """What Ray Data prepares for training: features of a split, and a teacher's logits on them, both kept in the store.
 
 Workers write their parts straight to the store and answer with name, size, checksum and row count; no example passes
-through the driver again. A worker's ConfigError is part of its answer and is raised in the driver as it was.
+through the driver again.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raypp.cluster.parts import Progress, answer, collect, progress_after, read_ahead, tokenizer_here
 from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.data.tokenization import tokenizer_fingerprint
-from raypp.errors import ConfigError, RunFailed
+from raypp.errors import ConfigError
 from raypp.predictions import without_padding
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, content_key, write_part
@@ -30,13 +26,11 @@ from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 # Ray is imported where it is used, after the session has set the environment that it reads; torch too, since workers
 # that only tokenize do without it.
 if TYPE_CHECKING:
-    import ray.data
-    from transformers import PreTrainedTokenizerBase
+    import ray
 
     from raypp.data.sources import RawData
     from raypp.kinds import TaskKind
 
-Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
 # Rows of a part, which is a task's work: few enough to keep many nodes busy, and so many that a task of Ray Data's,
 # which costs about as much as tokenizing 1024 rows, pays.
 PART_ROWS = (1024, 8192)
@@ -46,8 +40,6 @@ WINDOW_ROWS, FIRST_WINDOW_ROWS, WINDOW_GROWTH = 524_288, 32_768, 4
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
-
-_tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker process runs many tasks
 
 
 def featurize(
@@ -76,14 +68,14 @@ def featurize(
         work |= {"folder": build.location}
         files: list[StoredFile] = []
         done, rows, cpus = 0, 0, int(ray.cluster_resources().get("CPU", 1))
-        for window, is_last in _read_ahead(_windows(raw.read(split))):
+        for window, is_last in read_ahead(_windows(raw.read(split))):
             answers = ray.data.from_arrow(_parts(window, cpus)).map_batches(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
-            report = _after(done, window.num_rows, is_last, progress)
-            made = _collect(answers, window.num_rows, report, f"features of {task} {split}")
-            files += made.files
-            rows += made.rows
+            report = progress_after(done, window.num_rows, is_last, progress)
+            for told in collect(answers, window.num_rows, report, f"features of {task} {split}"):
+                files.append(StoredFile(**told["file"]))
+                rows += told["made"]
             done += window.num_rows
         return build.finish(rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
@@ -108,21 +100,6 @@ def _parts(window: pa.Table, cpus: int) -> list[pa.Table]:
     least, most = PART_ROWS
     size = min(most, max(least, -(-window.num_rows // (PARTS_PER_CPU * cpus))))
     return [window.slice(start, size) for start in range(0, window.num_rows, size)]
-
-
-def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, Callable[[], bool]]]:
-    """The same, each with what tells whether it is known to be the last: the next is read while this is worked on."""
-    with ThreadPoolExecutor(1, thread_name_prefix="source") as thread:
-        table = next(tables, None)
-        while table is not None:
-            upcoming = thread.submit(next, tables, None)
-            yield table, lambda upcoming=upcoming: upcoming.done() and upcoming.result() is None  # type: ignore[misc]
-            table = upcoming.result()
-
-
-def _after(before: int, rows: int, is_last: Callable[[], bool], progress: Progress) -> Progress:
-    """Progress that goes on where an earlier window ended; all rows are known as soon as this window is the last."""
-    return lambda done, _: progress(before + done, before + rows if is_last() else None)
 
 
 def logits_key(features: Artifact, teacher_fingerprint: str, output_order: Sequence[int], precision: str) -> str:
@@ -174,72 +151,26 @@ def teacher_logits(
         answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Teacher, batch_size=1, batch_format="pyarrow", compute=pool, fn_constructor_kwargs=work, **resources
         )
-        made = _collect(answers, features.rows, progress, "teacher logits")
-        return build.finish(made.rows, {"precision": precision}, made.files)
-
-
-@dataclass
-class _Collected:
-    """What the workers of a pipeline have written."""
-
-    files: list[StoredFile]
-    rows: int
-    """In these files; an example may make several."""
-
-
-def _collect(answers: ray.data.Dataset, given: int, progress: Progress, what: str) -> _Collected:
-    """Runs a pipeline over so many rows and gathers its workers' answers as they come."""
-    from ray.exceptions import RayError
-
-    # Importing ray.data has set its logger to talk; it is to be as quiet as Ray itself.
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    answers.context.enable_progress_bars = False
-    made, done = _Collected([], 0), 0
-    try:
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for answer in map(json.loads, batch["answer"].to_pylist()):
-                if "problems" in answer:
-                    raise ConfigError(answer["problems"])
-                if "failure" in answer:
-                    cause = RuntimeError(answer["traceback"])
-                    raise RunFailed(f"{what}: a worker failed: {answer['failure']}") from cause
-                made.files.append(StoredFile(**answer["file"]))
-                made.rows += answer["rows"]
-                done += answer["given"]
-                progress(done, given)
-    except RayError as error:
-        raise RunFailed(f"{what}: a worker was lost: {str(error).strip().splitlines()[0]}") from error
-    assert done == given, f"{what}: {given} rows went out, {done} came back"
-    return made
-
-
-def _answer(folder: Location, make: Callable[[], pa.Table], given: int | None = None) -> pa.Table:
-    """Makes a part, writes it, and tells the driver about it, or what went wrong: a table of one row.
-
-    Args:
-        given: rows that it is made of; None: as many as it has.
-    """
-    try:
-        table = make()
-        rows = table.num_rows
-        answer = {"file": asdict(write_part(folder, table)), "rows": rows, "given": rows if given is None else given}
-    except ConfigError as error:
-        answer = {"problems": list(error.problems)}
-    except Exception as error:  # raised again in the driver, without Ray's wrapping
-        answer = {"failure": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    return pa.table({"answer": [json.dumps(answer)]})
+        told = list(collect(answers, features.rows, progress, "teacher logits"))
+        files = [StoredFile(**each["file"]) for each in told]
+        return build.finish(sum(each["made"] for each in told), {"precision": precision}, files)
 
 
 def _tokenize_part(
     part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, kind: TaskKind, folder: Location
 ) -> pa.Table:
-    import ray
+    known = tokenizer_here(tokenizer, fingerprint)
+    return answer(lambda: _written(folder, kind.tokenize(part, known), part.num_rows))
 
-    if fingerprint not in _tokenizers:
-        # As many tasks as CPUs run here already; threads of their own would only be in each other's way.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        _tokenizers[fingerprint] = ray.get(tokenizer)
-    return _answer(folder, lambda: kind.tokenize(part, _tokenizers[fingerprint]), part.num_rows)
+
+def _written(folder: Location, table: pa.Table, given: int | None = None) -> dict[str, Any]:
+    """Writes a part.
+
+    Args:
+        given: rows that it is made of; None: as many as it has.
+    """
+    rows = table.num_rows
+    return {"file": asdict(write_part(folder, table)), "rows": rows if given is None else given, "made": rows}
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
@@ -279,7 +210,8 @@ class _Teacher:
         self.model = ray.get(self.model).to(self.device).eval()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _answer(self.folder, lambda: self.logits_table(self.features.read_part(batch["part"][0].as_py())))
+        part = batch["part"][0].as_py()
+        return answer(lambda: _written(self.folder, self.logits_table(self.features.read_part(part))))
 
     def logits_table(self, table: pa.Table) -> pa.Table:
         """row, logits of a features table. Rows of similar length share a forward pass."""

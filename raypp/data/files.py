@@ -54,7 +54,7 @@ class FilesData(RawData):
     def examples(self, split: str) -> Iterator[Example]:
         labels = free_labels(self.task)
         optional = split in self.task.test_splits
-        for place, record in READERS[_ending(self.files[split])](self.files[split]):
+        for place, record in read_records(self.files[split]):
             try:
                 texts = self.kind.texts([_value(record, column) for column in self.columns], self.columns)
                 value = record.get(self.label) if optional else _value(record, self.label)
@@ -65,7 +65,7 @@ class FilesData(RawData):
 
     def identity(self, split: str) -> dict[str, object]:
         file = self.files[split]
-        return {"file": file.sha256(), "format": _ending(file), "columns": [*self.columns, self.label]}
+        return {"file": file.sha256(), "format": ending(file), "columns": [*self.columns, self.label]}
 
     def describe(self, split: str) -> str:
         return str(self.files[split])
@@ -77,13 +77,14 @@ def _value(record: dict[str, object], column: str) -> object:
     return record[column]
 
 
-def _ending(file: Location) -> str:
+def ending(file: Location) -> str:
+    """What a file's name ends in, which tells its format."""
     return "." + file.name.rsplit(".", 1)[-1].lower()
 
 
 def _problems(split: str, file: Location, needed: bool) -> list[str]:
     """What is wrong with a file that is not even opened yet."""
-    if _ending(file) not in READERS:
+    if ending(file) not in READERS:
         return [f"data.source.{split}: {str(file)!r} cannot be read; allowed: a name that ends in {', '.join(READERS)}"]
     try:
         there = file.is_file()
@@ -138,3 +139,8 @@ READERS: dict[str, Callable[[Location], Records]] = {
     ".parquet": _parquet,
 }
 """How to read a file, by the ending of its name."""
+
+
+def read_records(file: Location) -> Records:
+    """The records of a file whose name ends in one of `READERS`; ConfigError where one cannot be read."""
+    return READERS[ending(file)](file)

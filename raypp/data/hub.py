@@ -22,7 +22,7 @@ class HubData(RawData):
 
     def __init__(self, task: Task, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
         self.repository = source.repository or task.hub_repository
-        self._data = _load(task, self.repository, source.revision)
+        self._data = load_dataset(self.repository, task.hub_config, source.revision)
         self._labels = _labels(task, self._data)
         if missing := [split for split in required if _hub_split(split) not in self._data]:
             names = ", ".join(map(_hub_split, missing))
@@ -67,16 +67,17 @@ def _hub_split(split: str) -> str:
     return split.replace("dev", "validation")
 
 
-def _load(task: Task, repository: str, revision: str | None) -> Any:
+def load_dataset(repository: str, configuration: str | None, revision: str | None) -> Any:
+    """All splits of a data set; ConfigError where it cannot be loaded."""
     import datasets
 
     try:
-        return datasets.load_dataset(repository, task.hub_config, revision=revision)
+        return datasets.load_dataset(repository, configuration, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        asked = f"{repository} ({task.hub_config}){f' at revision {revision}' if revision else ''}"
+        asked = f"{repository} ({configuration}){f' at revision {revision}' if revision else ''}"
         raise ConfigError(
             f"{FIELD}: {asked} cannot be loaded: {str(error).rstrip('.')}. Check the name, or connect once so that it "
-            f"is cached, or give data.source.kind: official and the files in a folder"
+            f"is cached, or give data.source.kind: official (or files, or text) and the files in a folder"
         ) from error
 
 

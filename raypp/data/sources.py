@@ -1,13 +1,23 @@
-"""Where raw examples come from: the official files, the hub, the user's own files, or raypp's own grammar."""
+"""Where raw examples come from: official files, the hub, the user's own files, raypp's own grammar, or plain text."""
 
 from __future__ import annotations
 
-from raypp.config import FilesSource, HubSource, OfficialSource, Source, SyntheticSource
+from raypp.config import (
+    FilesSource,
+    GlueTextSource,
+    HubSource,
+    HubTextSource,
+    OfficialSource,
+    Source,
+    SyntheticSource,
+    TextSource,
+)
 from raypp.data.files import FilesData
 from raypp.data.hub import HubData
 from raypp.data.official import OfficialData
 from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.synthetic import SyntheticData
+from raypp.data.text import GlueTexts, HubTexts, TextFiles
 from raypp.errors import ConfigError
 from raypp.tasks import Task
 
@@ -39,6 +49,12 @@ def open_source(
             raw = FilesData(task, source, max_train_rows, needed)
         case SyntheticSource():
             raw = SyntheticData(task, source, max_train_rows)
+        case TextSource():
+            raw = TextFiles(task, source, max_train_rows)
+        case HubTextSource():
+            raw = HubTexts(task, source, max_train_rows)
+        case GlueTextSource():
+            raw = GlueTexts(task, source, max_train_rows)
     problems: list[str] = []
     for split in needed:
         try:

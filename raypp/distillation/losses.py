@@ -25,11 +25,7 @@ def soft_cross_entropy_sum(student_logits: Tensor, teacher_logits: Tensor, tempe
     Raises:
         ValueError: shapes that differ, or a single class, of which the divergence is always 0.
     """
-    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
-        raise ValueError(
-            f"student and teacher logits must both be (rows, classes), got {tuple(student_logits.shape)} and "
-            f"{tuple(teacher_logits.shape)}"
-        )
+    _same_logits(student_logits, teacher_logits)
     if student_logits.shape[1] < 2:
         raise ValueError("one logit has no distribution to follow; regression needs soft_mse_sum")
     log_student = functional.log_softmax(student_logits.float() / temperature, dim=-1)
@@ -40,6 +36,12 @@ def soft_cross_entropy_sum(student_logits: Tensor, teacher_logits: Tensor, tempe
 def soft_mse_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Soft loss of regression: squared distance to the teacher's value, summed over rows; (rows,) or (rows, 1) each."""
     return _squared_error_sum(student_logits, teacher_logits.detach())
+
+
+def logits_mse_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Squared error of (rows, classes) logits, its mean over classes, summed over rows; no gradient to the teacher."""
+    _same_logits(student_logits, teacher_logits)
+    return (student_logits.float() - teacher_logits.detach().float()).square().mean(dim=1).sum()
 
 
 def hard_cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,6 +75,14 @@ def hidden_cosine_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     tokens, summed over rows (Sanh et al. 2019, section 2). Arguments and errors as of `hidden_mse_sum`."""
     student, teacher = _same_states(student, teacher, mask)
     return _token_mean_sum(1.0 - functional.cosine_similarity(student, teacher, dim=-1), mask)
+
+
+def _same_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
+        raise ValueError(
+            f"student and teacher logits must both be (rows, classes), got {tuple(student_logits.shape)} and "
+            f"{tuple(teacher_logits.shape)}"
+        )
 
 
 def _same_states(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

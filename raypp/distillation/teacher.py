@@ -8,6 +8,7 @@ m gives.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from raypp.distillation.losses import hidden_cosine_sum, hidden_mse_sum
 from raypp.errors import ConfigError
 from raypp.export.huggingface import load_saved
 from raypp.kinds import TaskKind
-from raypp.models import model_inputs, resolve_model
+from raypp.models import resolve_model
 from raypp.pruning.masks import named_seed
 from raypp.storage import Location
 
@@ -29,22 +30,35 @@ LayerPairs = tuple[tuple[int, int], ...]
 DISTANCES = {"mse": hidden_mse_sum, "cosine": hidden_cosine_sum}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One term on hidden states: which are compared, and how."""
+
+    pairs: LayerPairs
+    """Layer of the student, layer of the teacher."""
+    kind: Literal["mse", "cosine"]
+
+
 def even_pairs(student_layers: int, teacher_layers: int) -> LayerPairs:
     """Layer m = 1 … S of the student with layer ceil(m T / S) of the teacher's T: last with last, and evenly below, as
     in TinyBERT (Jiao et al. 2020, section 3.1), whose S divides T."""
     return tuple((layer, -(-layer * teacher_layers // student_layers)) for layer in range(1, student_layers + 1))
 
 
-def layer_pairs(settings: DistillationSettings, student: Any, teacher: Any) -> LayerPairs:
-    """The pairs of layers that are compared, from the `transformers` configurations of both models.
+def comparisons(settings: DistillationSettings, student: Any, teacher: Any) -> dict[str, Comparison]:
+    """The terms on hidden states that the settings ask for, by name, from the `transformers` configurations of both
+    models.
 
     Raises:
         ConfigError: a pair names a layer that its model lacks, or a model has no single stack of layers.
     """
+    if not (settings.hidden_weight or settings.cosine_weight):
+        return {}
+    field = "hidden_weight" if settings.hidden_weight else "cosine_weight"
     problems = [
-        f"distillation.hidden_weight: {settings.hidden_weight:g} compares encoders, but {field} is a "
+        f"distillation.{field}: {getattr(settings, field):g} compares encoders, but {name} is a "
         f"{config.model_type} with encoder and decoder; allowed: 0"
-        for field, config in (("student.model", student), ("the teacher", teacher))
+        for name, config in (("student.model", student), ("the teacher", teacher))
         if config.is_encoder_decoder
     ]
     counts = student.num_hidden_layers, teacher.num_hidden_layers
@@ -57,7 +71,12 @@ def layer_pairs(settings: DistillationSettings, student: Any, teacher: Any) -> L
                 )
     if problems:
         raise ConfigError(problems)
-    return settings.hidden_layers or even_pairs(*counts)
+    terms = {}
+    if settings.hidden_weight:
+        terms["hidden_loss"] = Comparison(settings.hidden_layers or even_pairs(*counts), settings.hidden_kind)
+    if settings.cosine_weight:
+        terms["cosine_loss"] = Comparison((counts,), "cosine")
+    return terms
 
 
 def load_teacher(settings: TeacherSettings, trained: Location | None, kind: TaskKind) -> PreTrainedModel:
@@ -75,54 +94,63 @@ class OnlineTeacher:
     def __init__(
         self,
         model: PreTrainedModel,
-        pairs: LayerPairs,
-        kind: Literal["mse", "cosine"],
+        kind: TaskKind,
+        terms: Mapping[str, Comparison],
         student_width: int,
         seed: int,
         device: torch.device,
+        *,
+        with_logits: bool = False,
     ) -> None:
         """Takes a loaded teacher over.
 
         Args:
             model: evaluates from now on, and is not trained.
-            pairs: from `layer_pairs`.
-            kind: how states are compared.
+            kind: of the task.
+            terms: from `comparisons`.
             student_width: of the student's hidden states.
             seed: of the projections' initial weights; each one's follow from it and the pair.
             device: of teacher and projections.
+            with_logits: whether `observe` gives them, too: there are none in the store.
         """
         self.model = model.to(device).eval().requires_grad_(False)
-        self.pairs = pairs
-        self.distance = DISTANCES[kind]
+        self.kind, self.terms, self.with_logits = kind, terms, with_logits
         self.projections = nn.ModuleDict()
         """By pair, from the student's width to the teacher's; empty where both are the same."""
         teacher_width = model.config.hidden_size
         if student_width != teacher_width:
-            for pair in pairs:
+            for pair in dict.fromkeys(pair for term in terms.values() for pair in term.pairs):
                 torch.manual_seed(named_seed(seed, f"projection {pair}"))
                 self.projections[_name(pair)] = nn.Linear(student_width, teacher_width)
             self.projections.to(device)  # made on the CPU, so the same for every device
 
     @torch.no_grad()  # not inference mode: the student's backward pass may keep a teacher's state
     def observe(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The teacher's hidden states [rows, length, width] on a batch, by the names under which `hidden_loss` finds
-        them in the batch; only of the layers that are compared."""
-        states = self.model(**model_inputs(self.model, batch), output_hidden_states=True).hidden_states
-        return {_state_name(layer): states[layer] for _, layer in self.pairs}
+        """The teacher's hidden states [rows, length, width] on a batch, by the names under which `losses` finds them in
+        the batch, only of the layers that are compared; and, where asked for, its `teacher_logits`."""
+        asked = {"output_hidden_states": True} if self.terms else {}
+        output = self.kind.run(self.model, batch, **asked)
+        observed = {
+            _state_name(layer): output.hidden_states[layer] for term in self.terms.values() for _, layer in term.pairs
+        }
+        return observed | ({"teacher_logits": self.kind.outputs(output, batch)} if self.with_logits else {})
 
-    def hidden_loss(self, states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """The mean over pairs of the distance between both models' states, summed over rows.
+    def losses(self, states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of each term, by name, the mean over its pairs of the distance between both models' states, summed over rows.
 
         Args:
             states: the student's, [rows, length, width] each.
             batch: with `attention_mask` [rows, length] or [rows, sequences, length] and what `observe` gave.
         """
         mask = batch["attention_mask"].flatten(0, -2)  # of every sequence: a multiple choice has several in a row
-        distances = [
-            self.distance(self._projected(states[pair[0]], pair), batch[_state_name(pair[1])], mask)
-            for pair in self.pairs
-        ]
-        return torch.stack(distances).mean() * (len(batch["attention_mask"]) / len(mask))
+        losses = {}
+        for name, term in self.terms.items():
+            distances = [
+                DISTANCES[term.kind](self._projected(states[pair[0]], pair), batch[_state_name(pair[1])], mask)
+                for pair in term.pairs
+            ]
+            losses[name] = torch.stack(distances).mean() * (len(batch["attention_mask"]) / len(mask))
+        return losses
 
     def _projected(self, state: Tensor, pair: tuple[int, int]) -> Tensor:
         if not self.projections:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from raypp.config import DataSettings, EvaluationSettings
 from raypp.kinds.classification import Classification
 from raypp.kinds.kind import TaskKind
+from raypp.kinds.language_modeling import CausalLanguageModeling, MaskedLanguageModeling
 from raypp.kinds.multiple_choice import MultipleChoice
 from raypp.kinds.question_answering import QuestionAnswering
 from raypp.kinds.regression import Regression
@@ -21,6 +22,8 @@ KINDS: dict[str, type[TaskKind]] = {
     "regression": Regression,
     "multiple_choice": MultipleChoice,
     "question_answering": QuestionAnswering,
+    "masked_language_modeling": MaskedLanguageModeling,
+    "causal_language_modeling": CausalLanguageModeling,
 }
 """By `Task.kind`."""
 

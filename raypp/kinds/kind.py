@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from raypp.config import Experiment
+    from raypp.data.training import TrainingData
     from raypp.predictions import Predictions
+    from raypp.store import Artifact
 
 # Settings of an experiment that only some kinds read.
 KIND_SETTINGS = frozenset({"data.stride", "evaluation.answers"})
@@ -43,6 +46,16 @@ class TaskKind(ABC):
     """Tokens of an example where nothing is said: of a model that is only evaluated."""
     own_settings: ClassVar[frozenset[str]] = frozenset()
     """Of KIND_SETTINGS, those that matter."""
+
+    stores_teacher_logits: ClassVar[bool] = True
+    """Whether a teacher's logits are computed once and kept; else it runs beside the student."""
+
+    cuts_texts: ClassVar[bool] = False
+    """Whether a row of the source gives several examples or none, so that their number follows from `tokenize`."""
+
+    def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
+        """What of a tokenizer, that of `field`, and of the settings does not suit the task."""
+        return []
 
     # --- raw examples: a value for each of `columns`, then the label ---
 
@@ -120,6 +133,31 @@ class TaskKind(ABC):
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
         """Raw examples as features (`raypp.data.features`), not padded."""
 
+    # --- a run's data ---
+
+    def training_data(
+        self,
+        experiment: Experiment,
+        micro_batches: int,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Artifact,
+        teacher_logits: Artifact | None,
+    ) -> TrainingData:
+        """The training split, from the store: in memory, with the teacher's logits beside each row if there are any."""
+        from raypp.data.features import Features
+        from raypp.data.training import InMemory
+
+        features = replace(Features.from_table(train.read_table()), reference=None)  # nobody reads answers in training
+        if teacher_logits is not None:
+            features = features.with_teacher_logits(teacher_logits.read_table(), self.outputs_per_token)
+        return InMemory(features, experiment.train, micro_batches)
+
+    def evaluation_data(self, table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """A split to evaluate, from the table that `tokenize` made of it, sorted by row."""
+        from raypp.data.features import Features
+
+        return Features.from_table(table)
+
     # --- the model ---
 
     def auto_model(self) -> Any:
@@ -147,10 +185,20 @@ class TaskKind(ABC):
     outputs_per_token: ClassVar[bool] = False
     """Whether a model answers token by token."""
 
+    def run(self, model: Any, batch: Mapping[str, Tensor], **asked: Any) -> Any:
+        """A model's answer to a batch, of which it reads what it knows."""
+        from raypp.models import model_inputs
+
+        return model(**model_inputs(model, batch), **asked)
+
     @abstractmethod
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """What is kept of a model's answer to a batch: logits [rows, outputs] or, token by token,
         [rows, width, outputs]."""
+
+    def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What is kept of outputs as the batch's predictions: the same, or numbers for each row, [rows, numbers]."""
+        return outputs
 
     # --- losses: sums over rows, float32 scalars ---
 
@@ -161,6 +209,12 @@ class TaskKind(ABC):
     @abstractmethod
     def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
         """Of outputs and the batch's teacher logits."""
+
+    def logits_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of outputs and the batch's teacher logits, whatever the temperature."""
+        from raypp.distillation.losses import logits_mse_sum
+
+        return logits_mse_sum(outputs, batch["teacher_logits"])
 
     # --- predictions ---
 

@@ -17,6 +17,7 @@ from raypp.distillation.losses import (
     hard_mse_sum,
     hidden_cosine_sum,
     hidden_mse_sum,
+    logits_mse_sum,
     soft_cross_entropy_sum,
     soft_mse_sum,
 )
@@ -100,6 +101,16 @@ def test_low_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> Non
     ):
         assert low.dtype == torch.float32
         assert torch.equal(low, exact)
+
+
+def test_the_logits_loss_is_the_mean_squared_error_whatever_is_added_up() -> None:
+    student, teacher = logits_of(0).requires_grad_(), logits_of(1).requires_grad_()
+    loss = logits_mse_sum(student, teacher)
+    torch.testing.assert_close(loss / len(student), functional.mse_loss(student, teacher))
+    loss.backward()
+    assert teacher.grad is None
+    with pytest.raises(ValueError, match="must both be"):
+        logits_mse_sum(student, teacher[:, :2])
 
 
 def test_shares_add_up_to_the_global_batch() -> None:

@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.config import DistillationSettings
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import OnlineTeacher, even_pairs
+from raypp.distillation.teacher import Comparison, OnlineTeacher, comparisons, even_pairs
+from raypp.inputs import Counts
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS
 
@@ -37,12 +38,17 @@ def encoder(layers: int, width: int, seed: int) -> Any:
 
 
 def teacher_of(student: Any, teacher: Any, kind: Any = "mse", seed: int = 5) -> OnlineTeacher:
-    return OnlineTeacher(teacher, PAIRS, kind, student.config.hidden_size, seed, CPU)
+    terms = {"hidden_loss": Comparison(PAIRS, kind)}
+    return OnlineTeacher(teacher, kind_of(TASKS["mrpc"]), terms, student.config.hidden_size, seed, CPU)
 
 
 def objective_of(teacher: OnlineTeacher) -> Objective:
     settings = DistillationSettings(soft_weight=0.0, hard_weight=0.5, hidden_weight=2.0)
     return Objective.build(kind_of(TASKS["mrpc"]), settings, teacher)
+
+
+def rows_of(objective: Objective, rows: int) -> dict[str, int]:
+    return objective.counts(Counts(rows, rows, rows))
 
 
 def batch_of(rows: Sequence[int], padded_to: int) -> dict[str, Tensor]:
@@ -89,12 +95,39 @@ def test_the_hidden_loss_is_the_mean_over_pairs_of_each_row_alone(kind: str, wid
         whole = terms_of(objective, student, batch_of([0, 1, 2, 3], 16))
         shares = [terms_of(objective, student, batch) for batch in (batch_of([2, 0], 12), batch_of([1, 3], 8))]
     assert float(whole["hidden_loss"]) == pytest.approx(expected, rel=1e-5)
-    assert sum(float(objective.loss(share, 4)) for share in shares) == pytest.approx(
-        float(objective.loss(whole, 4)), rel=1e-5
+    assert sum(float(objective.loss(share, rows_of(objective, 4))) for share in shares) == pytest.approx(
+        float(objective.loss(whole, rows_of(objective, 4))), rel=1e-5
     )
     per_row = {name: float(value) / 4 for name, value in whole.items()}
     weighed = 0.5 * per_row["hard_loss"] + 2.0 * per_row["hidden_loss"]
-    assert float(objective.loss(whole, 4)) == pytest.approx(weighed, rel=1e-6)
+    assert float(objective.loss(whole, rows_of(objective, 4))) == pytest.approx(weighed, rel=1e-6)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_the_cosine_loss_is_torchs_on_the_last_states_and_shares_their_projection(width: int) -> None:
+    student, other = encoder(2, 16, seed=1).eval(), encoder(4, width, seed=2)
+    settings = DistillationSettings(
+        soft_weight=0.0, hard_weight=0.5, hidden_weight=2.0, hidden_layers=((1, 2), (2, 4)), cosine_weight=3.0
+    )
+    compared = comparisons(settings, student.config, other.config)
+    assert compared == {
+        "hidden_loss": Comparison(((1, 2), (2, 4)), "mse"),
+        "cosine_loss": Comparison(((2, 4),), "cosine"),
+    }
+    teacher = OnlineTeacher(other, kind_of(TASKS["mrpc"]), compared, 16, 5, CPU)
+    assert set(teacher.projections) == ({"1_2", "2_4"} if width != 16 else set())
+    objective = Objective.build(kind_of(TASKS["sst2"]), settings, teacher)
+    batch = batch_of([1], LENGTHS[1])
+    with torch.no_grad():
+        terms = terms_of(objective, student, batch)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        own = student(**inputs, output_hidden_states=True).hidden_states[-1]
+        own = teacher.projections["2_4"](own) if width != 16 else own
+        followed = other(**inputs, output_hidden_states=True).hidden_states[-1]
+    reference = torch.nn.CosineEmbeddingLoss()(own[0], followed[0], torch.ones(len(own[0])))
+    torch.testing.assert_close(terms["cosine_loss"], reference)
+    weighed = 0.5 * terms["hard_loss"] + 2.0 * terms["hidden_loss"] + 3.0 * terms["cosine_loss"]
+    torch.testing.assert_close(objective.loss(terms, rows_of(objective, 1)), weighed)
 
 
 def test_two_micro_batches_have_the_gradient_of_one() -> None:
@@ -106,7 +139,7 @@ def test_two_micro_batches_have_the_gradient_of_one() -> None:
         for parameter in trained:
             parameter.grad = None
         for batch in batches:
-            objective.loss(terms_of(objective, student, batch), 4).backward()
+            objective.loss(terms_of(objective, student, batch), rows_of(objective, 4)).backward()
         gradients.append([parameter.grad for parameter in trained])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
@@ -125,7 +158,7 @@ def test_student_and_projections_are_trained_and_the_teacher_neither_changes_nor
     for _ in range(30):
         optimizer.zero_grad()
         terms = terms_of(objective, student, batch)
-        objective.loss(terms, 4).backward()
+        objective.loss(terms, rows_of(objective, 4)).backward()
         optimizer.step()
         losses.append(float(terms["hidden_loss"].detach()))
     assert losses[-1] < 0.8 * losses[0]

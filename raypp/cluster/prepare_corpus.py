@@ -1,0 +1,134 @@
+"""What Ray Data prepares for language modelling: a corpus cut into blocks, in row groups, with its token counts.
+
+Texts are cut in parts of a fixed size, so that the same corpus gives the same row groups, and a run the same batches,
+on a cluster of any size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypp.cluster.parts import Progress, answer, collect, progress_after, read_ahead, tokenizer_here
+from raypp.corpus.blocks import TOKEN_COUNTS, CutReport, count_tokens, cut_texts
+from raypp.corpus.streamed import GROUP_BLOCKS
+from raypp.data.tokenization import tokenizer_fingerprint
+from raypp.errors import ConfigError
+from raypp.store import Artifact, Store, StoredFile, write_part
+
+if TYPE_CHECKING:
+    import ray
+
+    from raypp.data.sources import RawData
+    from raypp.kinds import TaskKind
+    from raypp.storage import Location
+
+PART_BYTES = 1 << 20  # of text, which is a task's work: about a second of tokenizing
+WINDOW_PARTS, FIRST_WINDOW_PARTS, WINDOW_GROWTH = 256, 4, 4  # in memory at a time
+
+
+def cut_corpus(
+    raw: RawData, split: str, kind: TaskKind, tokenizer_folder: str, store: Store, progress: Progress
+) -> Artifact:
+    """The blocks of a split: from the store, or cut now on all nodes of the cluster.
+
+    Raises ConfigError where a text cannot be read, no block is left or the store cannot be written, and RunFailed where
+    a worker fails.
+    """
+    from raypp.models import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
+    tokenizer_hash = tokenizer_fingerprint(tokenizer)
+    key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=tokenizer_hash)
+    if (found := store.find("features", key)) is not None:
+        return found
+    import ray.data
+
+    task, max_length = kind.task.name, kind.data.max_length
+    with store.build("features", key, {"task": task, "split": split, "max_length": max_length}) as build:
+        work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash}
+        work |= {"max_length": max_length, "folder": build.location}
+        answers: list[dict[str, Any]] = []
+        counts = np.zeros(len(tokenizer), np.int64)
+        done = 0
+        for window, is_last in read_ahead(_windows(_parts(raw.read(split)))):
+            rows = sum(part.num_rows for part in window)
+            cut = ray.data.from_arrow(window).map_batches(
+                _cut_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
+            )
+            report = progress_after(done, rows, is_last, progress)
+            for told in collect(cut, rows, report, f"blocks of {task} {split}"):
+                counts[np.array(told.pop("tokens"), np.int64)] += np.array(told.pop("counts"), np.int64)
+                answers.append(told)
+            done += rows
+        answers.sort(key=lambda told: int(told["first_row"]))
+        whole = sum((CutReport(**told["report"]) for told in answers), CutReport())
+        if not whole.blocks:
+            raise ConfigError(f"data.source: {raw.describe(split)} leaves nothing to learn from: {whole}")
+        files = [StoredFile(**told["file"]) for told in answers if told["file"]]
+        extra = {
+            "max_length": max_length,
+            "part_blocks": [[told["file"]["name"], told["report"]["blocks"]] for told in answers if told["file"]],
+            "report": asdict(whole),
+        }
+        return build.finish(whole.blocks, extra, [*files, _write_counts(build.location, counts)])
+
+
+def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The texts in tables of about `PART_BYTES`, whatever batches they came in."""
+    held: list[pa.Table] = []
+    size = 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        lengths = pa.compute.binary_length(table.column("text")).to_numpy()
+        start = 0
+        for stop in range(1, table.num_rows + 1):
+            size += int(lengths[stop - 1])
+            if size >= PART_BYTES:
+                yield pa.concat_tables([*held, table.slice(start, stop - start)]).combine_chunks()
+                held, size, start = [], 0, stop
+        if start < table.num_rows:
+            held.append(table.slice(start))
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def _windows(parts: Iterator[pa.Table]) -> Iterator[list[pa.Table]]:
+    """The parts in growing lists: work begins soon, and a corpus of any size takes the memory of a few."""
+    held: list[pa.Table] = []
+    size = FIRST_WINDOW_PARTS
+    for part in parts:
+        held.append(part)
+        if len(held) == size:
+            yield held
+            held, size = [], min(size * WINDOW_GROWTH, WINDOW_PARTS)
+    if held:
+        yield held
+
+
+def _cut_part(
+    part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, max_length: int, folder: Location
+) -> pa.Table:
+    def cut() -> dict[str, Any]:
+        known = tokenizer_here(tokenizer, fingerprint)
+        table, report = cut_texts(part, known, max_length)
+        counts = count_tokens(table, len(known))
+        file = asdict(write_part(folder, table, row_group_size=GROUP_BLOCKS)) if report.blocks else None
+        tokens = np.flatnonzero(counts)
+        told = {"file": file, "first_row": part.column("row")[0].as_py(), "report": asdict(report)}
+        return {**told, "rows": part.num_rows, "tokens": tokens.tolist(), "counts": counts[tokens].tolist()}
+
+    return answer(cut)
+
+
+def _write_counts(folder: Location, counts: np.ndarray) -> StoredFile:
+    content = json.dumps(counts.tolist()).encode()
+    (folder / TOKEN_COUNTS).write_bytes(content)
+    return StoredFile(TOKEN_COUNTS, len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,168 @@
+"""Plain text to learn a language from: text files, tables, a data set of the hub, or the sentences of GLUE's tasks.
+
+A text is a line of a text file or a row of a table. What is evaluated on is a split of its own where the source gives
+one, else a part of the texts, chosen by their position alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from raypp.config import GlueTextSource, HubTextSource, OfficialSource, TextSource
+from raypp.data.files import READERS, ending, read_records
+from raypp.data.hub import load_dataset
+from raypp.data.lines import numbered_lines, without_end
+from raypp.data.official import OfficialData
+from raypp.data.raw import Example, RawData
+from raypp.data.values import BadValue, text_of
+from raypp.errors import ConfigError
+from raypp.storage import Location
+from raypp.tasks import Task, find_task
+
+TRAIN, DEV = "train", "dev"
+
+
+class TextData(RawData):
+    """Texts without labels, a fraction of them held out as the dev split."""
+
+    def __init__(self, task: Task, held_out_fraction: float | None, max_train_rows: int | None) -> None:
+        super().__init__(task, (TRAIN, DEV), max_train_rows)
+        self.held_out_fraction = held_out_fraction
+        """None: the source has a dev split of its own."""
+
+    @abstractmethod
+    def texts(self, split: str) -> Iterator[str]:
+        """The texts of one of the source's own splits, in its order."""
+
+    @abstractmethod
+    def content(self, split: str) -> dict[str, object]:
+        """What determines them."""
+
+    def examples(self, split: str) -> Iterator[Example]:
+        if self.held_out_fraction is None:
+            yield from ((text, None) for text in self.texts(split))
+            return
+        for number, text in enumerate(self.texts(TRAIN)):
+            if _is_held_out(number, self.held_out_fraction) == (split == DEV):
+                yield text, None
+
+    def identity(self, split: str) -> dict[str, object]:
+        if self.held_out_fraction is None:
+            return self.content(split)
+        return {**self.content(TRAIN), "held_out": self.held_out_fraction, "split": split}
+
+
+def _is_held_out(number: int, fraction: float) -> bool:
+    return zlib.crc32(number.to_bytes(8, "little")) < fraction * 2**32
+
+
+class TextFiles(TextData):
+    """The user's own files: a text a line, or a column of Parquet, CSV, TSV or JSON lines."""
+
+    def __init__(self, task: Task, source: TextSource, max_train_rows: int | None) -> None:
+        self.column = source.column
+        self.files = {
+            split: [Location.of(uri, f"data.source.{field}") for uri in uris]
+            for split, field, uris in ((TRAIN, "files", source.files), (DEV, "dev_files", source.dev_files))
+        }
+        problems = []
+        for field, files in (("files", self.files[TRAIN]), ("dev_files", self.files[DEV])):
+            for file in files:
+                if ending(file) not in (".txt", *READERS):
+                    allowed = ", ".join((".txt", *READERS))
+                    problems.append(
+                        f"data.source.{field}: {str(file)!r} cannot be read; allowed: a name that ends in {allowed}"
+                    )
+                elif not file.is_file():
+                    problems.append(f"data.source.{field}: there is no file {str(file)!r}")
+        if problems:
+            raise ConfigError(problems)
+        super().__init__(task, None if source.dev_files else source.held_out_fraction, max_train_rows)
+
+    def texts(self, split: str) -> Iterator[str]:
+        for file in self.files[split]:
+            if ending(file) == ".txt":
+                yield from (without_end(line) for _, line in numbered_lines(file))
+                continue
+            for place, record in read_records(file):
+                try:
+                    if self.column not in record:
+                        raise BadValue(
+                            f"no column {self.column!r} (data.source.column); there are: {', '.join(record)}"
+                        )
+                    yield text_of(record[self.column], self.column)
+                except BadValue as bad:
+                    raise bad.at(place) from None
+
+    def content(self, split: str) -> dict[str, object]:
+        files = [{"file": file.sha256(), "format": ending(file)} for file in self.files[split]]
+        return {"files": files, "column": self.column}
+
+    def describe(self, split: str) -> str:
+        files = self.files[split] or self.files[TRAIN]
+        return ", ".join(map(str, files))
+
+
+class HubTexts(TextData):
+    """A column of a data set of the Hugging Face hub."""
+
+    def __init__(self, task: Task, source: HubTextSource, max_train_rows: int | None) -> None:
+        self.source = source
+        self._data = load_dataset(source.repository, source.configuration, source.revision)
+        self._splits = {TRAIN: source.split, DEV: source.dev_split or source.split}
+        if missing := [split for split in self._splits.values() if split not in self._data]:
+            raise ConfigError(
+                f"data.source.split: {source.repository} has no split {missing[0]!r}; it has: {', '.join(self._data)}"
+            )
+        if source.column not in (names := self._data[source.split].column_names):
+            raise ConfigError(
+                f"data.source.column: {source.repository} has no column {source.column!r}; it has: {', '.join(names)}"
+            )
+        super().__init__(task, None if source.dev_split else source.held_out_fraction, max_train_rows)
+
+    def texts(self, split: str) -> Iterator[str]:
+        column = self.source.column
+        rows = self._data[self._splits[split]].select_columns([column]).with_format("arrow")
+        row = 0
+        for batch in rows.iter(batch_size=1000):
+            for value in batch.column(column).to_pylist():
+                row += 1
+                try:
+                    yield text_of(value, column)
+                except BadValue as bad:
+                    raise bad.at(f"{self.describe(split)}, row {row}") from None
+
+    def content(self, split: str) -> dict[str, object]:
+        digest = hashlib.sha256()
+        for text in self.texts(split):
+            digest.update(repr(text).encode())
+        return {"hub": digest.hexdigest()}
+
+    def describe(self, split: str) -> str:
+        return f"{self._splits[split]} of {self.source.repository}"
+
+
+class GlueTexts(TextData):
+    """Every sentence of the training splits of some GLUE tasks, from their official files."""
+
+    def __init__(self, task: Task, source: GlueTextSource, max_train_rows: int | None) -> None:
+        folder = Location.of(source.directory, "data.source.directory")
+        self.tasks = [
+            OfficialData(named, OfficialSource(kind="official", directory=str(folder / named.title)), None, (TRAIN,))
+            for named in map(find_task, source.tasks)
+        ]
+        super().__init__(task, source.held_out_fraction, max_train_rows)
+
+    def texts(self, split: str) -> Iterator[str]:
+        for task in self.tasks:
+            for *sentences, _ in task.examples(split):
+                yield from (sentence for sentence in sentences if sentence is not None)
+
+    def content(self, split: str) -> dict[str, object]:
+        return {"glue": [task.fingerprint(split) for task in self.tasks]}
+
+    def describe(self, split: str) -> str:
+        return ", ".join(task.describe(TRAIN) for task in self.tasks)

@@ -1,0 +1,194 @@
+"""Language modelling: text without labels, of which a model predicts masked tokens (MLM) or each next one (CLM).
+
+What is trained on is streamed from the store (`raypp.corpus`). A model's head, a product with the whole vocabulary, is
+computed only where its output is used, which for MLM is a seventh of the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypp.corpus.blocks import BLOCKS_FORMAT, SHORTEST, TOKEN_COUNTS, Blocks, cut_texts
+from raypp.corpus.examples import BlockExamples
+from raypp.corpus.streamed import StreamedBlocks
+from raypp.corpus.targets import NOT_PREDICTED, Ids, Masker
+from raypp.data.values import text_of
+from raypp.errors import RunFailed
+from raypp.kinds.kind import TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from raypp.config import Experiment
+    from raypp.predictions import Predictions
+    from raypp.store import Artifact
+
+EVALUATION_SEED = 0
+"""Of the masks of every evaluation, whatever a run's own."""
+
+
+@dataclass(frozen=True)
+class LanguageModeling(TaskKind):
+    """What both have in common."""
+
+    stores_teacher_logits = False  # the whole vocabulary at every target, and other targets in each epoch
+
+    cuts_texts = True
+
+    def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
+        problems = []
+        if self.task.masking is not None and tokenizer.mask_token_id is None:
+            problems.append(f"{field}: the tokenizer has no mask token; allowed: one that has, or objective: causal")
+        if self.data.max_length < SHORTEST:
+            problems.append(f"data.max_length: blocks have {SHORTEST} tokens at least, got {self.data.max_length}")
+        return problems
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def column_settings(self) -> tuple[str, ...]:
+        return ()
+
+    def schema(self) -> pa.Schema:
+        """The row and its text; text has no label."""
+        return pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+
+    def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
+        return (text_of(values[0], columns[0]),)
+
+    def label(self, value: object, column: object, spellings: Mapping[str, int]) -> Any:
+        raise AssertionError("text has no labels")
+
+    def features_settings(self) -> dict[str, Any]:
+        return {"blocks": BLOCKS_FORMAT, "max_length": self.data.max_length}
+
+    def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+        """Blocks, of which a text gives several, one or none."""
+        return cut_texts(batch, tokenizer, self.data.max_length)[0]
+
+    def training_data(
+        self,
+        experiment: Experiment,
+        micro_batches: int,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Artifact,
+        teacher_logits: Artifact | None,
+    ) -> StreamedBlocks:
+        """A stream of blocks from the store."""
+        counts = np.array((train.location / TOKEN_COUNTS).read_json(), np.int64)
+        masker = self._masker(experiment.train.seed, counts, tokenizer)
+        return StreamedBlocks(experiment, micro_batches, train, masker)
+
+    def evaluation_data(self, table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> BlockExamples:
+        """Blocks in memory, masked alike whatever the run's seed and the smoothing: all models are measured by the same
+        targets."""
+        masker = self._masker(EVALUATION_SEED, np.ones(len(tokenizer), np.int64), tokenizer)
+        table = table.sort_by([("row", "ascending"), ("piece", "ascending")])
+        return BlockExamples(Blocks.from_table(table), masker)
+
+    def _masker(self, seed: int, counts: Ids, tokenizer: PreTrainedTokenizerBase) -> Masker | None:
+        masking = self.task.masking
+        if masking is None:
+            return None
+        return Masker.build(masking, seed, counts, tokenizer.all_special_ids, tokenizer.mask_token_id)
+
+    def head_settings(self) -> dict[str, Any]:
+        return {}
+
+    def keeps_head(self, config: Any) -> bool:
+        """Any language model's."""
+        return True
+
+    def output_order(self, config: Any, field: str) -> list[int]:
+        """That of `predicted`."""
+        return [0, 1]
+
+    def run(self, model: Any, batch: Mapping[str, Tensor], **asked: Any) -> Any:
+        """The product with the vocabulary is taken of the chosen tokens only, as rows of length 1."""
+        chosen = batch["chosen"]
+
+        def choose(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (inputs[0][chosen].unsqueeze(1),)
+
+        handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            return super().run(model, batch, **asked)
+        finally:
+            handle.remove()
+
+    def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits [chosen tokens, vocabulary]."""
+        logits: Tensor = output.logits
+        if logits.shape[:2] != (int(batch["chosen"].sum()), 1):
+            raise RunFailed(
+                f"the model's head does not take chosen tokens alone: logits of shape {tuple(logits.shape)} for "
+                f"{int(batch['chosen'].sum())} tokens"
+            )
+        return logits.squeeze(1)
+
+    def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        from raypp.distillation.losses import hard_cross_entropy_sum
+
+        return hard_cross_entropy_sum(outputs, batch["labels"][batch["chosen"]])  # passes NOT_PREDICTED over
+
+    def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
+        from raypp.distillation.losses import soft_cross_entropy_sum
+
+        return soft_cross_entropy_sum(outputs, batch["teacher_logits"], temperature)
+
+    def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of each row the mean negative log-likelihood of its targets, in nats, and their number; float32 [rows, 2]."""
+        import torch
+        from torch.nn import functional
+
+        chosen, labels = batch["chosen"], batch["labels"]
+        losses = functional.cross_entropy(outputs.float(), labels[chosen], reduction="none")
+        sums = torch.zeros(len(labels), device=losses.device).index_add(0, chosen.nonzero()[:, 0], losses)
+        counts = (labels != NOT_PREDICTED).sum(dim=1)
+        return torch.stack([sums / counts.clamp(min=1), counts.float()], dim=1)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Perplexity: exp of the mean negative log-likelihood over all targets of the split."""
+        losses, counts = predictions.logits.astype(np.float64).T
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(f"{self.task.name}: a likelihood is not finite")
+        if counts.sum() == 0:
+            raise ValueError(f"metrics of {self.task.name} need at least one token to predict, got none")
+        return {"perplexity": math.exp((losses * counts).sum() / counts.sum())}
+
+    def table(self, predictions: Mapping[str, Predictions]) -> str:
+        lines = ["split\trow\tpiece\ttargets\tnegative_log_likelihood"]
+        for split, part in predictions.items():
+            examples: Any = part.features
+            for row, piece, (loss, count) in zip(examples.rows, examples.pieces, part.logits, strict=True):
+                lines.append(f"{split}\t{row}\t{piece}\t{count:.0f}\t{loss:.6g}")
+        return "\n".join(lines) + "\n"
+
+    def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
+        path = folder / f"predictions-{split}.tsv"
+        path.write_text(self.table({split: predictions}), encoding="utf-8")
+        return [path]
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModeling(LanguageModeling):
+    """MLM."""
+
+    auto_class = "AutoModelForMaskedLM"
+
+
+@dataclass(frozen=True)
+class CausalLanguageModeling(LanguageModeling):
+    """CLM."""
+
+    auto_class = "AutoModelForCausalLM"

@@ -1,0 +1,85 @@
+"""Plain text from every source: what is read, what is held out, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypp.config import GlueTextSource, LanguageModelingTask, OfficialSource, TextSource
+from raypp.data.sources import open_source
+from raypp.errors import ConfigError
+from raypp.tasks import find_task, resolve_task
+
+
+def texts(source: Any, split: str, rows: int | None = None) -> list[str]:
+    task = resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source)
+    raw = open_source(task, source, max_train_rows=rows)
+    table = pa.Table.from_batches(raw.read(split))
+    assert table["row"].to_pylist() == list(range(table.num_rows))
+    return list(table["text"].to_pylist())
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(2000)), encoding="utf-8")
+    return path
+
+
+def test_a_part_of_the_texts_is_held_out_and_none_is_lost(lines: Path) -> None:
+    source = TextSource(kind="text", files=(str(lines),), held_out_fraction=0.1)
+    train, dev = texts(source, "train"), texts(source, "dev")
+    assert sorted([*train, *dev]) == sorted(lines.read_text().splitlines())
+    assert 0.08 < len(dev) / 2000 < 0.12
+    assert texts(source, "train", rows=10) == train[:10]
+    assert texts(source, "dev", rows=10) == dev, "what is evaluated on does not depend on what is trained on"
+
+
+def test_files_of_all_formats_follow_one_another(lines: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["from a table", "and again"], "id": [1, 2]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"body": "from JSON"}\n')
+    (tmp_path / "c.csv").write_text('id,body\n1,"from, CSV"\n')
+    files = tuple(str(tmp_path / name) for name in ("a.parquet", "b.jsonl", "c.csv"))
+    source = TextSource(kind="text", files=files, dev_files=(str(lines),), column="body")
+    assert texts(source, "train") == ["from a table", "and again", "from JSON", "from, CSV"]
+    assert texts(source, "dev") == lines.read_text().splitlines()
+
+
+def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None:
+    source = GlueTextSource(kind="glue_text", directory=str(glue_dir), tasks=("mrpc", "cola"), held_out_fraction=0.02)
+    train, dev = texts(source, "train"), texts(source, "dev")
+    mrpc = open_source(find_task("mrpc"), OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
+    pairs = pa.Table.from_batches(mrpc.read("train"))
+    assert {*pairs["sentence1"].to_pylist(), *pairs["sentence2"].to_pylist()} <= {*train, *dev}
+    assert len(train) + len(dev) == 2 * pairs.num_rows + 8551
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": ("nowhere.txt",)}, "data.source.files: there is no file"),
+        ({"files": ("corpus.pdf",)}, "corpus.pdf' cannot be read; allowed: a name that ends in .txt, .csv"),
+    ],
+)
+def test_files_that_are_not_there_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        texts(TextSource.model_validate({"kind": "text", **changes}), "train")
+
+
+def test_a_column_that_is_not_there_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"body": "from JSON"}\n')
+    with pytest.raises(ConfigError, match=r"b.jsonl, line 1: no column 'text' \(data.source.column\); there are: body"):
+        texts(TextSource(kind="text", files=(str(tmp_path / "b.jsonl"),)), "train")
+
+
+def test_text_and_labelled_tasks_are_not_mixed_up(tmp_path: Path) -> None:
+    source = TextSource(kind="text", files=("some.txt",))
+    with pytest.raises(ConfigError, match="kind: text is plain text, for"):
+        resolve_task("mrpc", source)
+    task = LanguageModelingTask(name="corpus", kind="language_modeling")
+    with pytest.raises(ConfigError, match="corpus needs kind: text, hub_text or glue_text, got null"):
+        resolve_task(task, None)
