@@ -165,12 +165,13 @@ def test_a_causal_student_of_another_shape_follows_its_teacher(
             task={"name": "next", "kind": "language_modeling", "objective": "causal"},
             student={"model": str(tmp_path / "gpt"), "config": str(tmp_path / "small.json")},
             teacher={"model": str(tmp_path / "gpt")},
-            train={"max_steps": 40, "batch_size": 16, "learning_rate": 3e-3, "log_every_steps": 1},
+            train={"max_steps": 16, "batch_size": 16, "learning_rate": 1e-2, "log_every_steps": 1},
+            evaluation={"every_steps": 16},
         )
     )
     log = [record for record in records(result) if "train/loss" in record]
     assert log[-1]["train/soft_loss"] < log[0]["train/soft_loss"]
-    assert log[-1]["train/cosine_loss"] < 0.8 * log[0]["train/cosine_loss"], "its projection learns"
+    assert log[-1]["train/cosine_loss"] < 0.9 * log[0]["train/cosine_loss"], "its projection learns"
     assert log[-1]["train/hard_loss"] < log[0]["train/hard_loss"]
     config = json.loads(Path(result["paths"]["model"], "config.json").read_text())
     assert (config["n_layer"], config["n_embd"], config["model_type"]) == (1, 16, "gpt2")
