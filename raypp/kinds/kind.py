@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raypp.store import Artifact
 
 # Settings of an experiment that only some kinds read.
-KIND_SETTINGS = frozenset({"data.stride", "evaluation.answers"})
+KIND_SETTINGS = frozenset({"data.stride", "data.window_blocks", "distillation.soft_tokens", "evaluation.answers"})
 # Raised when the same input would give other features than before.
 FEATURES_FORMAT = 1
 
