@@ -56,7 +56,7 @@ def predict(
         padded = features.collate(batch, pad_id, max_padded=longest)
         inputs = {name: value.to(worker.device) for name, value in padded.items()}
         predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
-        places.append(features.places(batch, per_token=True) if kind.outputs_per_token else batch)
+        places.append(features.places(batch, kind.outputs_per_token))
         outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
     mine = (np.concatenate(places), np.concatenate(outputs)) if outputs else None
     parts = [part for part in worker.gather(mine) if part is not None]

@@ -244,7 +244,8 @@ def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
     problems = []
     for name in sorted(KIND_SETTINGS - kind.own_settings):
         section, field = name.split(".")
-        if field in getattr(experiment, section).model_fields_set:
+        given = getattr(experiment, section)
+        if given is not None and field in given.model_fields_set:
             problems.append(
                 f"{name}: {kind.task.name} is a {kind.task.kind} task, which has no use for it; leave it out"
             )

@@ -75,7 +75,7 @@ def featurize(
             report = progress_after(done, window.num_rows, is_last, progress)
             for told in collect(answers, window.num_rows, report, f"features of {task} {split}"):
                 files.append(StoredFile(**told["file"]))
-                rows += told["written"]
+                rows += told["made"]
             done += window.num_rows
         return build.finish(rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
@@ -152,19 +152,25 @@ def teacher_logits(
             _Teacher, batch_size=1, batch_format="pyarrow", compute=pool, fn_constructor_kwargs=work, **resources
         )
         told = list(collect(answers, features.rows, progress, "teacher logits"))
-        rows = sum(each["written"] for each in told)
-        return build.finish(rows, {"precision": precision}, [StoredFile(**each["file"]) for each in told])
+        files = [StoredFile(**each["file"]) for each in told]
+        return build.finish(sum(each["made"] for each in told), {"precision": precision}, files)
 
 
 def _tokenize_part(
     part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, kind: TaskKind, folder: Location
 ) -> pa.Table:
-    return answer(lambda: _written(folder, kind.tokenize(part, tokenizer_here(tokenizer, fingerprint)), part.num_rows))
+    known = tokenizer_here(tokenizer, fingerprint)
+    return answer(lambda: _written(folder, kind.tokenize(part, known), part.num_rows))
 
 
-def _written(folder: Location, table: pa.Table, rows: int) -> dict[str, Any]:
-    """What the driver is told of a part that so many rows have made; an example may make several."""
-    return {"file": asdict(write_part(folder, table)), "written": table.num_rows, "rows": rows}
+def _written(folder: Location, table: pa.Table, given: int | None = None) -> dict[str, Any]:
+    """Writes a part.
+
+    Args:
+        given: rows that it is made of; None: as many as it has.
+    """
+    rows = table.num_rows
+    return {"file": asdict(write_part(folder, table)), "rows": rows if given is None else given, "made": rows}
 
 
 def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
@@ -205,12 +211,7 @@ class _Teacher:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         part = batch["part"][0].as_py()
-
-        def make() -> dict[str, Any]:
-            table = self.logits_table(self.features.read_part(part))
-            return _written(self.folder, table, table.num_rows)
-
-        return answer(make)
+        return answer(lambda: _written(self.folder, self.logits_table(self.features.read_part(part))))
 
     def logits_table(self, table: pa.Table) -> pa.Table:
         """row, logits of a features table. Rows of similar length share a forward pass."""

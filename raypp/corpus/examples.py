@@ -63,6 +63,11 @@ class BlockExamples:
         """Tokens at which a model's output is needed."""
         return int(self.lengths[indices].sum()) if self.all_tokens else self.num_targets(indices)
 
+    def places(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
+        """Where predictions for the blocks at `indices` belong: a block has one."""
+        assert not per_token, "a block is predicted as a whole"
+        return indices
+
     def collate(
         self, indices: npt.NDArray[np.int64], pad_id: int | None, *, max_padded: int | None = None
     ) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raypp.store import Artifact
 
 # Settings of an experiment that only some kinds read.
-KIND_SETTINGS = frozenset({"data.stride", "evaluation.answers"})
+KIND_SETTINGS = frozenset({"data.stride", "data.window_blocks", "distillation.soft_tokens", "evaluation.answers"})
 # Raised when the same input would give other features than before.
 FEATURES_FORMAT = 1
 
@@ -197,7 +197,7 @@ class TaskKind(ABC):
         [rows, width, outputs]."""
 
     def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of outputs as the predictions of the batch's rows, [rows, numbers]."""
+        """What is kept of outputs as the batch's predictions: the same, or numbers for each row, [rows, numbers]."""
         return outputs
 
     # --- losses: sums over rows, float32 scalars ---

@@ -139,6 +139,12 @@ class QuestionAnswering(TaskKind):
         )
         return (start + end) / 2
 
+    def logits_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The squared error, its mean over a window's tokens and both sides, summed over rows."""
+        from raypp.distillation.losses import hidden_mse_sum
+
+        return hidden_mse_sum(outputs, batch["teacher_logits"], batch["attention_mask"])
+
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         answers = [answer for answer in self.answers(predictions) if answer.gold is not None]
         texts, gold = [answer.text for answer in answers], [answer.gold or () for answer in answers]
