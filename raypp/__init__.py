@@ -1,4 +1,4 @@
-"""raypp: small, sparse text classifiers from pretrained transformer encoders, on Ray.
+"""raypp: small, sparse models from pretrained transformer encoders, on Ray.
 
     experiment = raypp.load_experiment("experiments/quickstart.yaml", ["train.epochs=1"])
     result = raypp.train(experiment)
