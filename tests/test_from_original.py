@@ -176,11 +176,13 @@ def _has(values: Any, field: str) -> bool:
 # --- the other scripts -----------------------------------------------------------------------------------------------
 
 
-def test_questions_and_answers() -> None:
+def test_questions_and_answers(tmp_path: Path) -> None:
     version_2 = settings(f"{SQUAD} --version_2_with_negative --null_score_diff_threshold -1.5 --doc_stride 64")
     assert version_2["task"] == "squad_v2"
     assert version_2["data"] == {"source": {"kind": "official", "directory": "d"}, "max_length": 384, "stride": 64}
     assert version_2["evaluation"]["answers"] == {"null_threshold": -1.5, "n_best": 20, "max_tokens": 30}
+    answers = loaded(f"{SQUAD} --version_2_with_negative --max_answer_length 12", tmp_path).evaluation.answers
+    assert (answers.max_tokens, answers.null_threshold) == (12, 0.0)
     with_files = "masked_run_squad.py --model_name_or_path m --train_file in/train-v1.1.json --output_dir o"
     assert settings(with_files)["data"]["source"]["directory"] == "in"
 
@@ -197,7 +199,7 @@ def test_the_same_name_means_another_thing_in_another_script() -> None:
     assert "pruning" not in distilling
 
 
-def test_a_distilled_language_model() -> None:
+def test_a_distilled_language_model(tmp_path: Path) -> None:
     command = (
         "python train.py --student_type distilbert --student_config distilbert.json --teacher_type bert "
         "--teacher_name bert-base-uncased --alpha_ce 5.0 --alpha_mlm 2.0 --alpha_cos 1.0 --alpha_clm 0.0 --mlm "
@@ -211,8 +213,14 @@ def test_a_distilled_language_model() -> None:
     assert (distillation["soft_weight"], distillation["hard_weight"], distillation["cosine_weight"]) == (5.0, 2.0, 1.0)
     assert (translated["train"]["batch_size"], translated["train"]["micro_batches"]) == (1000, 200)
     assert translated["train"]["freeze_position_embeddings"] is True
+    experiment = loaded(command, tmp_path)
+    assert not isinstance(experiment.task, str)
+    assert experiment.task.kind == "language_modeling"
     extracted = settings(f"{command} --student_pretrained_weights tf_bert-base-uncased_0247911.pth")
     assert extracted["student"] == {"model": "bert-base-uncased", "layers": [0, 2, 4, 7, 9, 11]}
+    loaded(
+        "train.py --student_config c.json --teacher_name gpt2 --data_file d.pickle --alpha_mse 1 --n_gpu 0", tmp_path
+    )
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -281,7 +289,7 @@ def test_the_table_is_well_formed(script: str) -> None:
 
 
 def test_what_takes_an_options_place_is_a_field_or_a_command() -> None:
-    for option in OPTIONS["masked_run_glue.py"]:
+    for option in (option for options in OPTIONS.values() for option in options):
         for place in re.sub(r" \(.*?\)", "", option.place).split(", ") if option.place else []:
             name = place.split(" ")[0].split(":")[0]
             assert name == "raypp" or _is_field(Experiment, name.split(".")), option
