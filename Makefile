@@ -37,7 +37,7 @@ check: install
 # One after the other, with nothing else on the machine: they measure time.
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	for file in masks step against_trainer naive_step on_ray featurization metric; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	for file in masks step against_trainer naive_step on_ray featurization many_trials metric; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
