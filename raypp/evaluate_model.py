@@ -7,7 +7,6 @@ It runs in this process, without Ray and without the store: one pass over one sp
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from raypp.models import (
     resolve_model,
 )
 from raypp.pruning.dense import build_pruning
-from raypp.runs import run_experiment
+from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 from raypp.student import load_student
 from raypp.tasks import Task, default_source, resolve_task
@@ -133,10 +132,8 @@ def _folder(model: str, subject: Subject) -> Iterator[Path]:
     if subject.run is None:
         yield resolve_model(model, None, "MODEL")
         return
-    if not (subject.run / "model" / "config.json").is_file():
-        raise ConfigError(f"MODEL: the run {model} has no model yet; `raypp train` finishes it")
-    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-        yield (subject.run / "model").download(Path(scratch))
+    with local_model(subject.run, model) as folder:
+        yield folder
 
 
 def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:

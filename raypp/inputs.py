@@ -57,7 +57,7 @@ def step_inputs(
                 tokens += int(examples.tokens[indices].sum())
                 computed_tokens += padded["input_ids"].numel()
                 shares[share] = {name: worker.to_device(value) for name, value in padded.items()}
-            counts = Counts(len(batch), examples.num_targets(batch.indices), examples.num_outputs(batch.indices))
+            counts = Counts(len(batch), *examples.targets_and_outputs(batch.indices))
             yield StepInputs(examples.rows[batch.indices], counts, shares, tokens, computed_tokens)
             step += 1
             if step == steps.total:

@@ -21,7 +21,7 @@ from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
-from raypp.runs import run_experiment
+from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 
 if TYPE_CHECKING:
@@ -187,15 +187,13 @@ def inspect_command(
 def _opened(reference: str) -> Iterator[tuple[Path, LayerRule | None, tuple[str, str | None] | None]]:
     """The local model folder of what the user named; of a run also the layers that were pruned, and its student."""
     location = Location.of(reference, "MODEL")
-    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-        if (location / "experiment.yaml").is_file():
-            if not (location / "model" / "config.json").is_file():
-                raise ConfigError(f"MODEL: the run {reference} has no model yet; `raypp train` finishes it")
+    if (location / "experiment.yaml").is_file():
+        with local_model(location, reference) as folder:
             experiment = run_experiment(location)
             layers = None if experiment.pruning is None else experiment.pruning.layers
-            student = (experiment.student.model, experiment.student.revision)
-            yield (location / "model").download(Path(scratch)), layers, student
-        elif location.is_local:
-            yield resolve_model(reference, None, "MODEL"), None, None
-        else:
+            yield folder, layers, (experiment.student.model, experiment.student.revision)
+    elif location.is_local:
+        yield resolve_model(reference, None, "MODEL"), None, None
+    else:
+        with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
             yield location.download(Path(scratch)), None, None

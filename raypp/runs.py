@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,19 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
     if not (run / "result.json").is_file():
         return None
     return dict((run / "result.json").read_json())
+
+
+@contextlib.contextmanager
+def local_model(run: Location, named: str) -> Iterator[Path]:
+    """The model that a run left, on this machine while it is needed.
+
+    Raises:
+        ConfigError: there is none yet; the run is called as the user has `named` it.
+    """
+    if not (run / "model" / "config.json").is_file():
+        raise ConfigError(f"MODEL: the run {named} has no model yet; `raypp train` finishes it")
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
+        yield (run / "model").download(Path(scratch))
 
 
 def model_files(run: Location) -> dict[str, str]:

@@ -217,8 +217,6 @@ class _Teacher:
         """row, logits of a features table. Rows of similar length share a forward pass."""
         import torch
 
-        from raypp.models import model_inputs
-
         features, extra = Features.from_table(table.sort_by("row")), self.features.extra
         per_token = self.kind.outputs_per_token
         ends = features.offsets[:: features.sequences] if per_token else np.arange(len(features) + 1)
@@ -227,8 +225,9 @@ class _Teacher:
         with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
             for indices in plan_tokens(features.lengths, self.tokens_per_batch):
                 batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
-                inputs = {name: value.to(self.device) for name, value in model_inputs(self.model, batch).items()}
-                outputs = without_padding(self.kind.outputs(self.model(**inputs), inputs), inputs, per_token)
+                inputs = {name: value.to(self.device) for name, value in batch.items()}
+                answered = self.kind.outputs(self.kind.run(self.model, inputs), inputs)
+                outputs = without_padding(answered, inputs, per_token)
                 logits[features.places(indices, per_token)] = outputs[:, self.output_order]
         if len(broken := np.flatnonzero(~np.isfinite(logits).all(axis=1))):
             row = features.rows[np.searchsorted(ends, broken[0], side="right") - 1]

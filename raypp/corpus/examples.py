@@ -52,16 +52,15 @@ class BlockExamples:
         """The same."""
         return self.lengths
 
-    def num_targets(self, indices: npt.NDArray[np.int64]) -> int:
-        """Tokens to predict in the blocks at `indices`."""
+    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Tokens to predict in the blocks at `indices`, and tokens at which a model's output is needed."""
         if self.masker is None:
-            return int((self.lengths[indices] - 1).sum())
-        ids, is_real = self.blocks.padded(indices)
-        return int(self.masker.target_counts(ids, self.rows[indices], self.pieces[indices], is_real, self.epoch).sum())
-
-    def num_outputs(self, indices: npt.NDArray[np.int64]) -> int:
-        """Tokens at which a model's output is needed."""
-        return int(self.lengths[indices].sum()) if self.all_tokens else self.num_targets(indices)
+            targets = int((self.lengths[indices] - 1).sum())
+        else:
+            ids, is_real = self.blocks.padded(indices)
+            rows, pieces = self.rows[indices], self.pieces[indices]
+            targets = int(self.masker.target_counts(ids, rows, pieces, is_real, self.epoch).sum())
+        return targets, int(self.lengths[indices].sum()) if self.all_tokens else targets
 
     def places(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
         """Where predictions for the blocks at `indices` belong: a block has one."""

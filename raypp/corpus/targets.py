@@ -7,6 +7,7 @@ however wide that is padded, and after a resume. Each epoch masks anew.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class Masker:
         replacements = self._ordinary[(uniform(*places, _REPLACEMENT) * len(self._ordinary)).astype(np.int64)]
         return np.where(replaced, replacements, masked), labels
 
-    @property
+    @cached_property  # of every batch asked for, and as long as the vocabulary
     def _ordinary(self) -> Ids:
         """The tokens that may be put in another's place: all that are not special."""
         return np.flatnonzero(self.weights)

@@ -143,13 +143,9 @@ class Features:
         """Whether every example has a label."""
         return bool(self.labelled.all())
 
-    def num_targets(self, indices: npt.NDArray[np.int64]) -> int:
-        """Labels of the examples at `indices`: one each."""
-        return len(indices)
-
-    def num_outputs(self, indices: npt.NDArray[np.int64]) -> int:
-        """Outputs that are compared with a teacher's: one each."""
-        return len(indices)
+    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Labels of the examples at `indices`, and outputs that are compared with a teacher's: one each."""
+        return len(indices), len(indices)
 
     def with_teacher_logits(self, table: pa.Table, per_token: bool = False) -> Features:
         """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`.

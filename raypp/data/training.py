@@ -31,11 +31,9 @@ class Examples(Protocol):
     def tokens(self) -> npt.NDArray[np.int64]:
         """[n]: tokens of each."""
 
-    def num_targets(self, indices: npt.NDArray[np.int64]) -> int:
-        """How many labels the examples at `indices` have."""
-
-    def num_outputs(self, indices: npt.NDArray[np.int64]) -> int:
-        """At how many places a model's output on them is compared with a teacher's."""
+    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """How many labels the examples at `indices` have, and at how many places a model's output on them is compared
+        with a teacher's."""
 
     def collate(
         self, indices: npt.NDArray[np.int64], pad_id: int, *, max_padded: int | None = None

@@ -86,7 +86,7 @@ def test_the_hard_loss_is_transformers_own_over_the_global_batch(objective: Any,
     given = examples(objective, all_tokens=all_tokens)
     loss = Objective.build(language, None, None)
     everyone = np.arange(6)
-    counts = loss.counts(Counts(6, given.num_targets(everyone), given.num_outputs(everyone)))
+    counts = loss.counts(Counts(6, *given.targets_and_outputs(everyone)))
     parts = [
         float(loss.loss(loss(model, batch_of(given, *share)), counts).detach()) for share in ((0, 1), (2, 3, 4), (5,))
     ]
@@ -122,7 +122,7 @@ def test_every_loss_of_task_agnostic_distillation_is_a_plain_torch_reference(sof
         terms = objective(student, {**batch, **online.observe(batch)})
         own, followed = (model(**inputs, output_hidden_states=True) for model in (student, teacher))
     everyone = np.arange(6)
-    counts = objective.counts(Counts(6, given.num_targets(everyone), given.num_outputs(everyone)))
+    counts = objective.counts(Counts(6, *given.targets_and_outputs(everyone)))
 
     real, labels = batch["attention_mask"].bool(), batch["labels"]
     compared_at = real if soft_tokens == "all" else labels != NOT_PREDICTED
