@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from raypp.figures import BLACK, BLUE, ORANGE, VERMILION, NothingToDraw, Picture
@@ -79,7 +79,7 @@ def movement_figure(statistics: WeightStatistics) -> Picture:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     row[0].set_ylabel("final - initial weight")
     figure.suptitle("Movement of the weights")
-    figure.colorbar(image, ax=row, label="weights in a bin (logarithmic)")
+    figure.colorbar(image, ax=row, label="weights in a bin (logarithmic)").minorticks_off()
     _add_legend(figure, row[:1])
     return figure
 
@@ -95,6 +95,7 @@ def _draw(axes: Axes, histogram: Histogram) -> None:
             axes.stairs(counts, histogram.edges, color=color, alpha=0.3, fill=True)
             axes.stairs(counts, histogram.edges, color=color, linestyle=style, linewidth=1.3, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())  # ten to a decade, they take longer to draw than all the rest
     axes.set_ylim(bottom=0.7)
     axes.set_ylabel("weights in a bin")
     axes.grid(alpha=0.3)
