@@ -32,7 +32,8 @@ def heads_figure(layers: Sequence[AttentionHeads]) -> Picture:
             value = percent[row, head]
             text = (f"{value:.0f}" if value >= 9.95 else f"{value:.1f}") if survives else DEAD
             color = "black" if value > 0.45 * top else "white"
-            axes.text(head, row, text, ha="center", va="center", color=color, fontsize=8 if survives else 14)
+            size = 8 if survives else 14
+            axes.text(head, row, text, ha="center", va="center", color=color, fontsize=size, in_layout=False)
     one_stack = len({layer.stack for layer in layers}) == 1
     names = [layer.number if one_stack else f"{layer.stack}.{layer.number}".strip(".") for layer in layers]
     axes.set_yticks(range(len(layers)), names)

@@ -51,7 +51,7 @@ def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]
     for (row, column), value in np.ndenumerate(percent):
         if not np.isnan(value):
             color = "black" if value > 0.45 * top else "white"
-            axes.text(column, row, _short(value), ha="center", va="center", color=color, fontsize=8)
+            axes.text(column, row, _short(value), ha="center", va="center", color=color, fontsize=8, in_layout=False)
     one_stack = len({stack for stack, _ in rows}) == 1
     names = [number if one_stack else f"{stack}.{number}".strip(".") or "others" for stack, number in rows]
     axes.set_yticks(range(len(rows) + 1), [*names, "all"])
