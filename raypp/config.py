@@ -264,6 +264,9 @@ class StudentSettings(Settings):
     """A new model, initialised at random, of which `model` gives the tokenizer: changes to the model's configuration
     ({num_hidden_layers: 3}) or, with a model_type, a configuration of its own; or a JSON file that holds either. null:
     the pretrained model."""
+    start: Literal["pretrained", "teacher"] = "pretrained"
+    """Which weights it starts from. pretrained: the model's, under a new head; teacher: the fine-tuned teacher's, head
+    included, which must have the shape of the model."""
 
     @model_validator(mode="after")
     def _one_beginning(self) -> StudentSettings:
@@ -271,6 +274,8 @@ class StudentSettings(Settings):
             raise ValueError("layers and config exclude each other: a new model has no layers to choose from")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers: numbers must rise, got {list(self.layers)}")
+        if self.start == "teacher" and self.config is not None:
+            raise ValueError("start: teacher and config exclude each other: a new model is initialised at random")
         return self
 
 
@@ -468,6 +473,27 @@ class MagnitudePruning(DensitySchedule, PruningBase):
         return False
 
 
+class FisherPruning(DensitySchedule, PruningBase):
+    """Keep the weights that the loss would miss most, by the diagonal of the empirical Fisher information.
+
+    A weight's score is a running mean of (w g)^2, w the weight and g the loss's gradient for it: twice what the loss
+    rises by when the weight goes to 0, to second order and without the other weights (LeCun et al. 1990, "Optimal Brain
+    Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned weights have gradients as well, and may come back.
+
+    In a loop of your own, `raypp.optim.build_optimizer` makes the optimizer that keeps these means.
+    """
+
+    method: Literal["fisher"]
+    scope: Literal["local", "global"] = "global"
+    """global: over all matrices together, since these scores are all in the loss's unit; local: in each matrix."""
+    initial_warmup: Annotated[int, Field(ge=0)] = 0
+    """As of every method; scores need no steps to find a direction."""
+    final_warmup: Annotated[int, Field(ge=0)] = 4
+    """Longer than the others' for what is left to recover in."""
+    fisher_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """What the running mean keeps of itself at a step: 0.99 looks back about 100 steps."""
+
+
 class TargetedPruning(ScoredPruning):
     """A method whose density follows from its scores, and so from the penalty's lambda."""
 
@@ -577,6 +603,7 @@ def _resolve_method_alias(value: Any) -> Any:
 PruningSettings = Annotated[
     Annotated[TopKPruning, Tag("topk")]
     | Annotated[MagnitudePruning, Tag("magnitude")]
+    | Annotated[FisherPruning, Tag("fisher")]
     | Annotated[SigmoidThresholdPruning, Tag("sigmoid_threshold")]
     | Annotated[ThresholdPruning, Tag("threshold")]
     | Annotated[L0Pruning, Tag("l0")],

@@ -19,6 +19,7 @@ from raypp.config import Experiment, OfficialSource
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
+from raypp.export.huggingface import load_saved
 from raypp.freezing import freeze
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
@@ -29,6 +30,7 @@ from raypp.models import (
     max_positions,
     resolve_model,
 )
+from raypp.plan import make_plan
 from raypp.pruning.dense import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
@@ -159,7 +161,7 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     if unlabelled := [name for name, split in features.items() if not split.labelled.any()]:
         raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
     found: dict[str, dict[str, float]] = {}
-    for step, model in _checkpoints(subject.run, subject.experiment, kind.task, folder):
+    for step, model in _checkpoints(subject.run, subject.experiment, kind, folder):
         for name, split in features.items():
             predictions = predict(model, split, kind, tokenizer.pad_token_id, Worker())
             found[f"step {step} {name}"] = kind.metrics(predictions)
@@ -169,15 +171,18 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
 
 
 def _checkpoints(
-    run: Location, experiment: Experiment, task: Task, folder: Path
+    run: Location, experiment: Experiment, kind: TaskKind, folder: Path
 ) -> Iterator[tuple[int, PreTrainedModel]]:
     """Every whole checkpoint of a run, with the masks it had at its step."""
+    started_as = make_plan(experiment).teacher_folder if experiment.student.start == "teacher" else None
     checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
-        model = load_student(folder, experiment.student, task, experiment.train.seed)
+        # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
+        teacher = None if started_as is None else load_saved(started_as, kind)
+        model = load_student(folder, experiment.student, kind.task, experiment.train.seed, teacher)
         freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
         pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)

@@ -46,6 +46,7 @@ def run_identity(
         "max_train_rows": experiment.data.max_train_rows,
         **experiment.data.model_dump(include={"stride"}, exclude_defaults=True),
         "inputs": dict(inputs),
+        **({"start": experiment.student.start} if experiment.student.start != "pretrained" else {}),
         "teacher": teacher,
         "pruning": experiment.pruning and _chosen(experiment.pruning),
         "distillation": experiment.distillation and _chosen(experiment.distillation),

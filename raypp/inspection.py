@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from raypp.config import LayerRule
+from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
 from raypp.models import load_model_config, quiet_loading, resolve_model
+from raypp.plan import make_plan
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
@@ -168,13 +169,18 @@ def inspect_command(
         from raypp.figures import require_format
 
         require_format(save_to, "--save")
-    with _opened(reference) as (folder, layers, student):
+    with _opened(reference) as (folder, experiment):
+        layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)
         if save_to is not None:
             name = figure or FIGURES[0]
-            given = (initial, None) if initial is not None else student if name == "movement" else None
-            before = None if given is None else resolve_model(*given, "--initial")
-            inspection_figure(inspection, name, matrix, before).save(save_to)
+            with contextlib.ExitStack() as stack:
+                before = None
+                if initial is not None:
+                    before = resolve_model(initial, None, "--initial")
+                elif experiment is not None and name == "movement":
+                    before = stack.enter_context(_initial_model(experiment))
+                inspection_figure(inspection, name, matrix, before).save(save_to)
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)
@@ -184,16 +190,27 @@ def inspect_command(
 
 
 @contextlib.contextmanager
-def _opened(reference: str) -> Iterator[tuple[Path, LayerRule | None, tuple[str, str | None] | None]]:
-    """The local model folder of what the user named; of a run also the layers that were pruned, and its student."""
+def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
+    """The local model folder of what the user named, and of a run its experiment."""
     location = Location.of(reference, "MODEL")
     if (location / "experiment.yaml").is_file():
         with local_model(location, reference) as folder:
-            experiment = run_experiment(location)
-            layers = None if experiment.pruning is None else experiment.pruning.layers
-            yield folder, layers, (experiment.student.model, experiment.student.revision)
+            yield folder, run_experiment(location)
     elif location.is_local:
-        yield resolve_model(reference, None, "MODEL"), None, None
+        yield resolve_model(reference, None, "MODEL"), None
     else:
         with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-            yield location.download(Path(scratch)), None, None
+            yield location.download(Path(scratch)), None
+
+
+@contextlib.contextmanager
+def _initial_model(experiment: Experiment) -> Iterator[Path]:
+    """Folder of the model that a run started from, on this machine while it is needed."""
+    student = experiment.student
+    if student.start == "pretrained":
+        yield resolve_model(student.model, student.revision, "student.model")
+        return
+    teacher = make_plan(experiment).teacher_folder
+    assert teacher is not None, "a student cannot start as a teacher that there is not"
+    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
+        yield teacher.download(Path(scratch))

@@ -108,6 +108,16 @@ class Plan:
         """The task's kind."""
         return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
 
+    @property
+    def teacher_folder(self) -> Location | None:
+        """Where the teacher's model is, or will be when it is trained; None without a teacher."""
+        settings = self.experiment.teacher
+        if self.teacher_plan is not None:
+            return self.teacher_plan.run / "model"
+        if settings is None or settings.model is None:
+            return None
+        return Location.of(resolve_model(settings.model, settings.revision, "teacher.model"))
+
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=tokenizer)
@@ -200,6 +210,8 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None, prepare: 
     compared = problems.attempt(lambda: _comparisons(experiment, student, teacher_model))
     with problems.collect():
         _check_vocabularies(kind, student, teacher_model)
+    if experiment.student.start == "teacher" and student is not None and teacher_model is not None:
+        problems.attempt(lambda: _check_start(kind, student, teacher_model, given=teacher is not None))
     problems.stop()
     assert steps is not None
     assert compared is not None
@@ -233,6 +245,8 @@ def _check_sections(experiment: Experiment, task: Task | None) -> None:
         problems.append("sweep: an experiment with a sweep is run by `raypp sweep`; for one run, leave sweep out")
     if experiment.distillation is not None and experiment.teacher is None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
+    if experiment.student.start == "teacher" and experiment.teacher is None:
+        problems.append("student.start: teacher needs a teacher, but teacher is null; give one, or start: pretrained")
     if task is not None and kind_of(task).cuts_texts and experiment.train.batch_tokens is not None:
         problems.append("train.batch_tokens: plain text comes in blocks of much the same size; give batch_size instead")
     if problems:
@@ -245,7 +259,8 @@ def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
     for name in sorted(KIND_SETTINGS - kind.own_settings):
         section, field = name.split(".")
         given = getattr(experiment, section)
-        if given is not None and field in given.model_fields_set:
+        # What a run has recorded is every setting, also those that nobody gave.
+        if given is not None and getattr(given, field) != type(given).model_fields[field].get_default():
             problems.append(
                 f"{name}: {kind.task.name} is a {kind.task.kind} task, which has no use for it; leave it out"
             )
@@ -346,6 +361,32 @@ def _given_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
     teacher = _model_input(settings.model, settings.revision, kind, "teacher.model")
     load_finetuned(teacher.folder, kind, "teacher.model")
     return teacher
+
+
+def _check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given: bool) -> None:
+    """Refuses a student that cannot take the teacher's weights, or a teacher whose outputs are in another order."""
+    # The whole model: chosen layers of it (student.layers) are taken from the whole teacher.
+    configs = load_model_config(student.folder, "student.model"), teacher.config
+    shapes = [
+        {name: list(tensor.shape) for name, tensor in meta_model(config, kind).base_model.state_dict().items()}
+        for config in configs
+    ]
+    if shapes[0] != shapes[1]:
+        different = sorted(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+        name = different[0]
+        raise ConfigError(
+            f"student.start: teacher needs a teacher of the student's shape, but {len(different)} tensors differ: "
+            f"{name} is {shapes[0].get(name, 'absent')} in the student and {shapes[1].get(name, 'absent')} in the "
+            "teacher; allowed: pretrained"
+        )
+    if given:  # one that is trained first gets the task's labels in their order
+        order = kind.output_order(teacher.config, "teacher.model")
+        if order != sorted(order):
+            raise ConfigError(
+                f"student.start: teacher takes the teacher's head as it is, but its labels "
+                f"{list(teacher.config.id2label.values())} are not in the order of {kind.task.name}, "
+                f"{list(kind.task.labels)}; allowed: pretrained"
+            )
 
 
 def _teacher_plan(experiment: Experiment, store: Location) -> Plan | None:

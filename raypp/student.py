@@ -22,11 +22,19 @@ if TYPE_CHECKING:
     from raypp.tasks import Task
 
 
-def load_student(folder: Path, settings: StudentSettings, task: Task, seed: int) -> PreTrainedModel:
+def load_student(
+    folder: Path, settings: StudentSettings, task: Task, seed: int, teacher: PreTrainedModel | None = None
+) -> PreTrainedModel:
     """The student in float32, with a head for the task; what is new in it is initialised from `seed`, the same in every
-    process."""
+    process.
+
+    Args:
+        folder: of the pretrained model.
+        teacher: the fine-tuned one, for a student that starts as it (`settings.start`); it is taken over.
+    """
     if settings.config is None:
-        model = load_pretrained(folder, task, seed)
+        assert (teacher is not None) == (settings.start == "teacher")
+        model = load_pretrained(folder, task, seed) if teacher is None else teacher
         return model if settings.layers is None else keep_layers(model, settings.layers)
     kind = kind_of(task)
     config = student_config(load_model_config(folder, "student.model"), settings)

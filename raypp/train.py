@@ -14,7 +14,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from raypp.models import (
     max_positions,
     resolve_model,
 )
-from raypp.optim import build_optimizer, rate_factor, set_learning_rates
+from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.parameter_statistics import parameter_statistics
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
@@ -50,6 +51,9 @@ from raypp.store import Artifact
 from raypp.student import load_student
 from raypp.tasks import Task
 from raypp.worker import Worker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this the float16 scaler has halved its scale so often that the run itself is broken.
@@ -121,16 +125,17 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         splits = {name: kind.evaluation_data(split.read_table(), tokenizer) for name, split in job.evaluation.items()}
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
-    model = load_student(folder, experiment.student, task, settings.seed).to(worker.device)
+    model = _initial_student(job, folder).to(worker.device)
     freeze(model, experiment)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
-    mask_rate = getattr(experiment.pruning, "mask_learning_rate", 0.0)
     teacher = _online_teacher(job, model.config, worker.device)
     objective = Objective.build(kind, experiment.distillation, teacher)
     learned = nn.ModuleList([model, objective.projections])
-    optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, mask_rate)
+    optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, experiment.pruning)
     parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
+    averaged = averaged_parameters(optimizer)
+    descending = [parameter for parameter in parameters if parameter not in averaged]
     autocast, scaler = _precision(settings.precision, worker.device)
     longest = min(max_positions(each.config) for each in (model, *([teacher.model] if teacher else [])))
 
@@ -197,7 +202,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             numbers = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
             sums = worker.sum_gradients(parameters, torch.cat([sums, numbers.to(worker.device)]))
             scaler.unscale_(optimizer)
-            norm = clip_gradients(parameters, settings.max_gradient_norm)
+            norm = clip_gradients(descending, settings.max_gradient_norm)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
             scaler.step(optimizer)
@@ -273,8 +278,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         _, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
     density = pruner.density()
     if worker.is_first and experiment.pruning is not None:
-        before = load_student(folder, experiment.student, task, settings.seed)
-        recorder.statistics = measure(model, density, before)
+        recorder.statistics = measure(model, density, _initial_student(job, folder))
     plain = pruner.fold()
     return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
 
@@ -303,6 +307,14 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt()
 
 
+def _initial_student(job: Job, folder: Path) -> PreTrainedModel:
+    experiment, teacher = job.experiment, None
+    if experiment.student.start == "teacher":
+        assert experiment.teacher is not None
+        teacher = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
+    return load_student(folder, experiment.student, job.task, experiment.train.seed, teacher)
+
+
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
     """The teacher beside the student of this configuration, if a loss needs it."""
     experiment = job.experiment
@@ -329,7 +341,7 @@ def _precision(
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    rates = {f"train/{group['name']}_learning_rate": group["lr"] for group in optimizer.param_groups}
+    rates = {f"train/{name}_learning_rate": rate for name, rate in learning_rates(optimizer).items()}
     return {name.replace("weights_", ""): rate for name, rate in rates.items()}
 
 
@@ -349,7 +361,7 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
 
 
 def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
-    rates = ", ".join(dict.fromkeys(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups))
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates(optimizer).items())
     return (
         f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-3].tolist()}, gradient "
         f"norm {norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"

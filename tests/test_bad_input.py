@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from raypp.cli import main
 
@@ -76,6 +77,21 @@ def unlabelled_teacher(world: World) -> str:
 def pickled(world: World) -> str:
     folder = world.model("pickled", "*.safetensors")
     Path(folder, "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def small(world: World) -> str:
+    """A model of the encoder's shape but for its feed-forward layers, which are narrower."""
+    folder = world.model("small", "*.safetensors", intermediate_size=96)
+    AutoModel.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def turned(world: World) -> str:
+    """A classifier of MRPC with its labels the other way round."""
+    folder = world.model("turned", "*.safetensors")
+    labels = {"id2label": {0: "equivalent", 1: "not_equivalent"}, "label2id": {"equivalent": 0, "not_equivalent": 1}}
+    AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder, **labels)).save_pretrained(folder)
     return folder
 
 
@@ -215,6 +231,22 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "unknown distance of hidden states": (
         lambda w: following(w, hidden_weight=1, hidden_kind="l2"),
         ("distillation.hidden_kind", "'l2'", "'mse'", "'cosine'"),
+    ),
+    "a start as a teacher that there is not": (
+        lambda w: w.set("student.start", "teacher"),
+        ("student.start", "teacher is null", "pretrained"),
+    ),
+    "a new model that starts as a teacher": (
+        lambda w: (w.set("student.start", "teacher"), w.set("student.config", {"num_hidden_layers": 1})),
+        ("student", "start: teacher and config exclude each other"),
+    ),
+    "a start as a teacher of another shape": (
+        lambda w: (w.set("student.start", "teacher"), w.set("teacher", {"model": small(w), "train": {"max_steps": 1}})),
+        ("student.start", "tensors differ", "is [1536] in the student and [96] in the teacher"),
+    ),
+    "a start as a teacher whose labels are in another order": (
+        lambda w: (w.set("student.start", "teacher"), w.set("teacher", {"model": turned(w)})),
+        ("student.start", "['equivalent', 'not_equivalent']", "not in the order of mrpc"),
     ),
     "storage that cannot be written": (
         lambda w: w.set("cluster.storage", w.write("file", "") + "/runs"),

@@ -21,6 +21,7 @@ from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.errors import RunFailed
 from raypp.evaluate_model import evaluate_command
+from raypp.inspection import inspect_command
 from raypp.load_config import experiment_from
 from raypp.models import load_pretrained, resolve_model
 from raypp.plan import make_plan
@@ -252,6 +253,19 @@ def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     assert_same(whole, run(values("cut")))
 
 
+def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settings: Experiment, tmp_path: Path) -> None:
+    pruning = {"method": "fisher", "final_density": 0.2, "scope": "global", "initial_warmup": 0, "final_warmup": 0}
+
+    def values(storage: str) -> dict[str, Any]:
+        cluster = {**settings()["cluster"], "checkpoint_every_steps": 3, "storage": str(tmp_path / storage)}
+        return settings(pruning=pruning, cluster=cluster)
+
+    whole = run(values("whole"))
+    assert not any("mask_learning_rate" in key for record in records(whole) for key in record)
+    cut(tmp_path / "whole", tmp_path / "cut")
+    assert_same(whole, run(values("cut")))
+
+
 @pytest.mark.parametrize("method", ["sigmoid_threshold", pytest.param("l0", marks=pytest.mark.slow)])
 def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
     method: str, settings: Experiment, tmp_path: Path
@@ -362,6 +376,7 @@ def test_the_best_at_the_final_density_is_delivered(settings: Experiment) -> Non
     [
         ({"method": "topk", "scope": "global", "final_density": 0.25}, 0.25),
         ({"method": "magnitude", "final_density": 0.25}, 0.25),
+        ({"method": "fisher", "final_density": 0.25}, 0.25),
         ({"method": "sigmoid_threshold", "penalty": {"kind": "l1", "final_lambda": 100.0}}, None),
         ({"method": "threshold", "final_threshold": 0.001}, None),
         ({"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100.0}}, None),
@@ -388,3 +403,38 @@ def test_every_method_runs_and_the_plain_model_holds_what_is_reported(
     name = "embeddings.word_embeddings.weight"
     unchanged = np.array_equal(embeddings[name], weights(result)[f"bert.{name}"])
     assert unchanged == (pruning is not None), "embeddings are frozen when pruning, and only then"
+
+
+def test_a_student_may_start_as_its_teacher(settings: Experiment, minilm_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    teacher = a_teacher(minilm_dir, folder, "sentiment")
+    values = settings(
+        student={"model": str(minilm_dir), "start": "teacher"},
+        teacher={"model": str(teacher)},
+        pruning=None,
+        train={"max_steps": 1, "batch_size": 16, "learning_rate": 1e-9, "freeze_embeddings": True},
+    )
+    result = run(values)
+    expected = load_file(teacher / "model.safetensors")
+    assert weights(result).keys() == expected.keys()
+    for name, weight in weights(result).items():
+        np.testing.assert_allclose(weight, expected[name], atol=1e-6, err_msg=name)
+    assert result["run"] != run(values | {"student": {"model": str(minilm_dir)}})["run"], "it is another run"
+
+
+def test_what_a_student_of_its_teachers_layers_started_from_is_found_again(
+    settings: Experiment, minilm_dir: Path, tmp_path: Path
+) -> None:
+    """Embeddings are in no checkpoint, and not the pretrained model's: they are those of the trained teacher."""
+    values = settings(
+        student={"model": str(minilm_dir), "layers": [0, 5], "start": "teacher"},
+        teacher={"train": {"max_steps": 2, "batch_size": 16, "learning_rate": 1e-2}},
+        pruning={"method": "magnitude", "final_density": 0.5, "initial_warmup": 0, "final_warmup": 0},
+        train={"max_steps": 2, "batch_size": 16, "warmup_steps": 0},
+    )
+    result = run(values)
+    found = evaluate_command(result["paths"]["run"], all_checkpoints=True)
+    (last,) = (metrics for name, metrics in found.items() if name.startswith("step 2 "))
+    assert {f"eval/{name}": value for name, value in last.items()} == pytest.approx(result["metrics"], abs=1e-6)
+    inspect_command(result["paths"]["run"], save_to=str(tmp_path / "movement.png"), figure="movement")
+    assert (tmp_path / "movement.png").stat().st_size > 0

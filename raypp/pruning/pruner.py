@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raypp.config import (
     DensitySchedule,
+    FisherPruning,
     FloorPruning,
     L0Pruning,
     PruningSettings,
@@ -86,6 +87,8 @@ class Pruner:
             scores = None
             if isinstance(settings, ScoredPruning):
                 scores = initial_scores(linear.weight.shape, settings.score_initialization, named_seed(seed, name))
+            elif isinstance(settings, FisherPruning):
+                scores = torch.zeros(linear.weight.shape)
             self.layers[name] = MaskedLinear.from_linear(linear, scores)
             if isinstance(settings, L0Pruning):
                 self.layers[name].set_gates(None)  # all ones would have no derivative
@@ -94,7 +97,7 @@ class Pruner:
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
-        """The learned scores with their layers' names; none for a method without scores."""
+        """The scores that training changes, with their layers' names; none for a method without scores."""
         return [(name, layer.mask_scores) for name, layer in self.layers.items() if layer.mask_scores is not None]
 
     @torch.no_grad()

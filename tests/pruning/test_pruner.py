@@ -322,7 +322,7 @@ def test_a_target_density_below_the_floors_own_is_refused() -> None:
         Pruner(bert(), settings_of("sigmoid_threshold", target_density=0.0052))
 
 
-@pytest.mark.parametrize("method", ["topk", "magnitude", "sigmoid_threshold", "threshold", "l0"])
+@pytest.mark.parametrize("method", ["topk", "magnitude", "fisher", "sigmoid_threshold", "threshold", "l0"])
 def test_nan_is_refused_naming_the_layer(method: str) -> None:
     pruner = Pruner(bert(), settings_of(method))
     layer = pruner.layers[NAMES[4]]

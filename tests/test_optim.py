@@ -1,0 +1,46 @@
+"""Scores that are running means, against their formula and plain autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raypp.config import FisherPruning, LayerRule, TrainSettings
+from raypp.optim import averaged_parameters, build_optimizer, learning_rates, set_learning_rates
+from raypp.pruning.pruner import Pruner
+from raypp.pruning.schedule import SchedulePoint
+
+DECAY = 0.75
+
+
+def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and_gradient() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 5)
+    settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
+    model = nn.Sequential(linear, nn.Tanh())
+    pruner = Pruner(model, settings)
+    ((_, scores),) = pruner.scores()
+    optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
+    assert averaged_parameters(optimizer) == {scores}
+    layer = pruner.layers["0"]
+    expected = torch.zeros(5, 6)
+    for step, density in enumerate((1.0, 0.6, 0.3, 0.5)):
+        pruner.refresh(SchedulePoint(step=step, value=density, progress=0.5, penalty_lambda=0.0, is_final=False))
+        inputs, targets = torch.randn(7, 6), torch.randn(7, 5)
+        weight, mask = layer.weight.detach().clone(), layer.mask.clone()
+        assert mask.sum() == round(density * 30)
+        masked = (weight * mask).requires_grad_()
+        bias = layer.bias.detach()  # type: ignore[union-attr]
+        (gradient,) = torch.autograd.grad(F.mse_loss(torch.tanh(F.linear(inputs, masked, bias)), targets), masked)
+        expected = DECAY * expected + (1 - DECAY) * (weight * gradient) ** 2
+
+        set_learning_rates(optimizer, 0.5)
+        optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+        torch.testing.assert_close(scores.detach(), expected, rtol=1e-5, atol=1e-12)
+        assert not torch.equal(layer.weight[mask], weight[mask]), "weights take their step as ever"
+    assert learning_rates(optimizer) == {"weights": pytest.approx(0.5e-2)}, "a running mean has none"
+    assert scores not in optimizer.state, "it costs no moments"
