@@ -21,9 +21,12 @@ def scores_figure(statistics: WeightStatistics) -> Picture:
     figure = Picture(7.0, 4.4)
     axes = figure.subplots()
     _draw(axes, statistics.scores)
+    lowest = np.array(statistics.lowest_kept)
+    if statistics.scores_are_logarithms:
+        lowest = np.log10(np.maximum(lowest, 10.0 ** statistics.scores.edges[0]))
     if statistics.scores.pruned.any():
-        _draw_threshold(axes, np.array(statistics.lowest_kept), "lowest score kept")
-    axes.set_xlabel("score")
+        _draw_threshold(axes, lowest, "lowest score kept")
+    axes.set_xlabel("score (its power of ten)" if statistics.scores_are_logarithms else "score")
     axes.set_title("Scores of the pruned matrices")
     _add_legend(figure, [axes])
     return figure

@@ -39,6 +39,7 @@ def statistics() -> WeightStatistics:
         weights=histogram(-0.5, 0.5, 0.1),
         movement=Movement(edges, np.linspace(-0.01, 0.01, BINS + 1), counts, counts[::-1, ::-1].copy()),
         scores=histogram(-1.0, 1.0, 0.2),
+        scores_are_logarithms=False,
         lowest_kept=(0.1, 0.2, 0.6),
         heads=(AttentionHeads("encoder.layer", "0", (10, 0, 90), 100, (True, False, True)),),
         mask_name="encoder.layer.0.output.dense",

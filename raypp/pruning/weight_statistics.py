@@ -28,6 +28,8 @@ BINS = 240
 CHUNK_WEIGHTS = 1 << 22
 # Weights have a few outliers, many times as far out as the others: a scale ends at so many standard deviations.
 STANDARD_DEVIATIONS = 12.0
+LONG_TAIL = 10.0  # scores whose largest is so many times the mean are counted by their logarithms
+LOWEST_SHOWN = 1e-12  # of the largest; logarithms have no end
 
 Counts = NDArray[np.int64]
 _Linear = nn.Linear | MaskedLinear
@@ -83,6 +85,9 @@ class WeightStatistics:
     """None where the initial weights are not known."""
     scores: Histogram | None
     """None where there are none: pruning by magnitude, and folded models."""
+    scores_are_logarithms: bool
+    """Whether that histogram is of log10 of the scores (those of 0 in its first bin): of scores that are never negative
+    and of many orders of magnitude, as Fisher information is."""
     lowest_kept: tuple[float, ...]
     """Of each matrix, the lowest score (for magnitude: absolute weight) that was kept; empty for a folded model."""
     heads: tuple[AttentionHeads, ...]
@@ -103,6 +108,7 @@ class WeightStatistics:
             "heads": [asdict(layer) for layer in self.heads],
             "lowest_kept": self.lowest_kept,
             "mask_name": self.mask_name,
+            "scores_are_logarithms": self.scores_are_logarithms,
         }
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, rest=np.array(json.dumps(rest)), **arrays)
@@ -121,6 +127,7 @@ class WeightStatistics:
             weights=weights,
             movement=movement,
             scores=scores,
+            scores_are_logarithms=rest.get("scores_are_logarithms", False),  # written since there is method: fisher
             lowest_kept=tuple(rest["lowest_kept"]),
             heads=tuple(
                 AttentionHeads(h["stack"], h["number"], tuple(h["kept"]), h["total"], tuple(h["survives"]))
@@ -154,11 +161,13 @@ def measure(model: nn.Module, density: DensityReport, initial: nn.Module | None 
     before = None if initial is None else _initial_weights(initial, density.layers, weights)
     edges = _edges_around_zero([*weights, *(before or [])])
     patched = [layer for layer in layers if isinstance(layer, MaskedLinear)]
+    scores, are_logarithms = _count_scores(patched)
     return WeightStatistics(
         layers=density.layers,
         weights=Histogram(edges, *_count(((kept_weights(layer), layer.weight) for layer in layers), [edges])),
         movement=None if before is None else _count_movement(layers, before, edges),
-        scores=_count_scores(patched),
+        scores=scores,
+        scores_are_logarithms=are_logarithms,
         lowest_kept=tuple(map(_lowest_kept, patched)),
         heads=count_heads(model),
         mask_name=density.layers[0].name,
@@ -201,14 +210,30 @@ def _edges_around_zero(matrices: Iterable[Tensor]) -> NDArray[np.float64]:
     return np.linspace(-limit, limit, BINS + 1)
 
 
-def _count_scores(layers: Sequence[MaskedLinear]) -> Histogram | None:
-    scored = [(layer, layer.mask_scores) for layer in layers if layer.mask_scores is not None]
+def _count_scores(layers: Sequence[MaskedLinear]) -> tuple[Histogram | None, bool]:
+    """The scores' histogram, and whether it is of their logarithms."""
+    scored: list[tuple[MaskedLinear, Tensor]] = [
+        (layer, layer.mask_scores) for layer in layers if layer.mask_scores is not None
+    ]
     if not scored:
-        return None
-    ends = [float(end) for _, scores in scored for end in scores.aminmax()]
-    margin = 0.0 if min(ends) < max(ends) else 0.5  # all the same, as they begin: any width will do
-    edges = np.linspace(min(ends) - margin, max(ends) + margin, BINS + 1)
-    return Histogram(edges, *_count(((kept_weights(layer), scores) for layer, scores in scored), [edges]))
+        return None, False
+    lowest, highest = _ends(scores for _, scores in scored)
+    mean = sum(float(scores.sum()) for _, scores in scored) / sum(scores.numel() for _, scores in scored)
+    # On a linear axis nearly all of such scores would be in one bin.
+    are_logarithms = lowest >= 0 and highest > LONG_TAIL * mean
+    if are_logarithms:
+        smallest = max(min(float(s[s > 0].min()) for _, s in scored if s.any()), highest * LOWEST_SHOWN)
+        scored = [(layer, scores.clamp(min=smallest).log10()) for layer, scores in scored]
+        lowest, highest = _ends(scores for _, scores in scored)
+    margin = 0.0 if lowest < highest else 0.5  # all the same, as they begin: any width will do
+    edges = np.linspace(lowest - margin, highest + margin, BINS + 1)
+    counts = _count(((kept_weights(layer), scores) for layer, scores in scored), [edges])
+    return Histogram(edges, *counts), are_logarithms
+
+
+def _ends(matrices: Iterable[Tensor]) -> tuple[float, float]:
+    ends = [float(end) for matrix in matrices for end in matrix.aminmax()]
+    return min(ends), max(ends)
 
 
 def _lowest_kept(layer: MaskedLinear) -> float:

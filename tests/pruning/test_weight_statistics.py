@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from raypp.config import MagnitudePruning, PruningSettings, SigmoidThresholdPruning, TopKPruning
+from raypp.config import FisherPruning, MagnitudePruning, PruningSettings, SigmoidThresholdPruning, TopKPruning
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning import weight_statistics as module
 from raypp.pruning.density import count_density
 from raypp.pruning.weight_statistics import BINS, DifferentModel, WeightStatistics, measure
 from raypp.storage import Location
+from raypp.weight_figures import scores_figure
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
 
@@ -83,6 +84,27 @@ def test_every_weight_is_counted_once_and_where_it_is(
     name = next(iter(pruner.layers))
     assert statistics.mask_name == name
     np.testing.assert_array_equal(statistics.mask, pruner.layers[name].mask.numpy())
+
+
+def test_scores_of_many_orders_of_magnitude_are_counted_by_their_power_of_ten() -> None:
+    model = bert()
+    pruner = Pruner(model, FisherPruning(method="fisher", final_density=0.25))
+    with torch.no_grad():
+        for _, scores in pruner.scores():
+            scores.copy_(10 ** torch.empty_like(scores).uniform_(-9, -1))
+        pruner.layers[next(iter(pruner.layers))].mask_scores[0, 0] = 0  # type: ignore[index]
+    pruner.refresh(PruningSchedule(pruner.settings, 100, 10).at(100))
+    statistics = measure(model, pruner.density(), bert())
+    assert statistics.scores_are_logarithms
+    assert statistics.scores is not None
+    assert statistics.scores.edges[[0, -1]] == pytest.approx([-9, -1], abs=0.1)
+    kept, pruned = statistics.scores.kept, statistics.scores.pruned
+    middles = (statistics.scores.edges[1:] + statistics.scores.edges[:-1]) / 2
+    assert kept.sum() / (kept + pruned).sum() == pytest.approx(0.25, abs=0.01)
+    # Evenly spread over 8 powers of ten, and the upper fourth is kept.
+    assert np.average(middles, weights=kept) == pytest.approx(-2, abs=0.1)
+    assert np.average(middles, weights=pruned) == pytest.approx(-6, abs=0.1)
+    assert [axes.get_xlabel() for axes in scores_figure(statistics).axes] == ["score (its power of ten)"]
 
 
 def test_what_is_far_out_is_in_the_outermost_bins() -> None:
