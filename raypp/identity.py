@@ -35,7 +35,7 @@ def run_identity(
         teacher: the teacher's own hash or fingerprint.
     """
     task = experiment.task
-    made = experiment.student.model_dump(mode="json", include={"layers", "config"}, exclude_defaults=True)
+    made = experiment.student.model_dump(mode="json", include={"layers", "config", "start"}, exclude_defaults=True)
     window = experiment.data.model_dump(mode="json", include={"window_blocks"}, exclude_defaults=True)
     return {
         **({"student": made} if made else {}),
@@ -46,7 +46,6 @@ def run_identity(
         "max_train_rows": experiment.data.max_train_rows,
         **experiment.data.model_dump(include={"stride"}, exclude_defaults=True),
         "inputs": dict(inputs),
-        **({"start": experiment.student.start} if experiment.student.start != "pretrained" else {}),
         "teacher": teacher,
         "pruning": experiment.pruning and _chosen(experiment.pruning),
         "distillation": experiment.distillation and _chosen(experiment.distillation),

@@ -38,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "random_fraction": 0.1,
         "smoothing": 0.7,
     },
-    "StudentSettings": {"revision": None, "layers": None, "config": None},
+    "StudentSettings": {"revision": None, "layers": None, "config": None, "start": "pretrained"},
     "TrainSettings": {
         "epochs": None,
         "max_steps": None,
@@ -74,6 +74,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "TopKPruning": SCORED | DENSITY,
     "MagnitudePruning": PRUNING | DENSITY,
+    "FisherPruning": PRUNING
+    | DENSITY
+    | {"scope": "global", "initial_warmup": 0, "final_warmup": 4, "fisher_decay": 0.99},
     "SigmoidThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
     "ThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
     "L0Pruning": TARGETED | {"score_initialization": {"kind": "constant", "scale": 2.197}},
