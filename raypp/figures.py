@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from raypp.errors import ConfigError
 from raypp.storage import Location
@@ -44,7 +45,10 @@ class Picture(Figure):
     def encoded(self, suffix: str) -> bytes:
         """The content of a file with this ending, one of `FORMATS`."""
         content = io.BytesIO()
-        self.savefig(content, format=suffix.removeprefix("."))
+        if suffix == ".png":  # savefig would go through the whole figure twice, the first time to draw nothing
+            Image.fromarray(self.rgb()).save(content, "png", dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+        else:
+            self.savefig(content, format=suffix.removeprefix("."))
         return content.getvalue()
 
     def rgb(self) -> NDArray[np.uint8]:
