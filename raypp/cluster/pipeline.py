@@ -122,7 +122,7 @@ def make_job(
         evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
         teacher_logits=inputs.logits,
         comparisons=plan.comparisons,
-        trained_teacher=plan.teacher_plan.run / "model" if plan.teacher_plan else None,
+        trained_teacher=plan.trained_teacher,
         group=group,
         started_at=time.time() if started_at is None else started_at,
         provenance={"teacher_metrics": inputs.teacher_metrics, "identity": plan.digest, "versions": versions()},
