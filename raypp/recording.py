@@ -161,24 +161,28 @@ class Recorder:
 
     def finish(self, result: Mapping[str, Any]) -> str | None:
         """Draws the figures and closes W&B; returns the command that syncs an offline run. On the first worker only."""
-        # Only here: matplotlib takes its time to import, which the first step would wait for.
-        from raypp.run_figures import run_figures
-
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         if self.statistics is not None:
             self.statistics.save(Location.of(folder / STATISTICS))
-        figures = {}
-        for name, figure in run_figures(self.metrics.records(), self.statistics).items():
-            figures[name] = folder / f"{name}.png"
-            figure.save(figures[name])
-        self.tracker.log_figures(figures)
+        if self.experiment.tracking.figures != "never":
+            self._draw(folder)
         self.tracker.summary(result["metrics"] | result["perf"] | _flat_density(result))
         self.tracker.finish(0)
         self.save()
         command = self.tracker.sync_command()
         # Of a remote run, the files lie in the run's folder now, and are to be fetched from there first.
         return command and command.replace(str(self.folder), str(self.run))
+
+    def _draw(self, folder: Path) -> None:
+        # Only here: matplotlib takes its time to import, which the first step would wait for.
+        from raypp.run_figures import run_figures
+
+        figures = {}
+        for name, figure in run_figures(self.metrics.records(), self.statistics).items():
+            figures[name] = folder / f"{name}.png"
+            figure.save(figures[name])
+        self.tracker.log_figures(figures)
 
 
 def _flat_density(result: Mapping[str, Any]) -> dict[str, float]:

@@ -123,7 +123,7 @@ def _html(found: Sequence[Finished]) -> str:
 
 def _run_section(run: Finished) -> Section:
     result = run.result
-    files = {file.name: file for file in (run.folder / "figures").files()}
+    figures = run.figures()
     return Section(
         title=run.title,
         facts=[
@@ -136,9 +136,9 @@ def _run_section(run: Finished) -> Section:
         parts=[
             metrics_table(result),
             *(
-                Image(name.replace("_", " "), _data_uri("image/png", files[f"{name}.png"].read_bytes()))
+                Image(name.replace("_", " "), _data_uri("image/png", figures[name].encoded(".png")))
                 for name in FIGURES
-                if f"{name}.png" in files
+                if name in figures
             ),
         ],
         experiment=_yaml(run.settings),

@@ -296,7 +296,10 @@ def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool
     cluster = cluster.model_copy(
         update={"storage": plan.experiment.cluster.storage, "store": plan.experiment.cluster.store}
     )
-    plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster}))
+    tracking = plan.experiment.tracking
+    if tracking.figures == "auto":
+        tracking = tracking.model_copy(update={"figures": "never"})
+    plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster, "tracking": tracking}))
     return TrialTask(
         job=shared.job_of(plan),
         stratum=planned.stratum,
