@@ -33,12 +33,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from naive import fine_prune
 
 SEEDS = (1, 2, 3)
-EPOCHS = 2
+EPOCHS = 1
 TEACHER = {"epochs": 5, "learning_rate": 1e-4, "warmup_steps": 20}
-DENSITY = 0.7
+DENSITY = 0.9
 # Rows to train on, and the length that they are cut to: the naive step is slow, and pads all to it.
 SIZES = {"mrpc": (2048, 64), "cola": (4096, 32)}
-UNIFORM = ScoreInitialization(kind="uniform", scale=0.1)
+UNIFORM = ScoreInitialization(kind="uniform", scale=0.01)
 SCHEDULE = {"initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
 RATE, WARMUP = 5e-5, 6
 

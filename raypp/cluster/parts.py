@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
+import threading
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,26 +23,89 @@ if TYPE_CHECKING:
     import ray.data
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
 Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
-IsLast = Callable[[], bool]
+
+WINDOWS_AT_ONCE = 2
+LEAVE_SECONDS = 10.0  # for the threads of a pipeline that is given up to end the part that they wait for
 
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker process runs many tasks
 
 
-def read_ahead(windows: Iterator[T]) -> Iterator[tuple[T, IsLast]]:
-    """The same, each with what tells whether it is known to be the last: the next is read while this is worked on."""
-    with ThreadPoolExecutor(1, thread_name_prefix="source") as thread:
-        window = next(windows, None)
-        while window is not None:
-            upcoming = thread.submit(next, windows, None)
-            yield window, lambda upcoming=upcoming: upcoming.done() and upcoming.result() is None  # type: ignore[misc]
-            window = upcoming.result()
+def run_windows(
+    windows: Iterator[Sequence[pa.Table]],
+    pipeline: Callable[[ray.data.Dataset], ray.data.Dataset],
+    progress: Progress,
+    what: str,
+) -> Iterator[dict[str, Any]]:
+    """Runs a pipeline over one window of parts after the other and yields its workers' answers as they come.
+
+    While the last tasks of a window leave CPUs idle, the next one, read meanwhile, has begun: two are in memory.
+
+    Args:
+        windows: each a list of parts, which are the pipeline's blocks.
+        progress: told all rows as soon as the last window is read.
+        what: the pipeline's name, for messages.
+    """
+    run = _WindowRun(windows, pipeline, what)
+    threads = [threading.Thread(target=run.work, name="window", daemon=True) for _ in range(WINDOWS_AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    done, running = 0, len(threads)
+    try:
+        while running:
+            match run.told.get():
+                case None:
+                    running -= 1
+                case BaseException() as error:
+                    raise error
+                case told:
+                    yield told
+                    done += told["rows"]
+                    progress(done, run.total)
+    finally:
+        run.leaves.set()
+        for thread in threads:
+            thread.join(LEAVE_SECONDS)
 
 
-def progress_after(before: int, rows: int, is_last: IsLast, progress: Progress) -> Progress:
-    """Progress that goes on where an earlier window ended; all rows are known as soon as this window is the last."""
-    return lambda done, _: progress(before + done, before + rows if is_last() else None)
+class _WindowRun:
+    """What the threads of `run_windows` share. Each takes a window and runs it to its end, until none is left."""
+
+    def __init__(
+        self, windows: Iterator[Sequence[pa.Table]], pipeline: Callable[[ray.data.Dataset], ray.data.Dataset], what: str
+    ) -> None:
+        self.windows, self.pipeline, self.what = windows, pipeline, what
+        self.total: int | None = None
+        """All rows, once the last window is read."""
+        self.told: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+        """Answers; None where a thread has ended, or what it has failed with."""
+        self.leaves = threading.Event()
+        self._reading = threading.Lock()
+        self._rows = 0
+
+    def work(self) -> None:
+        import ray.data
+
+        try:
+            while (window := self._next()) is not None:
+                answers = self.pipeline(ray.data.from_arrow(window))
+                for told in collect(answers, sum(part.num_rows for part in window), None, self.what):
+                    if self.leaves.is_set():
+                        return
+                    self.told.put(told)
+        except BaseException as error:  # raised again where the answers are read
+            self.told.put(error)
+        else:
+            self.told.put(None)
+
+    def _next(self) -> list[pa.Table] | None:
+        with self._reading:
+            window = None if self.leaves.is_set() or self.total is not None else next(self.windows, None)
+            if window is None:
+                self.total = self._rows
+                return None
+            self._rows += sum(part.num_rows for part in window)
+            return list(window)
 
 
 def answer(make: Callable[[], dict[str, Any]]) -> pa.Table:
@@ -59,7 +123,7 @@ def answer(make: Callable[[], dict[str, Any]]) -> pa.Table:
     return pa.table({"answer": [json.dumps(told)]})
 
 
-def collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str) -> Iterator[dict[str, Any]]:
+def collect(answers: ray.data.Dataset, rows: int, progress: Progress | None, what: str) -> Iterator[dict[str, Any]]:
     """Runs a pipeline and yields its workers' answers as they come."""
     from ray.exceptions import RayError
 
@@ -77,7 +141,8 @@ def collect(answers: ray.data.Dataset, rows: int, progress: Progress, what: str)
                     raise RunFailed(f"{what}: a worker failed: {told['failure']}") from cause
                 yield told
                 done += told["rows"]
-                progress(done, rows)
+                if progress is not None:
+                    progress(done, rows)
     except RayError as error:
         raise RunFailed(f"{what}: a worker was lost: {str(error).strip().splitlines()[0]}") from error
     assert done == rows, f"{what}: {rows} rows went out, {done} came back"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raypp.cluster.parts import Progress, answer, collect, progress_after, read_ahead, tokenizer_here
+from raypp.cluster.parts import Progress, answer, collect, run_windows, tokenizer_here
 from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.data.tokenization import tokenizer_fingerprint
@@ -67,16 +67,17 @@ def featurize(
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash, "kind": kind}
         work |= {"folder": build.location}
         files: list[StoredFile] = []
-        done, rows, cpus = 0, 0, int(ray.cluster_resources().get("CPU", 1))
-        for window, is_last in read_ahead(_windows(raw.read(split))):
-            answers = ray.data.from_arrow(_parts(window, cpus)).map_batches(
+        rows, cpus = 0, int(ray.cluster_resources().get("CPU", 1))
+
+        def tokenized(parts: ray.data.Dataset) -> ray.data.Dataset:
+            return parts.map_batches(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
-            report = progress_after(done, window.num_rows, is_last, progress)
-            for told in collect(answers, window.num_rows, report, f"features of {task} {split}"):
-                files.append(StoredFile(**told["file"]))
-                rows += told["made"]
-            done += window.num_rows
+
+        windows = (_parts(window, cpus) for window in _windows(raw.read(split)))
+        for told in run_windows(windows, tokenized, progress, f"features of {task} {split}"):
+            files.append(StoredFile(**told["file"]))
+            rows += told["made"]
         return build.finish(rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raypp.cluster.parts import Progress, answer, collect, progress_after, read_ahead, tokenizer_here
+from raypp.cluster.parts import Progress, answer, run_windows, tokenizer_here
 from raypp.corpus.blocks import TOKEN_COUNTS, CutReport, count_tokens, cut_texts
 from raypp.corpus.streamed import GROUP_BLOCKS
 from raypp.data.tokenization import tokenizer_fingerprint
@@ -57,17 +57,14 @@ def cut_corpus(
         work |= {"max_length": max_length, "folder": build.location}
         answers: list[dict[str, Any]] = []
         counts = np.zeros(len(tokenizer), np.int64)
-        done = 0
-        for window, is_last in read_ahead(_windows(_parts(raw.read(split)))):
-            rows = sum(part.num_rows for part in window)
-            cut = ray.data.from_arrow(window).map_batches(
-                _cut_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
-            )
-            report = progress_after(done, rows, is_last, progress)
-            for told in collect(cut, rows, report, f"blocks of {task} {split}"):
-                counts[np.array(told.pop("tokens"), np.int64)] += np.array(told.pop("counts"), np.int64)
-                answers.append(told)
-            done += rows
+
+        def cut(parts: ray.data.Dataset) -> ray.data.Dataset:
+            return parts.map_batches(_cut_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work)
+
+        windows = _windows(_parts(raw.read(split)))
+        for told in run_windows(windows, cut, progress, f"blocks of {task} {split}"):
+            counts[np.array(told.pop("tokens"), np.int64)] += np.array(told.pop("counts"), np.int64)
+            answers.append(told)
         answers.sort(key=lambda told: int(told["first_row"]))
         whole = sum((CutReport(**told["report"]) for told in answers), CutReport())
         if not whole.blocks:

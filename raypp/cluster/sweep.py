@@ -248,12 +248,16 @@ def _run(
             verbose=0,
         ),
     )
+
+    def advance() -> None:
+        waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
+        on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
+
     thread, outcome = start_fit(tuner.fit)
     on_event(PhaseStarted(PHASE, len(plan.trials)))
     try:
         while thread.is_alive():
-            waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
-            on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
+            advance()
             thread.join(POLL_SECONDS)
     except KeyboardInterrupt:
         on_event(Message(STOPPING))
@@ -263,6 +267,7 @@ def _run(
         scratch.delete()
     if "error" in outcome:
         raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
+    advance()
     on_event(PhaseFinished(PHASE))
     return board
 

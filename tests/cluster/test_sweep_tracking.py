@@ -37,6 +37,7 @@ def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
     (sweep,) = (tmp_path / "runs" / "ladder").glob("sweep-*")
     assert "finished  100%" in shown.err, "a log says what became of a trial"
     assert "best so far of density 0.2" in shown.err
+    assert "trials:  2/2  done" in shown.err
 
     command = f"wandb sync {sweep.parent}/*/wandb/offline-run-*"
     assert command in shown.out
