@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raypp.config import FilesSource
 from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end
-from raypp.data.raw import Example, RawData
+from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.values import BadValue, free_labels
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
@@ -124,7 +124,8 @@ def _parquet(file: Location) -> Records:
     try:
         with file.filesystem.open_input_file(file.path) as stream:
             row, name = 0, str(file)  # once: it is for every row
-            for batch in pq.ParquetFile(stream).iter_batches(batch_size=10_000):
+            # With buffers read ahead, as is pyarrow's default, all of the file would stay in memory until its end.
+            for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(batch_size=BATCH_ROWS):
                 for record in batch.to_pylist():
                     row += 1
                     yield f"{name}, row {row}", record

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import pickle
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,18 @@ def test_bad_parquet_names_file_and_row(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:-20])
     with pytest.raises(ConfigError, match=r"torn\.parquet cannot be read as Parquet"):
         own(SENTIMENT, str(tmp_path / "torn.parquet"))
+
+
+def test_reading_parquet_takes_the_memory_of_a_part_and_not_of_the_file(tmp_path: Path) -> None:
+    file, texts = tmp_path / "train.parquet", [secrets.token_hex(500) for _ in range(1000)]
+    schema = pa.schema([("sentence1", pa.string()), ("label", pa.int64())])
+    with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
+        for _ in range(40):  # row groups of a mebibyte
+            writer.write_table(pa.table({"sentence1": texts, "label": [0] * 1000}, schema))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in own(SENTIMENT, str(file)).read("train")]
+    assert len(held) == 4
+    assert max(held) < 30 * 2**20 < file.stat().st_size
 
 
 def test_all_wrong_paths_are_said_at_once(tmp_path: Path) -> None:
