@@ -1,9 +1,11 @@
-"""What Ray costs: steps per second of one TorchTrainer worker against the same loop in this process; and how long a
-command takes to its first optimizer step with everything in the store, against a TorchTrainer with an empty loop."""
+"""What Ray costs: steps per second of one TorchTrainer worker against the same loop in this process, with as many
+threads as CPUs and with one; and how long a command takes to its first optimizer step with everything in the store, against
+a TorchTrainer with an empty loop."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ LOG_EVERY = 5  # steps whose mean is one sample
 WARM = 4  # samples that do not count
 
 
-def run(workload: Workload, workers: int) -> tuple[list[float], float]:
+def run(workload: Workload, workers: int, threads: int | None = None) -> tuple[list[float], float]:
     """Seconds of each step, and from the command to the first one, of a run in a process of its own."""
     files = {split: str(workload.scratch / f"{split}.parquet") for split in ("train", "dev")}
     settings = {
@@ -29,6 +31,7 @@ def run(workload: Workload, workers: int) -> tuple[list[float], float]:
         "train.max_steps": STEPS,
         "train.log_every_steps": LOG_EVERY,
         "cluster.workers": workers,
+        "cluster.cpus_per_worker": threads or "auto",
         "cluster.storage": str(workload.scratch / "runs"),
         "tracking.wandb": "off",
     }
@@ -36,7 +39,8 @@ def run(workload: Workload, workers: int) -> tuple[list[float], float]:
     experiment.write_text(f"task: {workload.task.name}\nstudent: {{model: {ENCODER!r}}}\n")
     overrides = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     command = [sys.executable, "-m", "raypp.cli", "train", str(experiment), *overrides, "--fresh"]
-    subprocess.run(command, check=True, capture_output=True)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     (metrics,) = (workload.scratch / "runs").glob(f"*/on-{workers}/metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [record for record in records if "perf/step_seconds" in record]
@@ -74,7 +78,9 @@ def main() -> None:
         on_ray, start_on_ray = run(workload, 1)
         empty = empty_trainer(workload.scratch / "empty")
         again, start_again = run(workload, 0)
-        report("step on a TorchTrainer worker", median(on_ray), median(alone + again), "s", "target <= 1.02")
+        one_thread, with_ray = run(workload, 0, threads=1)[0], run(workload, 1, threads=1)[0]
+        report("step on a TorchTrainer worker, all CPUs", median(on_ray), median(alone + again), "s", "target <= 1.02")
+        report("step on a TorchTrainer worker, one CPU", median(with_ray), median(one_thread), "s", "target <= 1.02")
         print(f"command to first step, workers: 0: {min(start, start_again):.1f} s (target <= 8)")
         print(
             f"command to first step, one TorchTrainer worker: {start_on_ray:.1f} s, an empty TorchTrainer's start "
