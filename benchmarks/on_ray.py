@@ -1,6 +1,6 @@
 """What Ray costs: steps per second of one TorchTrainer worker against the same loop in this process, with as many
-threads as CPUs and with one; and how long a command takes to its first optimizer step with everything in the store, against
-a TorchTrainer with an empty loop."""
+threads as CPUs and with one; and how long a command takes to its first optimizer step with everything in the store,
+against a TorchTrainer with an empty loop."""
 
 from __future__ import annotations
 

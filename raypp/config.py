@@ -308,6 +308,8 @@ class TrainSettings(Settings):
     """AdamW's term against division by zero."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Weights' and scores' gradients are clipped together to this norm; null: no clipping."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Probability of every dropout of the model; null: as the model has it."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of forward and backward; weights and optimizer stay in float32."""
     freeze_embeddings: bool | None = None

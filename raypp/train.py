@@ -26,6 +26,7 @@ from raypp.config import Experiment
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import Comparison, OnlineTeacher, load_teacher
+from raypp.dropout import set_dropout
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
@@ -127,6 +128,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
 
     model = _initial_student(job, folder).to(worker.device)
     freeze(model, experiment)
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     teacher = _online_teacher(job, model.config, worker.device)

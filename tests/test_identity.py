@@ -49,6 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup_fraction": None,
         "warmup_steps": None,
         "weight_decay": 0.0,
+        "dropout": None,
         "adam_betas": [0.9, 0.999],
         "adam_epsilon": 1e-8,
         "max_gradient_norm": 1.0,

@@ -422,6 +422,15 @@ def test_a_student_may_start_as_its_teacher(settings: Experiment, minilm_dir: Pa
     assert result["run"] != run(values | {"student": {"model": str(minilm_dir)}})["run"], "it is another run"
 
 
+def test_dropout_is_the_settings_where_they_have_one(settings: Experiment, minilm_dir: Path, tmp_path: Path) -> None:
+    bare = without_dropout(minilm_dir, tmp_path / "bare")
+    short = {"max_steps": 3, "batch_size": 16, "log_every_steps": 1, "learning_rate": 1e-4}
+    expected = losses(run(settings(student={"model": str(bare)}, train=short)))
+    assert losses(run(settings(train=short | {"dropout": 0.0}))) == expected
+    assert losses(run(settings(student={"model": str(bare)}, train=short | {"dropout": 0.1}))) != expected
+    assert losses(run(settings(train=short))) == losses(run(settings(train=short | {"dropout": 0.1})))
+
+
 def test_what_a_student_of_its_teachers_layers_started_from_is_found_again(
     settings: Experiment, minilm_dir: Path, tmp_path: Path
 ) -> None:
