@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +15,44 @@ from raypp.runs import finished_result
 from raypp.stopping import Judgement
 from raypp.storage import Location
 from raypp.sweep_plan import PlannedTrial
+
+logger = logging.getLogger("raypp")
+
+NOTED_EVERY_SECONDS = 10.0
+
+
+class Spent:
+    """Seconds that all commands of a sweep have taken together, noted in its folder while it is entered: so those of a
+    command that is killed count, but for the last few."""
+
+    def __init__(self, folder: Location) -> None:
+        self.file = folder / "seconds.json"
+        self.earlier: float = self.file.read_json()["seconds"] if self.file.is_file() else 0.0
+        self.began = time.monotonic()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._note, name="spent", daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """Of this command and those before it."""
+        return self.earlier + time.monotonic() - self.began
+
+    def __enter__(self) -> Spent:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def _note(self) -> None:
+        left = False
+        while not left:
+            left = self._left.wait(NOTED_EVERY_SECONDS)
+            try:
+                self.file.write_json({"seconds": self.seconds})
+            except OSError as error:  # what else is written there says so as well, and matters more
+                logger.warning("%s cannot be written: %s", self.file, error)
 
 
 def read_results(trials: Iterable[PlannedTrial]) -> dict[str, dict[str, Any]]:

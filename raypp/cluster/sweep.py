@@ -6,6 +6,7 @@ their checkpoints, and nothing depends on what Tune remembers. Beside what it de
 
     points/00012.json      points that a search has drawn, by number
     stopped/<run>.json     why a trial was stopped early
+    seconds.json           what all commands have taken together, while one runs
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
 from raypp.storage import tidying
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
-from raypp.sweep_record import evaluations_of, read_results, read_stopped, record_stopped
+from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweep_tracking import tracking_group
 from raypp.train import Job
@@ -115,7 +116,6 @@ def sweep(
         RunFailed: no trial could be finished.
     """
     on_event = (display or NullDisplay()).handle
-    began = time.monotonic()
     check_device(experiment)
     plan = plan_sweep(experiment)
     check_stopping(plan)
@@ -136,23 +136,22 @@ def sweep(
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
         write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
-        if left or not plan.is_complete:
-            session.start()
-            session.check_resources()
-            board = _run(plan, left, ended, experiment, shared)
-            failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
-            facts["overhead_seconds_per_trial"] = _overhead(board)
-        results, stopped = read_results(plan.trials), read_stopped(plan.folder)
-        if not results:
-            raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
-        outcomes = [
-            outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
-            for each in plan.trials
-        ]
-        earlier = plan.folder / "result.json"
-        seconds = time.monotonic() - began + (earlier.read_json()["seconds"] if earlier.is_file() else 0.0)
-        facts |= {"seconds": seconds, **shared.counts()}
-        return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
+        with Spent(plan.folder) as spent:
+            if left or not plan.is_complete:
+                session.start()
+                session.check_resources()
+                board = _run(plan, left, ended, experiment, shared)
+                failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
+                facts["overhead_seconds_per_trial"] = _overhead(board)
+            results, stopped = read_results(plan.trials), read_stopped(plan.folder)
+            if not results:
+                raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
+            outcomes = [
+                outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
+                for each in plan.trials
+            ]
+            facts |= {"seconds": spent.seconds, **shared.counts()}
+            return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
 
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:

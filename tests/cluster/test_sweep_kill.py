@@ -94,6 +94,12 @@ def test_a_killed_command_changes_nothing(search: str, tmp_path: Path, minilm_di
     process.kill()
     process.wait(timeout=DEADLINE_SECONDS)
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/ladder/*/result.json")}
+    (noted,) = killed.glob("runs/ladder/sweep-*/seconds.json")
+    before = json.loads(noted.read_text())["seconds"]
+    began = time.monotonic()
     run(command(killed, search, minilm_dir))
+    (result,) = killed.glob("runs/ladder/sweep-*/result.json")
+    spent = json.loads(result.read_text())["seconds"]
+    assert before < spent < before + time.monotonic() - began, "the seconds of the killed command count as well"
     assert outcome(killed) == outcome(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished trials are taken as they are"
