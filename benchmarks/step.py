@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "penalty": {"kind": "l1", "final_lambda": 100},
     },
     "l0": {"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100}},
+    "fisher": {"method": "fisher", "final_density": 0.15},
 }
 TARGETS = {"mrpc": {"l0": 1.30}, "sst2": {}}
 USUAL_TARGETS = {"mrpc": 1.10, "sst2": 1.35}
