@@ -35,12 +35,12 @@ from naive import fine_prune
 SEEDS = (1, 2, 3)
 EPOCHS = 1
 TEACHER = {"epochs": 5, "learning_rate": 1e-4, "warmup_steps": 20}
-DENSITY = 0.9
+DENSITY = 0.98
 # Rows to train on, and the length that they are cut to: the naive step is slow, and pads all to it.
 SIZES = {"mrpc": (2048, 64), "cola": (4096, 32)}
 UNIFORM = ScoreInitialization(kind="uniform", scale=0.01)
-SCHEDULE = {"initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
-RATE, WARMUP = 5e-5, 6
+SCHEDULE = {"initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 1e-2}
+RATE, WARMUP = 1e-4, 6
 
 
 def experiment(workload: Workload, seed: int, precision: str) -> Experiment:
