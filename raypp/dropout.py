@@ -7,11 +7,12 @@ from torch import nn
 from raypp.errors import ConfigError
 
 # What modules of transformers call a probability that they hand to torch's functions themselves.
-FUNCTIONAL = ("dropout", "attention_dropout", "activation_dropout")
+FUNCTIONAL = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Sets every dropout of a model: of embeddings, hidden states, attention and the head.
+    """Sets every dropout that a model has: of embeddings, hidden states, attention and the head. Where it was built
+    without one (ModernBERT's attention outputs), there is none to set.
 
     Raises:
         ConfigError: it has none.
@@ -22,7 +23,8 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
             found += 1
         for name in FUNCTIONAL:
-            if isinstance(getattr(module, name, None), float):
+            value = getattr(module, name, None)
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(module, name, probability)
                 found += 1
     if not found:

@@ -30,6 +30,7 @@ from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.distillation.teacher import Comparison, comparisons
+from raypp.dropout import set_dropout
 from raypp.errors import ConfigError
 from raypp.freezing import freeze
 from raypp.identity import identity_hash, run_identity, run_name
@@ -346,6 +347,8 @@ def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     if settings.layers is not None:
         layer_stack(model)
     freeze(model, experiment)
+    if experiment.train.dropout is not None:
+        set_dropout(model, experiment.train.dropout)
     if experiment.pruning is not None:
         select_layers(model, experiment.pruning.layers)
     return student

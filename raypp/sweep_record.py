@@ -19,16 +19,21 @@ from raypp.sweep_plan import PlannedTrial
 logger = logging.getLogger("raypp")
 
 NOTED_EVERY_SECONDS = 10.0
+LEAVE_SECONDS = 5.0
 
 
 class Spent:
     """Seconds that all commands of a sweep have taken together, noted in its folder while it is entered: so those of a
     command that is killed count, but for the last few."""
 
-    def __init__(self, folder: Location) -> None:
+    def __init__(self, folder: Location, began: float) -> None:
+        """
+        Args:
+            began: when the command did, by `time.monotonic`.
+        """
         self.file = folder / "seconds.json"
         self.earlier: float = self.file.read_json()["seconds"] if self.file.is_file() else 0.0
-        self.began = time.monotonic()
+        self.began = began
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._note, name="spent", daemon=True)
 
@@ -43,16 +48,18 @@ class Spent:
 
     def __exit__(self, *_: object) -> None:
         self._left.set()
-        self._thread.join()
+        self._thread.join(LEAVE_SECONDS)  # a storage that fails is waited for elsewhere
 
     def _note(self) -> None:
         left = False
-        while not left:
-            left = self._left.wait(NOTED_EVERY_SECONDS)
+        while True:
             try:
                 self.file.write_json({"seconds": self.seconds})
             except OSError as error:  # what else is written there says so as well, and matters more
                 logger.warning("%s cannot be written: %s", self.file, error)
+            if left:
+                return
+            left = self._left.wait(NOTED_EVERY_SECONDS)
 
 
 def read_results(trials: Iterable[PlannedTrial]) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, XLMConfig, XLMModel
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from raypp.config import StudentSettings
-from raypp.dropout import set_dropout
 from raypp.errors import ConfigError
 from raypp.student import keep_layers, layer_stack, student_config
 
@@ -110,14 +108,3 @@ def test_a_student_that_cannot_be_made_is_refused(changes: dict[str, Any], messa
 def test_settings_that_exclude_each_other_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rise|exclude"):
         settings(**changes)
-
-
-def test_dropout_of_any_kind_is_set_and_its_lack_is_said() -> None:
-    model = XLMModel(XLMConfig(vocab_size=20, emb_dim=16, n_layers=1, n_heads=2, dropout=0.3, attention_dropout=0.2))
-    model.train()
-    inputs = {"input_ids": torch.arange(3, 9).view(1, 6)}
-    assert not torch.equal(model(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
-    set_dropout(model, 0.0)
-    assert torch.equal(model(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
-    with pytest.raises(ConfigError, match=r"train\.dropout: Linear has no dropout, got 0\.5"):
-        set_dropout(nn.Linear(2, 2), 0.5)

@@ -10,9 +10,10 @@ import logging
 import os
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -24,34 +25,44 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
+T = TypeVar("T")
 
 WINDOWS_AT_ONCE = 2
-LEAVE_SECONDS = 10.0  # for the threads of a pipeline that is given up to end the part that they wait for
+LEAVE_SECONDS = 5.0  # for the threads of a pipeline that is given up to end the part that they wait for
 
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker process runs many tasks
 
 
+def mark_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Each item with whether it is the last, for which one is read ahead."""
+    item = next(items, None)
+    while item is not None:
+        upcoming = next(items, None)
+        yield item, upcoming is None
+        item = upcoming
+
+
 def run_windows(
-    windows: Iterator[Sequence[pa.Table]],
+    windows: Iterator[tuple[Sequence[pa.Table], bool]],
     pipeline: Callable[[ray.data.Dataset], ray.data.Dataset],
     progress: Progress,
     what: str,
 ) -> Iterator[dict[str, Any]]:
     """Runs a pipeline over one window of parts after the other and yields its workers' answers as they come.
 
-    While the last tasks of a window leave CPUs idle, the next one, read meanwhile, has begun: two are in memory.
+    Two windows run at a time: while the last tasks of one leave CPUs idle, the next one, read meanwhile, has begun.
 
     Args:
-        windows: each a list of parts, which are the pipeline's blocks.
+        windows: each a list of parts, which are the pipeline's blocks, and whether it is the last.
         progress: told all rows as soon as the last window is read.
         what: the pipeline's name, for messages.
     """
     run = _WindowRun(windows, pipeline, what)
     threads = [threading.Thread(target=run.work, name="window", daemon=True) for _ in range(WINDOWS_AT_ONCE)]
-    for thread in threads:
-        thread.start()
     done, running = 0, len(threads)
     try:
+        for thread in threads:
+            thread.start()
         while running:
             match run.told.get():
                 case None:
@@ -64,15 +75,20 @@ def run_windows(
                     progress(done, run.total)
     finally:
         run.leaves.set()
+        deadline = time.monotonic() + LEAVE_SECONDS
         for thread in threads:
-            thread.join(LEAVE_SECONDS)
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _WindowRun:
     """What the threads of `run_windows` share. Each takes a window and runs it to its end, until none is left."""
 
     def __init__(
-        self, windows: Iterator[Sequence[pa.Table]], pipeline: Callable[[ray.data.Dataset], ray.data.Dataset], what: str
+        self,
+        windows: Iterator[tuple[Sequence[pa.Table], bool]],
+        pipeline: Callable[[ray.data.Dataset], ray.data.Dataset],
+        what: str,
     ) -> None:
         self.windows, self.pipeline, self.what = windows, pipeline, what
         self.total: int | None = None
@@ -84,28 +100,37 @@ class _WindowRun:
         self._rows = 0
 
     def work(self) -> None:
-        import ray.data
-
         try:
-            while (window := self._next()) is not None:
-                answers = self.pipeline(ray.data.from_arrow(window))
-                for told in collect(answers, sum(part.num_rows for part in window), None, self.what):
-                    if self.leaves.is_set():
-                        return
-                    self.told.put(told)
+            while self._run_next():
+                pass
         except BaseException as error:  # raised again where the answers are read
             self.told.put(error)
         else:
             self.told.put(None)
 
-    def _next(self) -> list[pa.Table] | None:
+    def _run_next(self) -> bool:
+        """Runs a window, of which nothing is held when the next one is read; False where none is left."""
+        import ray.data
+
+        window = self._next()
+        if not window:
+            return False
+        rows = sum(part.num_rows for part in window)
+        for told in collect(self.pipeline(ray.data.from_arrow(window)), rows, None, self.what):
+            if self.leaves.is_set():
+                return False
+            self.told.put(told)
+        return True
+
+    def _next(self) -> list[pa.Table]:
         with self._reading:
-            window = None if self.leaves.is_set() or self.total is not None else next(self.windows, None)
-            if window is None:
-                self.total = self._rows
-                return None
+            if self.leaves.is_set() or self.total is not None:
+                return []
+            window, is_last = next(self.windows, ([], True))
             self._rows += sum(part.num_rows for part in window)
-            return list(window)
+            if is_last:
+                self.total = self._rows
+            return [] if self.leaves.is_set() else list(window)  # reading may have taken long
 
 
 def answer(make: Callable[[], dict[str, Any]]) -> pa.Table:

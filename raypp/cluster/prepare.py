@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raypp.cluster.parts import Progress, answer, collect, run_windows, tokenizer_here
+from raypp.cluster.parts import Progress, answer, collect, mark_last, run_windows, tokenizer_here
 from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.data.tokenization import tokenizer_fingerprint
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Rows of a part, which is a task's work: few enough to keep many nodes busy, and so many that a task of Ray Data's,
 # which costs about as much as tokenizing 1024 rows, pays.
 PART_ROWS = (1024, 8192)
-PARTS_PER_CPU = 8  # of a window: the last tasks of one leave CPUs idle
+PARTS_PER_CPU = 8  # of a window: the last tasks of the last one leave CPUs idle
 # Rows in memory at a time; of the first window, so that work begins soon; and how fast the windows grow.
 WINDOW_ROWS, FIRST_WINDOW_ROWS, WINDOW_GROWTH = 524_288, 32_768, 4
 MAX_ACTOR_CPUS = 4
@@ -74,26 +74,27 @@ def featurize(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
 
-        windows = (_parts(window, cpus) for window in _windows(raw.read(split)))
+        windows = ((_parts(window, cpus), is_last) for window, is_last in _windows(raw.read(split)))
         for told in run_windows(windows, tokenized, progress, f"features of {task} {split}"):
             files.append(StoredFile(**told["file"]))
             rows += told["made"]
         return build.finish(rows, {"max_length": max_length, "pad_token_id": tokenizer.pad_token_id}, files)
 
 
-def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in growing tables of at most WINDOW_ROWS: input of any size takes the memory of a few."""
+def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.Table, bool]]:
+    """The rows in growing tables of at most WINDOW_ROWS, each with whether it is the last: input of any size takes the
+    memory of a few."""
     held: list[pa.Table] = []
     size = FIRST_WINDOW_ROWS
-    for batch in batches:
+    for batch, nothing_follows in mark_last(batches):
         held.append(pa.Table.from_batches([batch]))
         while (rows := sum(table.num_rows for table in held)) >= size:
             table = pa.concat_tables(held)
-            yield table.slice(0, size)
+            yield table.slice(0, size), nothing_follows and rows == size
             held = [table.slice(size)] if rows > size else []
             size = min(size * WINDOW_GROWTH, WINDOW_ROWS)
     if held:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held), True
 
 
 def _parts(window: pa.Table, cpus: int) -> list[pa.Table]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raypp.cluster.parts import Progress, answer, run_windows, tokenizer_here
+from raypp.cluster.parts import Progress, answer, mark_last, run_windows, tokenizer_here
 from raypp.corpus.blocks import TOKEN_COUNTS, CutReport, count_tokens, cut_texts
 from raypp.corpus.streamed import GROUP_BLOCKS
 from raypp.data.tokenization import tokenizer_fingerprint
@@ -97,17 +97,16 @@ def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _windows(parts: Iterator[pa.Table]) -> Iterator[list[pa.Table]]:
-    """The parts in growing lists: work begins soon, and a corpus of any size takes the memory of a few."""
+def _windows(parts: Iterator[pa.Table]) -> Iterator[tuple[list[pa.Table], bool]]:
+    """The parts in growing lists, each with whether it is the last: work begins soon, and a corpus of any size takes
+    the memory of a few."""
     held: list[pa.Table] = []
     size = FIRST_WINDOW_PARTS
-    for part in parts:
+    for part, is_last in mark_last(parts):
         held.append(part)
-        if len(held) == size:
-            yield held
+        if len(held) == size or is_last:
+            yield held, is_last
             held, size = [], min(size * WINDOW_GROWTH, WINDOW_PARTS)
-    if held:
-        yield held
 
 
 def _cut_part(

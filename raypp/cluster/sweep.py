@@ -116,6 +116,7 @@ def sweep(
         RunFailed: no trial could be finished.
     """
     on_event = (display or NullDisplay()).handle
+    began = time.monotonic()
     check_device(experiment)
     plan = plan_sweep(experiment)
     check_stopping(plan)
@@ -136,7 +137,7 @@ def sweep(
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
         write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
-        with Spent(plan.folder) as spent:
+        with Spent(plan.folder, began) as spent:
             if left or not plan.is_complete:
                 session.start()
                 session.check_resources()

@@ -124,11 +124,13 @@ def _parquet(file: Location) -> Records:
     try:
         with file.filesystem.open_input_file(file.path) as stream:
             row, name = 0, str(file)  # once: it is for every row
-            # With buffers read ahead, as is pyarrow's default, all of the file would stay in memory until its end.
-            for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(batch_size=BATCH_ROWS):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield f"{name}, row {row}", record
+            parquet = pq.ParquetFile(stream)
+            for group in range(parquet.num_row_groups):
+                # One by one: what pyarrow reads ahead stays in memory until the last group asked for is read.
+                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group]):
+                    for record in batch.to_pylist():
+                        row += 1
+                        yield f"{name}, row {row}", record
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
 

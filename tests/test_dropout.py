@@ -1,0 +1,28 @@
+"""Dropout is set wherever a model has one; that a run's is its setting, see test_train.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import XLMConfig, XLMModel
+
+from raypp.dropout import set_dropout
+from raypp.errors import ConfigError
+
+
+@pytest.mark.parametrize("of_attention", [0.2, 0])
+def test_dropout_of_any_kind_is_set(of_attention: float) -> None:
+    config = XLMConfig(vocab_size=20, emb_dim=16, n_layers=1, n_heads=2, dropout=0.3, attention_dropout=of_attention)
+    model = XLMModel(config).train()  # hands its probabilities to torch's functions
+    inputs = {"input_ids": torch.arange(3, 9).view(1, 6)}
+    assert not torch.equal(model(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
+    set_dropout(model, 0.0)
+    assert torch.equal(model(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
+    set_dropout(model, 0.5)
+    assert {module.attention_dropout for module in model.modules() if hasattr(module, "attention_dropout")} == {0.5}
+
+
+def test_a_model_without_dropout_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.dropout: Linear has no dropout, got 0\.5"):
+        set_dropout(nn.Linear(2, 2), 0.5)
