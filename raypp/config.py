@@ -775,9 +775,10 @@ class TrackingSettings(Settings):
     statistics_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between two records of every parameter's and gradient's mean, standard deviation, minimum and maximum, in
     metrics.jsonl and W&B (`parameters/…`, `gradients/…`): eight numbers a parameter. null: none."""
-    figures: Literal["auto", "always", "never"] = "auto"
-    """Whether the figures are drawn at a run's end, for its folder and W&B. What they are drawn from is always kept:
-    `raypp report` and `raypp.draw` draw them later as well. auto: yes, but not in a sweep's trials, where seconds add
+    figures: Literal["auto", "all", "main"] = "auto"
+    """Which figures are drawn at a run's end, for its folder and W&B. main: schedule, evaluations, loss and density by
+    layer; all: those of heads, scores, weights and masks, too, which take seconds. What they are drawn from is always
+    kept: `raypp report` and `raypp.draw` have all of them. auto: all, but main in a sweep's trials, where seconds add
     up."""
 
 

@@ -165,8 +165,7 @@ class Recorder:
         folder.mkdir(exist_ok=True)
         if self.statistics is not None:
             self.statistics.save(Location.of(folder / STATISTICS))
-        if self.experiment.tracking.figures != "never":
-            self._draw(folder)
+        self._draw(folder)
         self.tracker.summary(result["metrics"] | result["perf"] | _flat_density(result))
         self.tracker.finish(0)
         self.save()
@@ -176,10 +175,11 @@ class Recorder:
 
     def _draw(self, folder: Path) -> None:
         # Only here: matplotlib takes its time to import, which the first step would wait for.
-        from raypp.run_figures import run_figures
+        from raypp.run_figures import FIGURES, MAIN_FIGURES, run_figures
 
+        names = MAIN_FIGURES if self.experiment.tracking.figures == "main" else FIGURES
         figures = {}
-        for name, figure in run_figures(self.metrics.records(), self.statistics).items():
+        for name, figure in run_figures(self.metrics.records(), self.statistics, names).items():
             figures[name] = folder / f"{name}.png"
             figure.save(figures[name])
         self.tracker.log_figures(figures)

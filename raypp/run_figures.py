@@ -20,7 +20,8 @@ from raypp.mask_figure import mask_figure
 from raypp.pruning.weight_statistics import WeightStatistics
 from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 
-FIGURES = ("schedule", "evaluation", "loss", "density_by_layer", "heads", "scores", "weights", "movement", "mask")
+MAIN_FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
+FIGURES = (*MAIN_FIGURES, "heads", "scores", "weights", "movement", "mask")
 """Names of all, in the order in which they are shown."""
 SMOOTHING_WINDOWS = 20  # a running mean of a loss is over this part of the run
 
@@ -40,28 +41,24 @@ DRAWINGS_OF_WEIGHTS: dict[str, Callable[[WeightStatistics], Picture]] = {
 """What draws each of the figures that show weights."""
 
 
-def run_figures(records: Sequence[Record], statistics: WeightStatistics | None) -> dict[str, Picture]:
-    """Every figure that there is data for, by name, in the order in which they are shown.
+def run_figures(
+    records: Sequence[Record], statistics: WeightStatistics | None, names: Sequence[str] = FIGURES
+) -> dict[str, Picture]:
+    """The figures that there is data for, by name, in the order of the names.
 
     Args:
         records: of metrics.jsonl.
         statistics: of the weights; None for a dense run.
     """
     over_steps = {"schedule": schedule_figure, "evaluation": evaluation_figure, "loss": loss_figure}
-    figures = _those_with_data({name: partial(draw, records) for name, draw in over_steps.items()})
-    return figures if statistics is None else figures | figures_of_weights(statistics)
-
-
-def figures_of_weights(statistics: WeightStatistics) -> dict[str, Picture]:
-    """The figures among them that show weights."""
-    return _those_with_data({name: partial(draw, statistics) for name, draw in DRAWINGS_OF_WEIGHTS.items()})
-
-
-def _those_with_data(drawings: Mapping[str, Callable[[], Picture]]) -> dict[str, Picture]:
+    drawings: dict[str, Callable[[], Picture]] = {name: partial(draw, records) for name, draw in over_steps.items()}
+    if statistics is not None:
+        drawings |= {name: partial(draw, statistics) for name, draw in DRAWINGS_OF_WEIGHTS.items()}
     figures = {}
-    for name, draw in drawings.items():
+    for name in names:
         with suppress(NothingToDraw):
-            figures[name] = draw()
+            if name in drawings:
+                figures[name] = drawings[name]()
     return figures
 
 

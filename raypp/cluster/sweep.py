@@ -303,7 +303,7 @@ def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool
     )
     tracking = plan.experiment.tracking
     if tracking.figures == "auto":
-        tracking = tracking.model_copy(update={"figures": "never"})
+        tracking = tracking.model_copy(update={"figures": "main"})
     plan = replace(plan, experiment=plan.experiment.model_copy(update={"cluster": cluster, "tracking": tracking}))
     return TrialTask(
         job=shared.job_of(plan),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from wandb_files import read_run
 import raypp
 from raypp.cli import main
 from raypp.pruning.weight_statistics import STATISTICS
-from raypp.run_figures import FIGURES
+from raypp.run_figures import FIGURES, MAIN_FIGURES
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -74,14 +75,16 @@ def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
     assert all(trial["run"] in (sweep / "report.html").read_text() for trial in result["trials"])
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text()
-    assert [file.name for file in (run / "figures").iterdir()] == [STATISTICS], "a trial draws nothing"
+    assert {file.name for file in (run / "figures").iterdir()} == {
+        STATISTICS,
+        *(f"{name}.png" for name in MAIN_FIGURES),
+    }
     assert text.count("data:image/png") == len(raypp.draw(run)) - 1 == len(FIGURES) - 1, "all but scores"
     assert "CPU-hours" in text
     assert main(["report", str(run), "--save", "run.svg"]) == 0
     assert (tmp_path / "run.svg").read_bytes().startswith(b"<?xml")
 
     space = "sweep.space={pruning.final_density: {choice: [0.4]}}"
-    assert main(["sweep", str(path), space, "tracking.figures=always", "tracking.wandb=off"]) == 0
-    folders = [file.parent for file in sweep.parent.glob("*/figures/*.png")]
-    assert len(folders) == len(FIGURES) - 1
-    assert len(set(folders)) == 1
+    assert main(["sweep", str(path), space, "tracking.figures=all", "tracking.wandb=off"]) == 0
+    drawn_by = Counter(file.parent for file in sweep.parent.glob("*/figures/*.png"))
+    assert sorted(drawn_by.values()) == [len(MAIN_FIGURES), len(MAIN_FIGURES), len(FIGURES) - 1]
