@@ -774,7 +774,8 @@ class TrackingSettings(Settings):
     """W&B team or user; null for the default."""
     statistics_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between two records of every parameter's and gradient's mean, standard deviation, minimum and maximum, in
-    metrics.jsonl and W&B (`parameters/…`, `gradients/…`): eight numbers a parameter. null: none."""
+    metrics.jsonl and W&B (`parameters/…`, `gradients/…`: eight numbers a parameter), and of their histograms in W&B.
+    null: none."""
     figures: Literal["auto", "all", "main"] = "auto"
     """Which figures are drawn at a run's end, for its folder and W&B. main: schedule, evaluations, loss and density by
     layer; all: those of heads, scores, weights and masks, too, which take seconds. What they are drawn from is always

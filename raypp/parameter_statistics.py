@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 NAMES = ("mean", "std", "min", "max")
+BINS = 64
+Histogram = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Counts [BINS] and edges [BINS + 1]."""
 
 
 @torch.no_grad()
@@ -15,22 +20,46 @@ def parameter_statistics(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict
     """Mean, standard deviation (of the population), minimum and maximum of each trained parameter, and of its gradient.
 
     Returns:
-        By `parameters/NAME/mean` and so on, and `gradients/NAME/mean` and so on where there is a gradient.
+        By `parameters/NAME/mean` and so on, and `gradients/NAME/mean` and so on where there is a gradient. What holds a
+        value that is not finite (gradients of a step that float16's scaler skips) is left out.
     """
-    found: dict[str, Tensor] = {}
-    for name, parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        for section, value in (("parameters", parameter), ("gradients", parameter.grad)):
-            if value is not None:
-                numbers = value.detach().float()
-                found[f"{section}/{name}"] = torch.stack(
-                    [numbers.mean(), numbers.std(correction=0), numbers.min(), numbers.max()]
-                )
+    found = {
+        key: torch.stack([numbers.mean(), numbers.std(correction=0), numbers.min(), numbers.max()])
+        for key, numbers in _trained(parameters)
+    }
     # All together: a GPU is waited for once.
     values = torch.stack(list(found.values())).tolist() if found else []
     return {
         f"{key}/{name}": number
         for key, numbers in zip(found, values, strict=True)
+        if np.isfinite(numbers).all()
         for name, number in zip(NAMES, numbers, strict=True)
     }
+
+
+@torch.no_grad()
+def parameter_histograms(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Histogram]:
+    """How many elements of each trained parameter, and of its gradient, have which value.
+
+    Returns:
+        By `parameters/NAME` and `gradients/NAME`, in equal bins from the lowest to the highest value; of equal values,
+        in bins from half below to half above, as numpy has it. What holds a value that is not finite is left out.
+    """
+    histograms = {}
+    for key, numbers in _trained(parameters):
+        low, high = torch.stack([numbers.min(), numbers.max()]).tolist()
+        if not np.isfinite([low, high]).all():
+            continue
+        low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
+        counts = torch.histc(numbers, BINS, low, high).cpu().numpy().astype(np.int64)
+        histograms[key] = (counts, np.linspace(low, high, BINS + 1))
+    return histograms
+
+
+def _trained(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Key and float values of each trained parameter and of its gradient."""
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            yield f"parameters/{name}", parameter.detach().float()
+            if parameter.grad is not None:
+                yield f"gradients/{name}", parameter.grad.detach().float()

@@ -9,15 +9,19 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypp.config import Experiment
 from raypp.direction import merit
 from raypp.events import Message
+from raypp.parameter_statistics import parameter_histograms, parameter_statistics
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
 from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
 from raypp.worker import Worker
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger("raypp")
 
@@ -148,6 +152,14 @@ class Recorder:
         if self.worker.is_first:
             self.metrics.log(step, metrics)
             self.tracker.log(step, metrics)
+
+    def log_parameters(self, step: int, model: nn.Module) -> None:
+        """Statistics of every parameter and gradient, and for W&B their histograms."""
+        if not self.worker.is_first:
+            return
+        self.log(step, parameter_statistics(model.named_parameters()))
+        if self.experiment.tracking.wandb != "off":
+            self.tracker.log_histograms(step, parameter_histograms(model.named_parameters()))
 
     def save_metrics(self) -> None:
         """Uploads the log so far, where the run's folder is not local; from any thread."""

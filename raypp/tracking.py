@@ -26,6 +26,7 @@ from raypp.metrics_file import MetricsFile as MetricsFile
 
 if TYPE_CHECKING:
     import wandb
+    from raypp.parameter_statistics import Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one report. Steps never go down; two reports of one step become one."""
+
+    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Records histograms by name, at this step. A resumed run has those of its own steps."""
 
     def log_figures(self, figures: Mapping[str, Path]) -> None:
         """Records figures (PNG or JPEG files) by name, at the last step logged."""
@@ -115,6 +119,14 @@ class WandbTracker(Tracker):
         values = dict(metrics)
         self._last_step = step
         self._put(lambda run: run.log(values, step=step))
+
+    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        self._last_step = step
+        self._put(
+            lambda run: run.log(
+                {name: self._wandb.Histogram(np_histogram=counted) for name, counted in histograms.items()}, step=step
+            )
+        )
 
     def log_figures(self, figures: Mapping[str, Path]) -> None:
         for name, path in figures.items():

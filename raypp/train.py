@@ -39,7 +39,6 @@ from raypp.models import (
     resolve_model,
 )
 from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
-from raypp.parameter_statistics import parameter_statistics
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
@@ -231,8 +230,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
-        if (every := experiment.tracking.statistics_every_steps) and done % every == 0 and worker.is_first:
-            recorder.log(done, parameter_statistics(model.named_parameters()))
+        if (every := experiment.tracking.statistics_every_steps) and done % every == 0:
+            recorder.log_parameters(done, model)
         if steps.evaluates_after(done):
             point = controller.at(schedule.at(done))
             with watch("evaluation"):

@@ -112,6 +112,7 @@ def arguments(folder: Path) -> dict[str, Any]:
 SESSION = """
 import json, sys, time
 from pathlib import Path
+import numpy as np
 import raypp.tracking as tracking
 from raypp.config import TrackingSettings
 
@@ -133,6 +134,7 @@ for step in job["steps"]:
     tracker.log(step, {"prune/density": 0.5})
 if job["figure"]:
     tracker.log_figures({"figures/loss": Path(job["figure"])})
+    tracker.log_histograms(step, {"parameters/a.weight": (np.array([4, 1]), np.array([0.0, 0.5, 1.0]))})
 tracker.summary({"density": {"linear": 0.15}})
 logged = time.perf_counter()
 tracker.finish(job["exit_code"])
@@ -200,6 +202,8 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
     assert rows == [(1, 1.0, 0.5), (2, 0.5, 0.5), (3, 1 / 3, 0.5)]  # two reports of one step are one
     image = folder / "files" / run["history"][2]["figures/loss/path"]
     assert image.read_bytes() == figure.read_bytes()
+    histogram = {part: run["history"][2][f"parameters/a.weight/{part}"] for part in ("_type", "values", "bins")}
+    assert histogram == {"_type": "histogram", "values": [4, 1], "bins": [0.0, 0.5, 1.0]}
     assert run["summary"]["density"] == {"linear": 0.15}
     assert run["exit_code"] == 7
     assert outcome["sync_command"] == f"wandb sync {shlex.quote(str(folder))}"
