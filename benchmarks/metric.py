@@ -138,7 +138,8 @@ def main(tasks: list[str]) -> None:
                 assert plan.teacher_plan is not None
                 with plan.teacher_plan.trained_model() as teacher:
                     found["naive"].append(naive_metric(workload, plan, teacher.folder))
-                print(f"{name}, seed {seed}: { ({each: values[-1] for each, values in found.items()}) }", flush=True)
+                last = ", ".join(f"{each} {values[-1]:.3f}" for each, values in found.items())
+                print(f"{name}, seed {seed}: {last}", flush=True)
             difference = statistics.fmean(found["float32"]) - statistics.fmean(found["naive"])
             print(
                 f"{workload.task.headline} {name}, {len(SEEDS)} seeds: {said(found['float32'])}, in bfloat16 "

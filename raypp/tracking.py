@@ -26,6 +26,7 @@ from raypp.metrics_file import MetricsFile as MetricsFile
 
 if TYPE_CHECKING:
     import wandb
+
     from raypp.parameter_statistics import Histogram
 
 logger = logging.getLogger(__name__)
