@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from raypp.config import SigmoidThresholdPruning, TargetedPruning, ThresholdPruning
-from raypp.pruning.masks import GATE_CLOSES, kept_count, kth_smallest, logit
+from raypp.pruning.gates import GATE_CLOSES
+from raypp.pruning.masks import kept_count, kth_smallest, logit
 
 SAMPLE_SIZE = 2**16  # scores, about, that `sampled_level` looks at
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from raypp.config import LayerRule
 from raypp.errors import ConfigError
 from raypp.pruning import masked_product
-from raypp.pruning.masks import hard_concrete
 
 # Parts of a module's dotted name that are never pruned and do not count as encoder: embeddings and their projections
 # (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in), pooler and head. Heads of Hugging Face models
@@ -97,21 +96,18 @@ class MaskedLinear(nn.Module):
         weight, bias = cast(nn.Parameter, linear.weight), cast("nn.Parameter | None", linear.bias)
         return cls(weight, bias, parameter).train(linear.training)
 
-    def set_gates(self, noise: Tensor | None, kept: Tensor | None = None, lift: Tensor | None = None) -> None:
-        """Makes the mask hard concrete gates of the scores (`hard_concrete`), with the noise of one optimizer step.
+    def set_gates(self, gates: Tensor, slope: Tensor, kept: Tensor | None = None) -> None:
+        """Makes the mask hard concrete gates of the scores (see `gates.py`) for one optimizer step.
 
-        The gates' derivative is computed here and kept, so that each micro-batch's backward needs no graph of its own
-        back to the scores.
+        The gates' derivative is kept with them, so that each micro-batch's backward needs no graph of its own back to
+        the scores.
 
         Args:
-            noise: uniform, shaped as the scores; None for the deterministic gates.
+            gates: float, shaped as the scores; changed in place where `kept` is given.
+            slope: d gates / d scores.
             kept: bool, shaped as the scores; closes all other gates, whose scores still learn, as if they were open.
-            lift: scalar that is added to the scores first.
         """
-        assert self.mask_scores is not None, "gates need scores"
-        scores = self.mask_scores if lift is None else self.mask_scores + lift
-        gates, self.gate_slope = hard_concrete(scores, noise)
-        self.mask = gates if kept is None else gates.mul_(kept)
+        self.mask, self.gate_slope = gates if kept is None else gates.mul_(kept), slope
 
     def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """weight * mask, (out, in), in the weight's type or another, differentiable in weight and scores."""

@@ -1,7 +1,8 @@
 """The product of a weight and its mask, and both gradients of that product: one function each for every device.
 
-On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once. Elsewhere, and on a
-GPU where Triton is missing or finds no C compiler, plain torch does the same in more passes. What is computed does not
+On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once, and so does a boolean
+mask's product in float32 on a CPU (`cpu_kernels.py`). Elsewhere, and where there is no C compiler, plain torch does the
+same in more passes. What is computed does not
 depend on that: a multiplication also where the mask is 0 (infinity gives NaN, a negative weight -0.0), in float32 at
 least, rounded once to the type of the result.
 
@@ -20,6 +21,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from raypp.pruning import cpu_kernels
+
 logger = logging.getLogger("raypp")
 
 
@@ -32,13 +35,15 @@ def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
         out: floating point, of any type: that of the matrix multiplication, so that nothing need convert it;
             shaped as the weight, contiguous.
     """
-    kernels = _kernels_for(weight)
-    if kernels is None:
-        if mask.dtype == torch.bool and out.dtype == weight.dtype:
-            return out.copy_(mask).mul_(weight)  # torch's product of two types makes a converted copy of the mask
+    if (kernels := _kernels_for(weight)) is not None:
+        kernels.multiply(weight, mask, out)
+    elif mask.dtype == torch.bool and (compiled := cpu_kernels.kernels_for(weight, mask, out)) is not None:
+        compiled.multiply(weight, mask, out)
+    elif mask.dtype == torch.bool and out.dtype == weight.dtype:
+        return out.copy_(mask).mul_(weight)  # torch's product of two types makes a converted copy of the mask
+    else:
         # The promotion matters where weight and result are two low precisions; else torch would round to the first too.
         return torch.mul(weight.to(torch.promote_types(weight.dtype, out.dtype)), mask, out=out)
-    kernels.multiply(weight, mask, out)
     # As torch's own in-place operations do: what autograd saved of `out` is no longer what it was.
     torch.autograd.graph.increment_version(out)
     return out
@@ -67,6 +72,11 @@ def gradients(
     if kernels is not None:
         found: tuple[Tensor | None, Tensor | None] = kernels.gradients(gradient, weight, mask, gate_slope, dtypes)
         return found
+    if weight is not None and mask is not None and dtypes == (torch.float32, torch.float32):
+        operands = [gradient, weight, mask] if gate_slope is None else [gradient, weight, mask, gate_slope]
+        compiled = cpu_kernels.kernels_for(*operands)
+        if compiled is not None and (mask.dtype == torch.bool) == (gate_slope is None):
+            return compiled.gradients(gradient, weight, mask, gate_slope)
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     for_weight = None
     if mask is not None:

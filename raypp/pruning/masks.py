@@ -1,4 +1,4 @@
-"""How scores become a mask: so many of the largest, all above a threshold, or hard concrete gates.
+"""How scores become a mask: so many of the largest, or all above a threshold.
 
 Pure functions of tensors. A boolean mask keeps exactly as many weights as was asked for, however many scores tie (after
 the first Adam step scores hold two values only, so ties are the normal case), and depends on nothing but the values,
@@ -14,12 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-# Hard concrete distribution (Louizos et al. 2018, section 2.2): the stretch interval and the temperature.
-GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
-GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest log alpha whose deterministic gate is 0
-NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
+from raypp.pruning import cpu_kernels
 
 HINT_MEMORY = 0.8  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
@@ -208,35 +206,40 @@ def _cut(selection: Selection) -> _Cut:
 
 
 def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
-    """The same, from the few scores near the expected threshold alone; None where the threshold is not among them.
-
-    In numpy, which finds the places of a mask several times faster than torch.
-    """
-    low, high = hint.expected - hint.reach, hint.expected + hint.reach
+    """The same, from the few scores near the expected threshold alone; None where the threshold is not among them."""
     if not math.isfinite(hint.expected):
         return None
-    masks, places, values = [], [], []
-    above = 0
-    for flat in flats:
-        numbers = flat.numpy()
-        mask = numbers > high
-        above += int(np.count_nonzero(mask))
-        near = numbers >= low
-        place = np.flatnonzero(np.logical_xor(near, mask, out=near))
-        masks.append(mask)
-        places.append(place)
-        values.append(numbers[place])
+    near = [_split(flat, hint.expected - hint.reach, hint.expected + hint.reach) for flat in flats]
+    values = [flat.numpy()[places] for flat, (_, places, _) in zip(flats, near, strict=True)]
     candidates = np.concatenate(values)
-    rank = len(candidates) - (k - above)  # of the threshold among them, from the smallest, counted from 0
+    kept = sum(above for _, _, above in near)
+    rank = len(candidates) - (k - kept)  # of the threshold among them, from the smallest, counted from 0
     if not 0 <= rank < len(candidates):
         return None
     threshold = np.partition(candidates, rank)[rank]
-    kept = above
-    for mask, place, value in zip(masks, places, values, strict=True):
-        chosen = place[value >= threshold]
-        mask[chosen] = True
+    for (mask, places, _), value in zip(near, values, strict=True):
+        chosen = places[value >= threshold]
+        mask.numpy()[chosen] = True
         kept += len(chosen)
-    return _Cut(flats, [torch.from_numpy(mask) for mask in masks], torch.as_tensor(threshold), kept)
+    return _Cut(flats, [mask for mask, _, _ in near], torch.as_tensor(threshold), kept)
+
+
+def _split(scores: Tensor, low: float, high: float) -> tuple[Tensor, NDArray[np.int64], int]:
+    """What is above `high`, the places of what is from `low` to `high`, and how many are above, of a vector.
+
+    Without kernels in numpy, which finds the places of a mask several times faster than torch.
+    """
+    if (kernels := cpu_kernels.kernels_for(scores)) is not None:
+        mask, places, above = kernels.split(scores, low, high)
+        return mask, places.numpy(), above
+    numbers = scores.numpy()
+    above_high = numbers > high
+    near = numbers >= low
+    return (
+        torch.from_numpy(above_high),
+        np.flatnonzero(np.logical_xor(near, above_high, out=near)),
+        int(np.count_nonzero(above_high)),
+    )
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
@@ -287,8 +290,13 @@ def keep_above(
     Returns:
         Bool, contiguous, shaped as the scores.
     """
-    masks = [(matrix.detach() > threshold).contiguous() for matrix in scores]
-    kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()
+    matrices = [matrix.detach() for matrix in scores]
+    if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
+        marked = [kernels.mark_above(matrix, threshold) for matrix in matrices]
+        masks, kept = [mask for mask, _ in marked], [above for _, above in marked]
+    else:
+        masks = [(matrix > threshold).contiguous() for matrix in matrices]
+        kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()
     short = [place for place, minimum in enumerate(minimums) if kept[place] < minimum]
     filled = keep_largest([Selection([scores[place]], minimums[place], [seeds[place]]) for place in short])
     for place, (mask,) in zip(short, filled, strict=True):
@@ -301,30 +309,3 @@ def logit(probability: float) -> float:
     if probability <= 0:
         return -math.inf
     return math.inf if probability >= 1 else math.log(probability / (1 - probability))
-
-
-@torch.no_grad()
-def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """L0 regularization's gates (Louizos et al. 2018, equations 10 to 13), and their derivative by `log_alpha`.
-
-    Args:
-        log_alpha: the scores, any shape.
-        noise: uniform in [0, 1], shaped as the scores, to sample gates; None for the deterministic ones.
-
-    Returns:
-        Gates in [0, 1] and d gate / d log_alpha, both float, shaped as the scores.
-    """
-    steepness = 1.0
-    if noise is None:
-        sigmoid = torch.sigmoid(log_alpha)
-    else:
-        steepness = 1 / GATE_TEMPERATURE
-        logits = torch.logit(noise, eps=NOISE_MARGIN).to(log_alpha.dtype)
-        sigmoid = logits.add_(log_alpha).mul_(steepness).sigmoid_()
-    stretch = GATE_HIGH - GATE_LOW
-    gate = torch.add(sigmoid.new_full((), GATE_LOW), sigmoid, alpha=stretch)  # new_tensor would wait for the device
-    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(steepness * stretch)
-    # 0 where the gate is clamped, by the derivative of torch's own clamping activation: comparing, and multiplying by
-    # a boolean mask, takes seven times as long.
-    torch.ops.aten.hardtanh_backward.grad_input(slope, gate, 0.0, 1.0, grad_input=slope)
-    return gate.clamp_(0.0, 1.0), slope

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raypp.pruning.masks import GATE_CLOSES, GATE_TEMPERATURE
+from raypp.pruning import cpu_kernels
+from raypp.pruning.gates import GATE_CLOSES, GATE_TEMPERATURE
 
 # l1 is the mean of sigmoid(scores) (Sanh et al. 2020, section 4); l0 the mean probability that a hard concrete gate is
 # not 0, which is a sigmoid too (Louizos et al. 2018, equation 12).
@@ -37,9 +38,16 @@ def add_penalty(
     parts = []
     for matrix in scores:
         share = 1 / total if mean == "global" else 1 / (len(scores) * matrix.numel())
+        if matrix.grad is None:
+            matrix.grad = torch.zeros_like(matrix)
+        kernels = cpu_kernels.kernels_for(matrix, matrix.grad)
+        if kernels is not None:
+            added = kernels.add_sigmoid_gradient(matrix, SHIFTS[kind], float(factor) * share, matrix.grad)
+            parts.append(torch.tensor(added * share))
+            continue
         sigmoid = torch.add(matrix.float(), SHIFTS[kind]).sigmoid_()
         parts.append(sigmoid.sum() * share)
         each = torch.as_tensor(factor * share, dtype=sigmoid.dtype, device=sigmoid.device).expand_as(sigmoid)
         gradient = torch.ops.aten.sigmoid_backward(each, sigmoid).to(matrix.dtype)
-        matrix.grad = gradient if matrix.grad is None else matrix.grad.add_(gradient)
+        matrix.grad.add_(gradient)
     return torch.stack(parts).sum()

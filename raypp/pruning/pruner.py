@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +26,10 @@ from raypp.config import (
 )
 from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
+from raypp.pruning.gates import GATE_CLOSES, hard_concrete, sample_gates
 from raypp.pruning.level import density_above, final_score, sampled_level, sigmoid
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
-    GATE_CLOSES,
     Selection,
     ThresholdHint,
     floor_count,
@@ -90,8 +89,8 @@ class Pruner:
             elif isinstance(settings, FisherPruning):
                 scores = torch.zeros(linear.weight.shape)
             self.layers[name] = MaskedLinear.from_linear(linear, scores)
-            if isinstance(settings, L0Pruning):
-                self.layers[name].set_gates(None)  # all ones would have no derivative
+            if isinstance(settings, L0Pruning) and scores is not None:
+                self.layers[name].set_gates(*hard_concrete(scores, None))  # all ones would have no derivative
         if isinstance(settings, FloorPruning) and settings.target_density is not None:
             _require_room(settings.target_density, settings.density_floor, list(self.layers.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
@@ -119,8 +118,8 @@ class Pruner:
             self._keep_requested(point.target_density, noise_seed)
             return
         if isinstance(settings, L0Pruning):
-            for name, layer in self.layers.items():
-                layer.set_gates(None if noise_seed is None else _noise(layer, named_seed(noise_seed, name)))
+            for layer, gates in zip(self.layers.values(), self._gates(noise_seed), strict=True):
+                layer.set_gates(*gates)
             return
         assert point.value is not None, f"{settings.method} needs a schedule with a value"
         if isinstance(settings, FloorPruning):
@@ -229,12 +228,20 @@ class Pruner:
             minimums = [floor_count(settings.density_floor, matrix.numel()) for matrix in scores]
         (masks,) = keep_largest([Selection(scores, count, seeds, hint, minimums)])
         self._lowest_kept = torch.stack([m.min() for m in scores]).min() if hint.found is None else hint.found
-        for (name, layer), mask in zip(self.layers.items(), masks, strict=True):
-            if isinstance(settings, L0Pruning):
-                noise = None if noise_seed is None else _noise(layer, named_seed(noise_seed, name))
-                layer.set_gates(noise, kept=mask, lift=(GATE_CLOSES + GATE_MARGIN - self._lowest_kept).clamp(min=0))
-            else:
+        if isinstance(settings, L0Pruning):
+            lift = (GATE_CLOSES + GATE_MARGIN - self._lowest_kept).clamp(min=0)
+            for layer, mask, gates in zip(self.layers.values(), masks, self._gates(noise_seed, lift), strict=True):
+                layer.set_gates(*gates, kept=mask)
+        else:
+            for layer, mask in zip(self.layers.values(), masks, strict=True):
                 layer.mask = mask
+
+    def _gates(self, noise_seed: int | None, lift: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """l0's gates and their derivatives, matrix by matrix; `refresh` says what the noise's seed is."""
+        scores = [scores for _, scores in self.scores()]
+        if noise_seed is not None:
+            return sample_gates(scores, [named_seed(noise_seed, name) for name in self.layers], lift)
+        return [hard_concrete(matrix if lift is None else matrix + lift, None) for matrix in scores]
 
     def _importance(self, name: str) -> Tensor:
         layer = self.layers[name]
@@ -304,14 +311,3 @@ def _require_room(target_density: float, density_floor: float, layers: Sequence[
             f"pruning.target_density={target_density} is less than what pruning.density_floor={density_floor} keeps of "
             f"these {len(sizes)} matrices, {least} of {sum(sizes)} weights; give at least {least / sum(sizes):.4g}"
         )
-
-
-def _noise(layer: MaskedLinear, seed: int) -> Tensor:
-    """Uniform noise in (0, 1) for one matrix's gates, drawn on the CPU so that it is the same for every device: the bit
-    generator's raw numbers, which numpy promises never to change, 16 bits each."""
-    size = layer.weight.numel()
-    raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
-    noise = torch.from_numpy(raw).float().mul_(2.0**-16).add_(2.0**-17)
-    if layer.weight.is_cuda:
-        noise = noise.pin_memory()  # else the copy would wait for the device, matrix by matrix
-    return noise.view(layer.weight.shape).to(layer.weight.device, non_blocking=True)

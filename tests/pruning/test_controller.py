@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from raypp.config import PruningSettings
 from raypp.optim import rate_factor
 from raypp.pruning.controller import LambdaController, NoController, build_controller
-from raypp.pruning.masks import GATE_CLOSES, hard_concrete, logit
+from raypp.pruning.gates import GATE_CLOSES, hard_concrete
+from raypp.pruning.masks import logit
 from raypp.pruning.schedule import PruningSchedule
 
 SCORES = 4000

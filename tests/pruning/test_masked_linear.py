@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear, encoder_of, is_encoder_name, linear_layers
 
 
@@ -74,7 +75,7 @@ def test_gradients_are_those_of_an_explicit_straight_through_mask(bias: bool) ->
 def test_gates_pass_the_chain_rule_through_several_micro_batches_with_one_noise(noisy: bool) -> None:
     noise = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) if noisy else None
     layer, twin = make(), make()
-    layer.set_gates(noise)
+    layer.set_gates(*hard_concrete(layer.mask_scores, noise))
     for seed in (1, 2, 3):  # each with a backward of its own, no graph kept
         loss_of(layer(inputs_of(seed))).backward()
 
@@ -118,7 +119,7 @@ def test_autocast_computes_in_low_precision_and_returns_float32_gradients(dtype:
     exact, layer = make(), make()
     for either in (exact, layer):
         if gated:
-            either.set_gates(torch.full((4, 5), 0.4))
+            either.set_gates(*hard_concrete(either.mask_scores, torch.full((4, 5), 0.4)))
     loss_of(exact(inputs_of())).backward()
     with torch.autocast("cpu", dtype=dtype):
         outputs = layer(inputs_of())
@@ -136,7 +137,7 @@ def test_autocast_computes_in_low_precision_and_returns_float32_gradients(dtype:
 def test_a_product_made_for_autocast_is_the_one_that_autocast_would_make(dtype: torch.dtype, gated: bool) -> None:
     layer = make()
     if gated:
-        layer.set_gates(torch.full((4, 5), 0.4))
+        layer.set_gates(*hard_concrete(layer.mask_scores, torch.full((4, 5), 0.4)))
     product = (layer.weight * layer.mask).detach().requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         outputs, expected = layer(inputs_of()), functional.linear(inputs_of(), product, layer.bias)
@@ -158,7 +159,7 @@ def test_a_product_made_for_autocast_is_the_one_that_autocast_would_make(dtype: 
 def test_a_layer_moved_to_another_dtype_still_trains(dtype: torch.dtype, gated: bool) -> None:
     layer = make()
     if gated:
-        layer.set_gates(None)
+        layer.set_gates(*hard_concrete(layer.mask_scores, None))
     layer.to(dtype)
     assert layer.mask.dtype == (dtype if gated else torch.bool)
     outputs = layer(inputs_of(dtype=dtype))
@@ -174,7 +175,7 @@ def test_float32_scores_beside_low_precision_weights_get_float32_gradients() -> 
     assert layer.mask_scores is not None
     assert layer.mask_scores.grad is not None
     assert layer.mask_scores.grad.dtype == torch.float32
-    layer.set_gates(None)
+    layer.set_gates(*hard_concrete(layer.mask_scores, None))
     outputs = layer(inputs_of(dtype=torch.bfloat16))
     assert outputs.dtype == torch.bfloat16
     loss_of(outputs).backward()
@@ -256,7 +257,7 @@ def test_folding_gives_a_plain_layer_with_exact_zeros(bias: bool, gated: bool) -
         nn.init.constant_(layer.mask_scores, -9.0)
         with torch.no_grad():
             layer.mask_scores[0] = 1.0
-        layer.set_gates(None)
+        layer.set_gates(*hard_concrete(layer.mask_scores, None))
     before = torch.random.get_rng_state()
     linear = layer.to_linear()
     assert torch.equal(torch.random.get_rng_state(), before), "folding draws no random numbers"

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypp.pruning import masked_product
+from raypp.pruning import cpu_kernels, masked_product
+from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -77,6 +78,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plain torch on every device."""
     with monkeypatch.context() as context:
         context.setattr(masked_product, "_kernels_for", lambda tensor: None)
+        context.setattr(cpu_kernels, "kernels_for", lambda *tensors: None)
         yield
 
 
@@ -155,7 +157,7 @@ def masked_layer(device: str, dtype: torch.dtype, mask: str) -> MaskedLinear:
     layer = MaskedLinear.from_linear(linear, scores).to(device)
     layer.mask = (torch.rand(33, 65, generator=generator) > 0.5).to(device)
     if mask == "gates":
-        layer.set_gates(torch.rand(33, 65, generator=generator).to(device))
+        layer.set_gates(*hard_concrete(layer.mask_scores, torch.rand(33, 65, generator=generator).to(device)))
     return layer
 
 

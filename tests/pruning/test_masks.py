@@ -1,4 +1,4 @@
-"""Masks against full sorts: exact counts, ties in the seeded order, any layout; thresholds; hard concrete gates."""
+"""Masks against full sorts: exact counts, ties in the seeded order, any layout; thresholds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from raypp.pruning.masks import (
     Selection,
     ThresholdHint,
     floor_count,
-    hard_concrete,
     keep_above,
     keep_largest,
     kept_count,
@@ -225,40 +224,6 @@ def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> 
     mask = keep_above([torch.zeros(30, 40)], 0.0, [7], [3])[0]
     assert int(mask.sum()) == 7
     assert torch.equal(mask, largest(torch.zeros(30, 40), 7, tie_seed=3))
-
-
-def test_hard_concrete_gates_are_the_closed_form() -> None:
-    generator = torch.Generator().manual_seed(0)
-    log_alpha = torch.randn(50, generator=generator, dtype=torch.float64) * 3
-    noise = torch.rand(50, generator=generator, dtype=torch.float64)
-    noise[:2] = torch.tensor([0.0, 1.0])
-    for alpha, u, gate in zip(
-        log_alpha.tolist(), noise.tolist(), hard_concrete(log_alpha, noise)[0].tolist(), strict=True
-    ):
-        u = min(max(u, 1e-4), 1 - 1e-4)
-        concrete = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + alpha) * 1.5))
-        assert gate == pytest.approx(min(1.0, max(0.0, concrete * 1.2 - 0.1)), abs=1e-9)
-    for alpha, gate in zip(log_alpha.tolist(), hard_concrete(log_alpha, None)[0].tolist(), strict=True):
-        assert gate == pytest.approx(min(1.0, max(0.0, 1.2 / (1 + math.exp(-alpha)) - 0.1)), abs=1e-9)
-
-
-def gates_by_autograd(log_alpha: Tensor, noise: Tensor | None) -> Tensor:
-    """The gates again, written for autograd to differentiate."""
-    concrete = torch.sigmoid(log_alpha if noise is None else (torch.log(noise / (1 - noise)) + log_alpha) * 1.5)
-    return (concrete * 1.2 - 0.1).clamp(0.0, 1.0)
-
-
-@pytest.mark.parametrize("noisy", [True, False])
-def test_the_slope_of_hard_concrete_gates_is_their_derivative(noisy: bool) -> None:
-    log_alpha = torch.linspace(-6, 6, 41, dtype=torch.float64, requires_grad=True)
-    noise = torch.rand(41, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.99 + 0.005
-    expected = gates_by_autograd(log_alpha, noise if noisy else None)
-    expected.sum().backward()
-    gates, slope = hard_concrete(log_alpha, noise if noisy else None)
-    torch.testing.assert_close(gates, expected.detach())
-    torch.testing.assert_close(slope, log_alpha.grad)
-    assert (slope == 0).any(), "a closed gate has none"
-    assert (slope > 0).any()
 
 
 def test_logit_is_the_score_of_a_probability() -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit
 from torch import Tensor, nn
 
-from raypp.pruning.masks import hard_concrete
+from raypp.pruning.gates import hard_concrete
 from raypp.pruning.penalty import add_penalty
 
 Kind = Literal["l1", "l0"]

@@ -16,8 +16,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from raypp.config import LayerRule, PruningSettings
 from raypp.errors import ConfigError
 from raypp.pruning import Pruner, PruningSchedule
+from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear
-from raypp.pruning.masks import Selection, hard_concrete, keep_largest, named_seed
+from raypp.pruning.masks import Selection, keep_largest, named_seed
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.schedule import SchedulePoint
 

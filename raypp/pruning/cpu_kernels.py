@@ -1,0 +1,224 @@
+"""The passes over all weights that a CPU makes at every step, in C (cpu_kernels.c): each reads its operands and writes
+its results once, on torch's own threads.
+
+Like Triton's, the kernels are compiled on first use with the machine's C compiler, for its very processor, and kept in
+the user's cache. A machine without one trains all the same, in plain torch, which is said once. The callers ask
+`kernels_for`, and do the same in plain torch where it gives none; tests find the two equal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("raypp")
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+COMPILE_SECONDS = 120.0
+
+_SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "multiply": (None, [_SIZE, _POINTER, _POINTER, _POINTER, _INT]),
+    "gradients": (None, [_SIZE, *[_POINTER] * 5, _INT]),
+    "gate_gradients": (None, [_SIZE, *[_POINTER] * 6, _INT]),
+    "mark_above": (_SIZE, [_SIZE, _POINTER, _FLOAT, _POINTER, _INT]),
+    "split": (_SIZE, [_SIZE, _POINTER, _FLOAT, _FLOAT, *[_POINTER] * 3, _INT]),
+    "add_sigmoid_gradient": (ctypes.c_double, [_SIZE, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT]),
+    "sample_gates": (None, [_SIZE, *[_POINTER] * 3, *[_FLOAT] * 4, _POINTER, _POINTER, _INT]),
+}
+
+
+class Kernels:
+    """The compiled kernels, for what `kernels_for` gives them for. No gradient is recorded."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+
+    def multiply(self, weight: Tensor, mask: Tensor, out: Tensor) -> None:
+        """out = weight * mask, which is bool."""
+        _require(weight, mask, out)
+        self._library.multiply(
+            weight.numel(), weight.data_ptr(), mask.data_ptr(), out.data_ptr(), torch.get_num_threads()
+        )
+
+    def gradients(
+        self, gradient: Tensor, weight: Tensor, mask: Tensor, gate_slope: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """gradient * mask and gradient * weight; or, of gates, gradient * mask and gradient * weight * gate_slope."""
+        factors = [weight, mask] if gate_slope is None else [weight, mask, gate_slope]
+        _require(gradient, *factors)
+        assert (mask.dtype == torch.bool) == (gate_slope is None)
+        results = torch.empty_like(gradient), torch.empty_like(gradient)
+        kernel = self._library.gradients if gate_slope is None else self._library.gate_gradients
+        pointers = [tensor.data_ptr() for tensor in (gradient, *factors, *results)]
+        kernel(gradient.numel(), *pointers, torch.get_num_threads())
+        return results
+
+    def mark_above(self, scores: Tensor, threshold: float) -> tuple[Tensor, int]:
+        """scores > threshold, and how many that are."""
+        mask = torch.empty(scores.shape, dtype=torch.bool)
+        _require(scores, mask)
+        return mask, self._library.mark_above(
+            scores.numel(), scores.data_ptr(), threshold, mask.data_ptr(), torch.get_num_threads()
+        )
+
+    def split(self, scores: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, int]:
+        """What is above `high`, the places (int64) of what is from `low` to `high`, and how many are above.
+
+        Args:
+            scores: [n].
+            low: rounded to float32, as is `high`.
+            high: no less than `low`.
+        """
+        mask, places = torch.empty(scores.shape, dtype=torch.bool), torch.empty(scores.shape, dtype=torch.int64)
+        _require(scores, mask)
+        above = _SIZE()
+        found = self._library.split(
+            scores.numel(),
+            scores.data_ptr(),
+            low,
+            high,
+            mask.data_ptr(),
+            places.data_ptr(),
+            ctypes.byref(above),
+            torch.get_num_threads(),
+        )
+        return mask, places[:found], above.value
+
+    def add_sigmoid_gradient(self, scores: Tensor, shift: float, factor: float, gradient: Tensor) -> float:
+        """gradient += factor * d sigmoid(scores + shift) / d scores; returns the sum of the sigmoids."""
+        _require(scores, gradient)
+        total: float = self._library.add_sigmoid_gradient(
+            scores.numel(), scores.data_ptr(), shift, factor, gradient.data_ptr(), torch.get_num_threads()
+        )
+        return total
+
+    def sample_gates(
+        self, matrices: Sequence[Tensor], seeds: Sequence[int], lift: float, stretch: tuple[float, float], margin: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Hard concrete gates of each matrix and their derivatives, as `gates.sample_gates` of `matrix + lift`."""
+        _require(*matrices)
+        states = np.stack([np.random.SFC64(np.random.SeedSequence(seed)).state["state"]["state"] for seed in seeds])
+        gates, slopes = ([torch.empty_like(matrix) for matrix in matrices] for _ in range(2))
+        self._library.sample_gates(
+            len(matrices),
+            (_SIZE * len(matrices))(*[matrix.numel() for matrix in matrices]),
+            _pointers(matrices),
+            states.ctypes.data,
+            lift,
+            *stretch,
+            margin,
+            _pointers(gates),
+            _pointers(slopes),
+            torch.get_num_threads(),
+        )
+        return list(zip(gates, slopes, strict=True))
+
+
+def _require(first: Tensor, *others: Tensor) -> None:
+    """What the kernels cannot check themselves."""
+    assert _fit([first, *others])
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (_POINTER * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The kernels, where they take these tensors: float32 (masks: bool), contiguous, on the CPU. Else None."""
+    return _kernels() if _fit(tensors) else None
+
+
+def _fit(tensors: Sequence[Tensor]) -> bool:
+    return all(
+        tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bool) and tensor.is_contiguous()
+        for tensor in tensors
+    )
+
+
+@functools.cache
+def _kernels() -> Kernels | None:
+    """The kernels, compiled if they never were on this machine; None where they cannot be.
+
+    On Linux alone, where compiler and torch share OpenMP's library and so its threads.
+    """
+    if platform.system() != "Linux":
+        return None
+    try:
+        return Kernels(_load())
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        logger.warning("no C kernels, so masks take several passes and a step a tenth longer or more: %s", reason)
+        return None
+
+
+def _load() -> ctypes.CDLL:
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    command = [*compiler, *FLAGS]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), *command, _processor()]).encode()).hexdigest()[:16]
+    if (folder := _cache()) is not None:
+        library = folder / f"cpu_kernels-{key}.so"
+        if not library.exists():
+            _compile(command, library)
+        return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory(prefix="raypp-") as own:
+        _compile(command, Path(own) / "cpu_kernels.so")
+        return ctypes.CDLL(str(Path(own) / "cpu_kernels.so"))
+
+
+def _cache() -> Path | None:
+    """Where compiled code is kept: a folder that nobody else can write, since it is loaded. None where there is none,
+    and each process compiles for itself."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "raypp"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # a home that is not there, or is read-only
+        return None
+    status = folder.stat()
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return folder if is_own and os.access(folder, os.W_OK) else None
+
+
+def _compile(command: Sequence[str], library: Path) -> None:
+    """Into another file first: several processes may be at it."""
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"no C compiler {command[0]!r}; install one, or name it in the variable CC")
+    descriptor, unfinished = tempfile.mkstemp(dir=library.parent, suffix=".so")
+    os.close(descriptor)
+    try:
+        subprocess.run(
+            [*command, "-o", unfinished, str(SOURCE), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+        )
+        os.replace(unfinished, library)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What the machine code may depend on: the cache may lie in a home that machines share."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return "\n".join(
+        [platform.machine(), *sorted({line for line in lines if line.startswith(("model name", "flags"))})]
+    )
