@@ -1,4 +1,4 @@
-"""The C kernels against plain torch and numpy: products, gradients, selections, penalties; and how they are compiled."""
+"""The C kernels against plain torch: products, gradients, selections, penalties; and how they are compiled."""
 
 from __future__ import annotations
 
