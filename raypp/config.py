@@ -784,7 +784,8 @@ class TrackingSettings(Settings):
 
 
 class Axis(Settings):
-    """The values that a sweep tries for one field: a list, or a range to draw from."""
+    """The values that a sweep tries for one field: a list, or a range to draw from. A mapping is a whole section: what
+    the experiment says there is not kept beside it."""
 
     choice: Annotated[tuple[Any, ...], Strict(False), Field(min_length=1)] | None = None
     """Values; a grid search takes each of them, the others draw one of them at a time."""
@@ -841,7 +842,8 @@ class SweepSettings(Settings):
     """Many trials of one experiment, each a run of its own, and the front of the best of them."""
 
     space: Annotated[dict[str, Axis], Field(min_length=1)]
-    """What is tried, by field path, such as `pruning.final_density`; a whole section is a field, too."""
+    """What is tried, by field path, such as `pruning.final_density`; a whole section is a field, too, and sections come
+    before their fields."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination of the listed values; random: so many points drawn; optuna: drawn by Optuna's
     multi-objective TPE, which learns from the finished trials where the metric is high and the density low."""

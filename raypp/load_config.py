@@ -94,8 +94,8 @@ def experiment_from(values: dict[str, Any]) -> Experiment:
 
 
 def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """The experiment with some fields changed, by field path, in this order; the same checks, and the same rules as for
-    overrides (another method starts its section anew).
+    """The experiment with some fields changed, by field path, in this order; the same checks. A mapping is the whole
+    section: other than with an override, nothing is left beside it of what the section said before.
 
     Raises:
         ConfigError: a change that does not fit, naming it.
@@ -103,7 +103,7 @@ def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experime
     tree = _Tree(experiment.model_dump(mode="json", exclude_unset=True))
     problems: list[str] = []
     for name, value in changes.items():
-        problems += _change(tree, name, value, f"{name}={value}")
+        problems += _change(tree, name, value, f"{name}={value}", whole=True)
     if problems:
         raise ConfigError(problems)
     return _validate(tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
@@ -205,11 +205,9 @@ def _apply_override(tree: _Tree, override: str) -> list[str]:
     return _change(tree, name, value, override)
 
 
-def _change(tree: _Tree, name: str, value: Any, override: str) -> list[str]:
-    *sections, last = name.split(".")
-    changes: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        changes = {section: changes}
+def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = False) -> list[str]:
+    """Sets a field; a mapping is merged into what the section says, or takes its place as a `whole`."""
+    sections = name.split(".")[:-1]
     at: Any = tree.values
     for depth, section in enumerate(sections):
         at = at.get(section)
@@ -217,9 +215,19 @@ def _change(tree: _Tree, name: str, value: Any, override: str) -> list[str]:
             break
         if not isinstance(at, dict):
             return [f"{override!r}: {'.'.join(sections[: depth + 1])} is {at!r}, not a section with fields"]
-    tree.values = _merge(tree.values, changes)
+    if whole and isinstance(value, dict):
+        tree.values = _merge(tree.values, _nested(name, None))
+    tree.values = _merge(tree.values, _nested(name, value))
     tree.places[name] = "override"
     return []
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """Sections around the value of a field path."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
 
 
 def _expand_paths(tree: _Tree, origin: str) -> list[str]:

@@ -58,6 +58,36 @@ def test_an_axis_counts_only_when_another_field_says_so() -> None:
     assert [p.penalty.final_lambda for p in found[2:]] == [20.0, 100.0, 400.0]
 
 
+@pytest.mark.parametrize("search", [{}, {"search": "random", "trials": 9}])
+def test_a_mapping_is_the_whole_section_and_what_the_experiment_says_there_is_not_kept(search: dict[str, Any]) -> None:
+    students = [{"model": "a", "layers": [1, 3, 5]}, {"model": "b"}, {"model": "a", "config": {"num_hidden_layers": 3}}]
+    space = {"student": {"grid" if search else "choice": students}, "student.start": {"choice": ["pretrained"]}}
+    found = trials({"space": space, **search}, student={"model": "a", "layers": [0, 1], "revision": "main"})
+    assert {trial.experiment.student.model_dump_json(exclude_defaults=True) for trial in found} == {
+        '{"model":"a","layers":[1,3,5]}',
+        '{"model":"b"}',
+        '{"model":"a","config":{"num_hidden_layers":3}}',
+    }
+
+
+def test_a_mapping_of_the_experiments_own_method_is_as_whole_as_that_of_another() -> None:
+    space = {"pruning": {"choice": [{"method": "topk"}, {"method": "magnitude"}]}}
+    found: list[Any] = [trial.experiment.pruning for trial in trials({"space": space})]
+    fresh = experiment_from({"name": "one", "task": "sst2", "student": {"model": "a"}, "pruning": {"method": "topk"}})
+    assert found[0] == fresh.pruning, "without the experiment's final_density"
+    assert found[1].final_density == found[0].final_density
+
+
+def test_the_value_of_a_single_field_leaves_the_others_as_they_are() -> None:
+    method = {"pruning.method": {"choice": ["topk", "magnitude"]}, "train.max_steps": {"choice": [7]}}
+    found: list[Any] = [trial.experiment for trial in trials({"space": method}, train={"epochs": 2, "batch_size": 8})]
+    assert [(e.pruning.method, e.train.epochs, e.train.max_steps, e.train.batch_size) for e in found] == [
+        ("topk", None, 7, 8),
+        ("magnitude", None, 7, 8),
+    ]
+    assert found[0].pruning.final_density == 0.5
+
+
 def test_seeds_repeat_each_point() -> None:
     found = trials({"space": {"pruning.final_density": {"choice": [0.5, 0.1]}}, "seeds": 3}, train={"seed": 7})
     assert [(trial.point, trial.experiment.train.seed) for trial in found] == [
