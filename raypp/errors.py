@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class ConfigError(ValueError):
@@ -14,6 +18,32 @@ class ConfigError(ValueError):
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
         return ConfigError, (self.problems,)
+
+
+class Problems:
+    """Collects what is wrong, so that one message can say it all."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keeps a ConfigError raised within, and goes on."""
+        try:
+            yield
+        except ConfigError as error:
+            self.found += error.problems
+
+    def attempt(self, make: Callable[[], Value]) -> Value | None:
+        """What is made, or None where that is a problem."""
+        with self.collect():
+            return make()
+        return None
+
+    def stop(self) -> None:
+        """Raises a ConfigError with all that was found, each problem once, if there is any."""
+        if self.found:
+            raise ConfigError(dict.fromkeys(self.found))
 
 
 class RunFailed(RuntimeError):

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
-
 from raypp.config import (
     DistillationSettings,
     EvaluationSettings,
@@ -26,12 +23,11 @@ from raypp.config import (
     TeacherSettings,
 )
 from raypp.data.batches import batch_counter
-from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.distillation.teacher import Comparison, comparisons
 from raypp.dropout import set_dropout
-from raypp.errors import ConfigError
+from raypp.errors import ConfigError, Problems
 from raypp.freezing import freeze
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
@@ -53,10 +49,9 @@ from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.student import layer_stack, read_config, student_config
 from raypp.tasks import Task, default_source, resolve_task
+from raypp.training_rows import TRAIN_SPLIT, Lengths, TrainingRows
 
-Value = TypeVar("Value")
 Section = TypeVar("Section", bound=Settings)
-TRAIN_SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -129,44 +124,95 @@ class Plan:
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=tokenizer)
 
 
-class _Problems:
-    """Collects what is wrong, so that one message can say it all."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    @contextlib.contextmanager
-    def collect(self) -> Iterator[None]:
-        try:
-            yield
-        except ConfigError as error:
-            self.found += error.problems
-
-    def attempt(self, make: Callable[[], Value]) -> Value | None:
-        with self.collect():
-            return make()
-        return None
-
-    def stop(self) -> None:
-        if self.found:
-            raise ConfigError(self.found)
-
-
 Prepare = Callable[[RawData, str, TaskKind, ModelInput, Store], Artifact]
 """Makes the features of a split, under a model's tokenizer, where the store lacks them."""
 
 
-def make_plan(experiment: Experiment, *, runs: Location | None = None, prepare: Prepare | None = None) -> Plan:
-    """Checks an experiment against the world and lays its run out.
+@dataclass(frozen=True)
+class Draft:
+    """One run, of which everything is checked but what follows from a number of batches that is not known yet."""
 
-    Args:
-        runs: folder that holds the run; `<storage>/<name>` unless it is a teacher's.
-        prepare: cuts plain text, whose number of blocks nobody knows before; None: it is only counted, in this process.
+    experiment: Experiment
+    """With every default filled in that depends on something else."""
+    task: Task
+    raw: RawData
+    student: ModelInput
+    teacher: ModelInput | None
+    teacher_draft: Draft | None
+    comparisons: Mapping[str, Comparison]
+    micro_batches: int
+    rows: TrainingRows
+    steps: StepPlan | None
+    """None where the training split's features must be made first."""
+    runs: Location
+    """Folder that holds the run."""
+
+    def lay_out(self, prepare: Prepare | None = None) -> Plan:
+        """The plan of the run.
+
+        Args:
+            prepare: makes the features of a split, where the number of batches follows from them; None: they are only
+                counted, in this process.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        problems = Problems()
+        kind, store = self.rows.kind, self.rows.store
+
+        def make(split: str) -> Artifact:
+            assert prepare is not None
+            return prepare(self.raw, split, kind, self.student, store)
+
+        def lay_steps() -> StepPlan:
+            return _steps(self.experiment, self.rows.make(None if prepare is None else make))
+
+        steps = self.steps or problems.attempt(lay_steps)
+        teacher_plan = None
+        with problems.collect():
+            teacher_plan = self.teacher_draft.lay_out(prepare) if self.teacher_draft else None
+        problems.stop()
+        assert steps is not None
+
+        inputs = {split: self.raw.fingerprint(split) for split in (TRAIN_SPLIT, *self.task.eval_splits)}
+        followed = self.teacher.fingerprint if self.teacher else teacher_plan.digest if teacher_plan else None
+        inputs["student"] = self.student.fingerprint
+        digest = identity_hash(run_identity(self.experiment, inputs, self.micro_batches, followed))
+        return Plan(
+            experiment=self.experiment,
+            task=self.task,
+            raw=self.raw,
+            student=self.student,
+            teacher=self.teacher,
+            teacher_plan=teacher_plan,
+            comparisons=self.comparisons,
+            micro_batches=self.micro_batches,
+            steps=steps,
+            digest=digest,
+            run=self.runs / (self.experiment.run or run_name(self.experiment, digest)),
+            store=store,
+        )
+
+
+def make_plan(experiment: Experiment, prepare: Prepare | None = None) -> Plan:
+    """Checks an experiment against the world and lays its run out; `prepare`: as in `Draft.lay_out`.
 
     Raises:
         ConfigError: with every problem found.
     """
-    problems = _Problems()
+    return draft_plan(experiment).lay_out(prepare)
+
+
+def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
+    """Checks an experiment against the world.
+
+    Args:
+        runs: folder that holds the run; `<storage>/<name>` unless it is a teacher's.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = Problems()
     task = problems.attempt(lambda: resolve_task(experiment.task, experiment.data.source))
     storage = Location.of(experiment.cluster.storage, "cluster.storage")
     store = Location.of(experiment.cluster.store, "cluster.store") if experiment.cluster.store else storage / "store"
@@ -195,53 +241,42 @@ def make_plan(experiment: Experiment, *, runs: Location | None = None, prepare: 
     assert raw is not None
     assert student is not None
 
-    if kind.cuts_texts:
-        lengths = _count_blocks(raw, kind, student, Store(store), problems, prepare)
-    else:
-        lengths = _train_lengths(raw, kind, experiment, student, Store(store), problems)
-    micro_batches = _micro_batches(experiment)
-    steps = problems.attempt(
-        lambda: plan_steps(
-            experiment.train,
-            experiment.evaluation,
-            batch_counter(experiment.train, lengths),
-            experiment.cluster.checkpoint_every_steps,
-        )
-    )
-    if steps is not None and experiment.pruning is not None:
-        pruning = experiment.pruning
-        problems.attempt(lambda: PruningSchedule(pruning, steps.total, steps.warmup))
-    teacher_plan = problems.attempt(lambda: _teacher_plan(experiment, store))
-    teacher_model = teacher_plan.student if teacher_plan else teacher
+    by_tokens = experiment.train.batch_tokens is not None
+    rows = TrainingRows(raw, kind, student.folder, student.tokenizer, Store(store), by_tokens)
+    lengths = rows.known()
+    steps = None if lengths is None else problems.attempt(lambda: _steps(experiment, lengths))
+    teacher_draft = problems.attempt(lambda: _teacher_draft(experiment, store))
+    teacher_model = teacher_draft.student if teacher_draft else teacher
     compared = problems.attempt(lambda: _comparisons(experiment, student, teacher_model))
     with problems.collect():
         _check_vocabularies(kind, student, teacher_model)
-    if experiment.student.start == "teacher" and student is not None and teacher_model is not None:
+    if experiment.student.start == "teacher" and teacher_model is not None:
         problems.attempt(lambda: _check_start(kind, student, teacher_model, given=teacher is not None))
     problems.stop()
-    assert steps is not None
     assert compared is not None
-
-    inputs = {split: raw.fingerprint(split) for split in (TRAIN_SPLIT, *task.eval_splits)}
-    followed = teacher.fingerprint if teacher else teacher_plan.digest if teacher_plan else None
-    inputs["student"] = student.fingerprint
-    digest = identity_hash(run_identity(experiment, inputs, micro_batches, followed))
-    name = experiment.run or run_name(experiment, digest)
-    run = (runs or storage / experiment.name) / name
-    return Plan(
+    return Draft(
         experiment=experiment,
         task=task,
         raw=raw,
         student=student,
         teacher=teacher,
-        teacher_plan=teacher_plan,
+        teacher_draft=teacher_draft,
         comparisons=compared,
-        micro_batches=micro_batches,
+        micro_batches=_micro_batches(experiment),
+        rows=rows,
         steps=steps,
-        digest=digest,
-        run=run,
-        store=Store(store),
+        runs=runs or storage / experiment.name,
     )
+
+
+def _steps(experiment: Experiment, lengths: Lengths) -> StepPlan:
+    """The run's steps; ConfigError where warmup or the pruning's schedule do not fit them."""
+    batches_of = batch_counter(experiment.train, lengths)
+    between = experiment.cluster.checkpoint_every_steps
+    steps = plan_steps(experiment.train, experiment.evaluation, batches_of, between)
+    if experiment.pruning is not None:
+        PruningSchedule(experiment.pruning, steps.total, steps.warmup)
+    return steps
 
 
 def _check_sections(experiment: Experiment, task: Task | None) -> None:
@@ -397,11 +432,11 @@ def _check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given
             )
 
 
-def _teacher_plan(experiment: Experiment, store: Location) -> Plan | None:
+def _teacher_draft(experiment: Experiment, store: Location) -> Draft | None:
     settings = experiment.teacher
     if settings is None or settings.train is None:
         return None
-    return make_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
+    return draft_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
 
 
 def _comparisons(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> Mapping[str, Comparison]:
@@ -449,62 +484,3 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
             "evaluation": EvaluationSettings.model_validate({}),
         }
     )
-
-
-_counted: dict[str, int] = {}  # blocks by content key: the trials of a sweep share a corpus
-
-
-def _count_blocks(
-    raw: RawData,
-    kind: TaskKind,
-    student: ModelInput,
-    store: Store,
-    problems: _Problems,
-    prepare: Prepare | None,
-) -> np.ndarray:
-    """A 0 for each block of the training split: batches are cut by their number alone.
-
-    Cuts every text of every split once, so that a bad one is found now.
-    """
-    blocks = 0
-    for split in (TRAIN_SPLIT, *kind.task.eval_splits):
-        with problems.collect():
-            key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=student.tokenizer)
-            artifact = store.find("features", key)
-            if artifact is None and prepare is not None:
-                artifact = prepare(raw, split, kind, student, store)
-            if artifact is None and key not in _counted:
-                tokenizer = load_tokenizer(student.folder, "student.model")
-                _counted[key] = sum(kind.tokenize(batch, tokenizer).num_rows for batch in raw.read(split))
-            found = artifact.rows if artifact is not None else _counted[key]
-            if not found:
-                problems.found.append(f"data.source: {raw.describe(split)} leaves no text that is long enough")
-            blocks = found if split == TRAIN_SPLIT else blocks
-    problems.stop()
-    return np.zeros(blocks, np.int64)
-
-
-def _train_lengths(
-    raw: RawData, kind: TaskKind, experiment: Experiment, student: ModelInput, store: Store, problems: _Problems
-) -> np.ndarray:
-    """Tokens of each row of the training split's features; all 0 where batches are cut by rows and each is an example,
-    since nobody asks then.
-
-    Reads every split once, so that a bad row is found now; what is in the store was read.
-    """
-    lengths: dict[str, np.ndarray] = {}
-    for split in (TRAIN_SPLIT, *kind.task.eval_splits):
-        with problems.collect():
-            key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=student.tokenizer)
-            artifact = store.find("features", key)
-            if split != TRAIN_SPLIT or (experiment.train.batch_tokens is None and kind.rows_are_examples):
-                rows = artifact.rows if artifact else sum(batch.num_rows for batch in raw.read(split))
-                lengths[split] = np.zeros(rows, np.int64)
-            elif artifact is not None:
-                lengths[split] = Features.from_table(artifact.read_table()).lengths
-            else:
-                tokenizer = load_tokenizer(student.folder, "student.model")
-                tables = [kind.tokenize(batch, tokenizer) for batch in raw.read(split)]
-                lengths[split] = Features.from_table(pa.concat_tables(tables)).lengths
-    problems.stop()
-    return lengths[TRAIN_SPLIT]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raypp.config import Experiment
-from raypp.errors import ConfigError
-from raypp.plan import Plan, make_plan
+from raypp.errors import ConfigError, Problems
+from raypp.plan import Draft, Plan, Prepare, draft_plan
 from raypp.points import trials_of
 from raypp.space import Changes, Space, Trial
 from raypp.steps import StepPlan
@@ -74,8 +74,11 @@ class SweepPlan:
         (self.folder / "points" / f"{number:05d}.json").write_json(self.points[number])
 
 
-def plan_sweep(experiment: Experiment) -> SweepPlan:
+def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepPlan:
     """Every trial that is known now, checked against its input. Two that come to the same run are one.
+
+    Args:
+        prepare: as in `Draft.lay_out`; called when all trials that are known have been checked.
 
     Raises:
         ConfigError: with every problem of every trial.
@@ -92,17 +95,17 @@ def plan_sweep(experiment: Experiment) -> SweepPlan:
         )
     space = Space.of(experiment)
     if space.settings.search == "optuna":
-        return _plan_search(space)
-    trials = plan_trials(trials_of(experiment))
+        return _plan_search(space, prepare)
+    trials = plan_trials(trials_of(experiment), prepare)
     return SweepPlan(space, _folder(trials, _stopping(space)), trials)
 
 
-def _plan_search(space: Space) -> SweepPlan:
+def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
     """The points that were drawn before, and those that a search begins with."""
     planned: dict[int, list[PlannedTrial]] = {}
 
     def check(number: int, point: Changes) -> None:
-        planned[number] = plan_point(space, number, point)
+        planned[number] = plan_point(space, number, point, prepare)
 
     first = first_points(space, check)
     # How many points are wanted is left out: a longer search goes on with a shorter one.
@@ -113,35 +116,37 @@ def _plan_search(space: Space) -> SweepPlan:
     recorded = [file.read_json() for file in files if file.name.endswith(".json")]
     for number, point in enumerate([*recorded, *first[len(recorded) :]]):
         is_planned = number < len(first) and first[number] == point
-        plan.add(point, planned[number] if is_planned else plan_point(space, number, point))
+        plan.add(point, planned[number] if is_planned else plan_point(space, number, point, prepare))
     return plan
 
 
-def plan_point(space: Space, number: int, point: Changes) -> list[PlannedTrial]:
+def plan_point(space: Space, number: int, point: Changes, prepare: Prepare | None = None) -> list[PlannedTrial]:
     """The trials of a point.
 
     Raises:
         ConfigError: it does not fit.
     """
-    return plan_trials(space.trials(number, point))
+    return plan_trials(space.trials(number, point), prepare)
 
 
-def plan_trials(trials: Iterable[Trial]) -> list[PlannedTrial]:
+def plan_trials(trials: Iterable[Trial], prepare: Prepare | None = None) -> list[PlannedTrial]:
     """Trials, checked; those that come to the same run once.
 
     Raises:
         ConfigError: with every problem of every trial.
     """
-    problems: list[str] = []
-    planned: dict[str, PlannedTrial] = {}
+    problems = Problems()
+    drafts: list[tuple[Trial, Draft]] = []
     for trial in trials:
-        try:
-            plan = make_plan(trial.experiment)
+        with problems.collect():
+            drafts.append((trial, draft_plan(trial.experiment)))
+    problems.stop()
+    planned: dict[str, PlannedTrial] = {}
+    for trial, draft in drafts:
+        with problems.collect():
+            plan = draft.lay_out(prepare)
             planned.setdefault(plan.digest, PlannedTrial(trial, plan))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    problems.stop()
     return list(planned.values())
 
 

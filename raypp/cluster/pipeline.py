@@ -59,7 +59,7 @@ def train(
     started_at = time.time() if started_at is None else started_at
     check_device(experiment)
     with Session(experiment.cluster, verbose) as session:
-        plan = make_plan(experiment, prepare=_preparer(session, on_event))
+        plan = make_plan(experiment, preparer(session, on_event, trains=True))
         return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 
@@ -79,7 +79,7 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
     """Fills the store only: features, teacher, teacher logits. Returns the artifacts a run would read."""
     on_event = (display or NullDisplay()).handle
     with Session(experiment.cluster, verbose) as session:
-        plan = make_plan(experiment, prepare=_preparer(session, on_event))
+        plan = make_plan(experiment, preparer(session, on_event))
         inputs = prepare_plan(plan, session, on_event)
     return [*inputs.features.values(), *([inputs.logits] if inputs.logits else [])]
 
@@ -176,7 +176,7 @@ def run_plan(
 def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:
     """Features of every split under a model's tokenizer: from the store, or made now."""
     features = {}
-    prepare = _preparer(session, on_event)
+    prepare = preparer(session, on_event)
     for split in plan.splits:
         artifact = plan.store.find("features", plan.features_key(split, model.tokenizer))
         if artifact is not None:
@@ -185,11 +185,17 @@ def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHa
     return features
 
 
-def _preparer(session: Session, on_event: EventHandler) -> Prepare:
-    """What makes the features of a split on the session's cluster."""
+def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) -> Prepare:
+    """What makes the features of a split on the session's cluster.
+
+    Args:
+        trains: a training follows: a cluster without room for its workers is refused before.
+    """
 
     def prepare(raw: RawData, split: str, kind: TaskKind, model: ModelInput, store: Store) -> Artifact:
         session.start()
+        if trains and session.settings.max_workers:
+            session.check_resources()
         with _phase(f"features {split}", on_event) as advance:
             make = cut_corpus if kind.cuts_texts else featurize
             artifact = make(raw, split, kind, str(model.folder), store, advance)

@@ -11,6 +11,7 @@ their checkpoints, and nothing depends on what Tune remembers. Beside what it de
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.line import Line
-from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan
+from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import STOP_SECONDS, start_fit
 from raypp.cluster.trial import TrialTask, run_trial
@@ -58,14 +59,26 @@ TUNE_ENVIRONMENT = {
 
 
 @dataclass
+class Built:
+    """Passes events on, and counts what they say was built, by kind."""
+
+    on_event: EventHandler
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, PhaseFinished) and event.note is None:  # a note says that it was there
+            self.counts["logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]] += 1
+        self.on_event(event)
+
+
+@dataclass
 class SharedInputs:
     """What the trials read, built once for all that need the same, and how often that was."""
 
     session: Session
-    on_event: EventHandler
+    built: Built
     group: str
     """What W&B groups the trials under."""
-    built: Counter[str] = field(default_factory=Counter)
     needed: Counter[str] = field(default_factory=Counter)
     """By trials: what was not built for one was there already."""
     _inputs: dict[Any, Inputs] = field(default_factory=dict)
@@ -79,13 +92,13 @@ class SharedInputs:
         if needs not in self._inputs:
             # With the experiment's own settings: no trial runs beside a teacher that trains, so it has all CPUs.
             session = replace(self.session, settings=plan.experiment.cluster)
-            self._inputs[needs] = prepare_plan(plan, session, self._count)
+            self._inputs[needs] = prepare_plan(plan, session, self.built)
         return self._inputs[needs]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What was built, and how often a trial found it there."""
-        reused = {kind: max(0, needed - self.built[kind]) for kind, needed in self.needed.items()}
-        return {"built": {kind: self.built[kind] for kind in self.needed}, "reused": reused}
+        reused = {kind: max(0, needed - self.built.counts[kind]) for kind, needed in self.needed.items()}
+        return {"built": {kind: self.built.counts[kind] for kind in self.needed}, "reused": reused}
 
     def job_of(self, plan: Plan) -> Job:
         """A planned run with its input, ready to train."""
@@ -94,11 +107,6 @@ class SharedInputs:
         self.needed["teacher"] += plan.teacher_plan is not None
         self.needed["logits"] += inputs.logits is not None
         return make_job(plan, inputs, phase="trial", group=self.group)
-
-    def _count(self, event: Any) -> None:
-        if isinstance(event, PhaseFinished) and event.note is None:  # a note says that it was there
-            self.built["logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]] += 1
-        self.on_event(event)
 
 
 def sweep(
@@ -118,9 +126,13 @@ def sweep(
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
-    plan = plan_sweep(experiment)
-    check_stopping(plan)
-    with Session(trial_cluster(experiment), verbose) as session, locked(plan.folder), session.owning(plan.folder):
+    built = Built(on_event)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(trial_cluster(experiment), verbose))
+        plan = plan_sweep(experiment, preparer(session, built, trains=True))
+        check_stopping(plan)
+        stack.enter_context(locked(plan.folder))
+        stack.enter_context(session.owning(plan.folder))
         if fresh:
             for each in plan.trials:
                 with locked(each.plan.run), session.owning(each.plan.run):
@@ -128,7 +140,7 @@ def sweep(
             clear_run(plan.folder)
         for number in range(len(plan.points)):
             plan.record_point(number)
-        shared = SharedInputs(session, on_event, tracking_group(plan.folder))
+        shared = SharedInputs(session, built, tracking_group(plan.folder))
         ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
         if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
@@ -205,7 +217,7 @@ def _run(
     from raypp.cluster.scheduler import StratifiedHalvingScheduler
     from raypp.cluster.searcher import TrialSearcher
 
-    on_event, session = shared.on_event, shared.session
+    on_event, session = shared.built.on_event, shared.session
     for each in left:
         shared.inputs_of(each.plan)
     board = Board(headline_key(plan.trials[0].plan.task), on_event)

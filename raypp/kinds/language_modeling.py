@@ -42,6 +42,7 @@ class LanguageModeling(TaskKind):
     stores_teacher_logits = False  # the whole vocabulary at every target, and other targets in each epoch
 
     cuts_texts = True
+    rows_are_examples = False
     own_settings = frozenset({"data.window_blocks", "distillation.soft_tokens"})
 
     def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
