@@ -14,16 +14,25 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from struck_runs import (
+    Fault,
+    Pause,
+    Recovery,
+    Undisturbed,
+    assert_recovers,
+    is_in_the_middle,
+    kill,
+    to_driver,
+    wait_for_new_step,
+)
 from whole_runs import (
     Command,
     assert_same,
@@ -54,7 +63,6 @@ evaluation: {{every_steps: 12}}
 cluster: {{workers: 1, cpus_per_worker: 1, checkpoint_every_steps: 4, store: "{store}"}}
 tracking: {{wandb: off}}
 """
-MIDDLE = 14  # steps that are done, or more, when the fault strikes
 RESUMES = "the same command goes on from the last checkpoint: raypp train"
 
 
@@ -66,50 +74,8 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Pa
 
 
 @pytest.fixture(scope="module")
-def undisturbed(experiment: Path) -> Callable[..., Path]:
-    """The run that those of so many workers are compared with. (Other numbers of workers add up in another order.)"""
-    made: dict[tuple[int, tuple[str, ...]], Path] = {}
-
-    def run(workers: int, *overrides: str) -> Path:
-        if (workers, overrides) not in made:
-            storage = experiment.parent / f"undisturbed-{len(made)}"
-            run_command("train", experiment, *overrides, f"cluster.storage={storage}", f"cluster.workers={workers}")
-            made[workers, overrides] = only_run(storage)
-        return made[workers, overrides]
-
-    return run
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens to a run, and what it is to come to."""
-
-    strike: Callable[[Command, Path], None]
-    """Breaks it: its command, its storage."""
-    workers: int = 1
-    ends: int | None = None
-    """Exit status; None: it recovers by itself. Negative: of a signal that nothing can catch."""
-    says: tuple[str, ...] = ()
-    saves: bool = False
-    """Whether it leaves time to save: then no step is done twice."""
-    before_resuming: Callable[[Path], None] = field(default=lambda storage: None)
-    resuming_says: tuple[str, ...] = ()
-
-
-def kill(title: str, count: int = 1) -> Callable[[Command, Path], None]:
-    """kill -9 of so many processes with this title, at once."""
-
-    def strike(command: Command, storage: Path) -> None:
-        victims = command.processes(title)
-        assert len(victims) == count, f"{title}: {victims}"
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
-
-    return strike
-
-
-def to_driver(number: signal.Signals) -> Callable[[Command, Path], None]:
-    return lambda command, storage: command.process.send_signal(number)
+def undisturbed(experiment: Path) -> Undisturbed:
+    return Undisturbed(experiment)
 
 
 def truncate_newest_checkpoint(storage: Path) -> None:
@@ -138,89 +104,16 @@ FAULTS = {
 }
 
 
-def is_in_the_middle(storage: Path, steps: int = MIDDLE) -> bool:
-    """Whether a run has two checkpoints, and has gone on."""
-    return steps_of(storage) >= steps and len(checkpoints(storage)) == 2
-
-
-@dataclass
-class Recovery:
-    """What a fault has cost."""
-
-    seconds: float
-    twice: int
-
-    def tell(self, record_property: Callable[[str, object], None]) -> None:
-        record_property("recovery_seconds", round(self.seconds, 1))
-        record_property("steps_done_twice", self.twice)
-        print(f"recovered in {self.seconds:.1f} s; {self.twice} steps done twice")
-
-
-class Pause(threading.Thread):
-    """Watches a run for the longest time without a step that is new."""
-
-    def __init__(self, storage: Path) -> None:
-        super().__init__(daemon=True)
-        self.storage, self.seconds, self.ended = storage, 0.0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        highest, since = steps_of(self.storage), time.monotonic()
-        while not self.ended.wait(0.05):
-            if (now := steps_of(self.storage)) > highest:
-                highest, self.seconds, since = now, max(self.seconds, time.monotonic() - since), time.monotonic()
-
-    def end(self) -> float:
-        self.ended.set()
-        self.join()
-        return self.seconds
-
-
-def wait_for_new_step(storage: Path, done: int) -> float:
-    """Seconds until a run has done more than `done` steps."""
-    before = time.monotonic()
-    wait_for(lambda: steps_of(storage) > done, f"a step after {done}")
-    return time.monotonic() - before
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_run(
     name: str,
     experiment: Path,
-    undisturbed: Callable[..., Path],
+    undisturbed: Undisturbed,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
     fault = FAULTS[name]
-    expected = outcome(undisturbed(fault.workers))
-    words = ("train", experiment, f"cluster.storage={tmp_path}", f"cluster.workers={fault.workers}")
-    with started(*words) as command:
-        wait_for(lambda: is_in_the_middle(tmp_path), "the middle of the run")
-        fault.strike(command, tmp_path)
-        done = steps_of(tmp_path)
-        pause = Pause(tmp_path)
-        status, output = command.end()
-        seconds = pause.end()
-    assert "Traceback" not in output
-    shown = " ".join(output.split())  # a terminal's lines are broken where they are full
-    assert all(text in shown for text in fault.says), output
-    if fault.ends is None:
-        assert status == 0, output
-    else:
-        assert status == fault.ends, output
-        assert not list(tmp_path.rglob("result.json"))
-        done = steps_of(tmp_path)
-        fault.before_resuming(tmp_path)
-        with started(*words) as command:
-            seconds = wait_for_new_step(tmp_path, done)
-            status, output = command.end()
-        assert status == 0, output
-        assert all(text in " ".join(output.split()) for text in fault.resuming_says), output
-    recovery = Recovery(seconds, done - resumed_after(output))
-    recovery.tell(record_property)
-    assert recovery.twice == 0 if fault.saves else recovery.twice < done, "it goes on from a checkpoint"
-    assert_same(outcome(only_run(tmp_path)), expected)
-    assert_tidy(tmp_path)
+    assert_recovers(fault, experiment, undisturbed(fault.workers), tmp_path).tell(record_property)
 
 
 # --- what is prepared before training --------------------------------------------------------------------------------
@@ -340,7 +233,7 @@ LONG = ("train.max_steps=240", "evaluation.every_steps=120", "cluster.checkpoint
 def test_a_run_whose_node_goes_away_goes_on_on_another(
     warned: bool,
     experiment: Path,
-    undisturbed: Callable[..., Path],
+    undisturbed: Undisturbed,
     cluster: Any,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
@@ -394,7 +287,7 @@ def test_a_sweep(
     ends: int,
     workers: int,
     experiment: Path,
-    undisturbed: Callable[..., Path],
+    undisturbed: Undisturbed,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -431,7 +324,7 @@ def test_a_sweep(
 
 
 def test_of_two_commands_that_start_the_same_run_the_second_says_so(
-    experiment: Path, undisturbed: Callable[..., Path], tmp_path: Path
+    experiment: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
     with started(*words) as first, started(*words) as second:
@@ -467,9 +360,7 @@ UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["W&B cannot be reached", "W&B's process is killed"])
-def test_a_run_goes_on_without_wandb(
-    dies: bool, experiment: Path, undisturbed: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
     how = ("tracking.wandb=offline",) if dies else ("tracking.wandb=online",)
     with started(*words, *how, environment={} if dies else UNREACHABLE) as command:
