@@ -24,6 +24,11 @@ BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"  # what is not ours: published results
 FORMATS = (".png", ".jpg", ".svg", ".pdf")
 DOTS_PER_INCH = 150
+# By ending: Pillow's name and options. A JPEG has a colour for each pixel, as a mask has, and not one for four of them.
+PIXEL_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
+    ".png": ("png", {}),
+    ".jpg": ("jpeg", {"quality": 95, "subsampling": 0}),
+}
 
 
 class NothingToDraw(ValueError):
@@ -45,8 +50,9 @@ class Picture(Figure):
     def encoded(self, suffix: str) -> bytes:
         """The content of a file with this ending, one of `FORMATS`."""
         content = io.BytesIO()
-        if suffix == ".png":  # savefig would go through the whole figure twice, the first time to draw nothing
-            Image.fromarray(self.rgb()).save(content, "png", dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+        if suffix in PIXEL_FORMATS:  # savefig would go through the whole figure twice, the first time to draw nothing
+            name, options = PIXEL_FORMATS[suffix]
+            Image.fromarray(self.rgb()).save(content, name, dpi=(DOTS_PER_INCH, DOTS_PER_INCH), **options)
         else:
             self.savefig(content, format=suffix.removeprefix("."))
         return content.getvalue()

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raypp.figures import NothingToDraw
+from raypp.figures import DOTS_PER_INCH, NothingToDraw
 from raypp.head_figure import DEAD, heads_figure
 from raypp.mask_figure import KEPT, PRUNED, mask_box, mask_figure, pixels_per_weight
 from raypp.pruning.density import LayerDensity
@@ -69,6 +69,17 @@ def test_the_image_is_the_mask_pixel_for_pixel(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(shown, colors[mask.astype(int)].repeat(side, 0).repeat(side, 1))
     with Image.open(io.BytesIO(figure.encoded(".png"))) as image:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[mask_box(shape)], shown)
+
+
+def test_a_jpeg_shows_every_weight_in_its_own_colour() -> None:
+    mask = np.random.default_rng(0).random((384, 384)) < 0.1
+    figure = mask_figure(mask, "layer.0.query")
+    with Image.open(io.BytesIO(figure.encoded(".jpg"))) as image:
+        assert image.info["dpi"] == (DOTS_PER_INCH, DOTS_PER_INCH)
+        found = np.asarray(image.convert("RGB"), np.int64)[mask_box(mask.shape)]
+    drawn = figure.rgb().astype(np.int64)[mask_box(mask.shape)]
+    assert np.abs(found - drawn).mean() < 4
+    assert np.abs(found - drawn).max() < 48, "little of what tells kept from pruned"
 
 
 def test_the_mask_says_what_it_is() -> None:
