@@ -216,9 +216,12 @@ def _trainer(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from raypp.cluster.process_group import ByNodeAddress
+
     settings = job.experiment.cluster
     return TorchTrainer(
         worker,
+        torch_config=ByNodeAddress(),
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu=settings.gpus_per_worker > 0,

@@ -134,7 +134,8 @@ class _Reporter:
         match event:
             case Message():
                 self.messages.append(event.text)
-                self.report()  # at once: it may be that it waits
+                if self.task.shares is not None:
+                    self.report()  # at once: it may be that it waits for workers
             case WorkersPlaced():
                 self.placement_group = event.placement_group
             case PhaseAdvanced():
