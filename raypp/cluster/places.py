@@ -4,12 +4,13 @@ A place is one worker's resources in a placement group. It is granted only what 
 an autoscaler sees that it does. (Ray Train's own elasticity counts what the nodes have, also where others use it; it
 waits a minute for workers on a node that is lost, and lets none save before it grows.)
 
-The groups have a name: a process that is killed gives nothing back, and by it another can.
+The groups' names begin with the run's: a process that is killed gives nothing back, and by them another can.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,14 +77,14 @@ def free_places(name: str) -> None:
     from ray.util.placement_group import PlacementGroup
 
     for key, group in placement_group_table().items():
-        if group["name"] == name and group["state"] != "REMOVED":
+        if group["name"].rpartition(" ")[0] == name and group["state"] != "REMOVED":
             _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(key)))])
 
 
 def _ask(count: int, resources: Mapping[str, float], name: str) -> Any:
     from ray.util import placement_group
 
-    return placement_group([dict(resources)] * count, name=name)
+    return placement_group([dict(resources)] * count, name=f"{name} {uuid.uuid4().hex}")  # Ray wants them unique
 
 
 def _settle(groups: list[Any]) -> None:
