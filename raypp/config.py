@@ -708,7 +708,7 @@ class ClusterSettings(Settings):
 
     workers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, int], Strict(False)] = 1
     """Train workers; 0: in this process without Ray Train; [min, max]: as many as the nodes have room
-    for, which come and go."""
+    for, which come and go; in a sweep, as each trial's share of them has."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """CPUs of each worker; auto: the cluster's CPUs shared evenly (1 on GPU workers)."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
@@ -858,7 +858,8 @@ class SweepSettings(Settings):
     """When to stop a trial that others of its density are ahead of; null: every trial runs to its end. Seeds of a point
     compete, too: its mean is over those that finished."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time; null: as many as the cluster has room for. With cluster.autoscaling it must be given."""
+    """Trials at a time; null: as many as the cluster has room for, with the fewest workers each. With
+    cluster.autoscaling it must be given."""
 
     @model_validator(mode="after")
     def _points_are_countable(self) -> SweepSettings:

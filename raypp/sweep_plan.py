@@ -83,11 +83,6 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
     Raises:
         ConfigError: with every problem of every trial.
     """
-    if not isinstance(experiment.cluster.workers, int):
-        raise ConfigError(
-            f"cluster.workers: the trials of a sweep share the cluster evenly, so a range is not possible, got "
-            f"{list(experiment.cluster.workers)}; give one number"
-        )
     if experiment.cluster.autoscaling and (experiment.sweep is None or experiment.sweep.concurrent is None):
         raise ConfigError(
             "sweep.concurrent: the room that there will be with cluster.autoscaling is not known; give the number of "

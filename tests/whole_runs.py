@@ -32,10 +32,13 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 def steps_of(storage: Path) -> int:
     """The last step that the only run of a storage has on record; 0 before the first."""
-    for file in storage.glob("*/*/metrics.jsonl"):
-        lines = file.read_text().splitlines()
-        return max((int(found[1]) for line in lines if (found := re.match(r'\{"step": (\d+),', line))), default=0)
-    return 0
+    return max(map(last_step, storage.glob("*/*/metrics.jsonl")), default=0)
+
+
+def last_step(file: Path) -> int:
+    """The last step of a run's metrics.jsonl, which may be written to meanwhile."""
+    lines = file.read_text().splitlines()
+    return max((int(found[1]) for line in lines if (found := re.match(r'\{"step": (\d+),', line))), default=0)
 
 
 def only_run(storage: Path) -> Path:

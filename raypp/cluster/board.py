@@ -13,6 +13,8 @@ from ray._raylet import PlacementGroupID
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from raypp.cluster.places import free_places, places_name
+from raypp.cluster.shares import SweepShares
 from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.stopping import Judgement
 
@@ -34,7 +36,7 @@ class Row:
     started: float = 0.0
     """When its latest try began, on the monotonic clock."""
     first: tuple[float, float] | None = None
-    """When the first report of that try came, and what was done by then."""
+    """When the first report of steps in that try came, and what was done by then."""
     overhead_seconds: float | None = None
     """What it took beyond training and the final evaluation."""
 
@@ -51,6 +53,8 @@ class Board(tune.Callback):  # type: ignore[misc]
 
     headline: str
     on_event: EventHandler
+    shares: SweepShares | None
+    """Of the cluster, where workers come and go."""
     rows: dict[str, Row] = field(default_factory=dict)
 
     def add(self, trials: Iterable[tuple[str, str]]) -> None:
@@ -89,7 +93,7 @@ class Board(tune.Callback):  # type: ignore[misc]
         row.fraction, row.density = result["fraction"], result["density"]
         if result["metric"] is not None:
             row.metric = result["metric"]
-        if row.first is None:
+        if row.first is None and row.fraction:
             row.first = (time.monotonic(), row.fraction)
         if result["failed"] is not None:
             row.state, row.reason = "failed", result["failed"]
@@ -102,21 +106,26 @@ class Board(tune.Callback):  # type: ignore[misc]
         row = self._row(trial)
         if row.state == "failed":
             self.on_event(Message(f"{row.name} failed: {row.reason}"))
-        _free_workers(trial)
+        self._end(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row.state = "retrying"
         self.on_event(Message(f"{row.name} failed and is tried again from its last checkpoint: {_said(trial)}"))
         self._show(row)
-        _free_workers(trial)
+        self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row.state, row.reason = "failed", _said(trial)
         self.on_event(Message(f"{row.name} failed: {row.reason}"))
         self._show(row)
+        self._end(trial)
+
+    def _end(self, trial: Any) -> None:
         _free_workers(trial)
+        if self.shares is not None:
+            self.shares.gone(self._row(trial).name)
 
     def _row(self, trial: Any) -> Row:
         return self.rows[trial.config["task"].job.run.name]
@@ -135,8 +144,9 @@ def _said(trial: Any) -> str:
 
 
 def _free_workers(trial: Any) -> None:
-    """Gives back what the workers of a trial hold: its trainer may have ended before it could. (Ray's own cleaner needs
-    the dashboard.)"""
+    """Gives back what the workers of a trial hold, and what it has asked for beside: its trainer may have ended before
+    it could. (Ray's own cleaner needs the dashboard.)"""
+    free_places(places_name(trial.config["task"].job.run))
     group = (trial.last_result or {}).get("placement_group")
     if group and placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

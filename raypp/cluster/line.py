@@ -43,6 +43,18 @@ class _Exchange:
         await self.wish.wait()
 
 
+def actor_here(kind: type, *values: Any, name: str | None = None, max_concurrency: int | None = None) -> Any:
+    """An actor that takes nothing of the cluster, on this process's node. It ends with this process at the latest; with
+    a name, others find it in the namespace `raypp`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": max_concurrency}
+    named = {} if name is None else {"name": name, "namespace": "raypp"}
+    return ray.remote(kind).options(**options, **named).remote(*values)
+
+
 @dataclass(frozen=True)
 class Line:
     """The line as both ends hold it. All methods raise RayActorError when the command at its other end has ended."""
@@ -52,13 +64,7 @@ class Line:
     @classmethod
     def open(cls, name: str | None = None) -> Line:
         """A new line from this process. With a name, `Line.named` finds it."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 1000}
-        named = {} if name is None else {"name": name, "namespace": "raypp"}
-        return cls(ray.remote(_Exchange).options(**options, **named).remote())
+        return cls(actor_here(_Exchange, name=name, max_concurrency=1000))
 
     @classmethod
     def named(cls, name: str) -> Line:

@@ -1,28 +1,42 @@
 """Places for workers: for how many there is room now, and when for more, by Ray's own scheduler.
 
-A place is a placement group of one worker's resources. It is granted only what nobody else holds, and while it waits,
+A place is one worker's resources in a placement group. It is granted only what nobody else holds, and while it waits,
 an autoscaler sees that it does. (Ray Train's own elasticity counts what the nodes have, also where others use it; it
 waits a minute for workers on a node that is lost, and lets none save before it grows.)
+
+The groups' names begin with the run's: a process that is killed gives nothing back, and by them another can.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
+
+from raypp.storage import Location
 
 SETTLE_SECONDS = 5.0  # for what an earlier group held to be free again
 POLL_SECONDS = 0.1
 
 
-def places_now(most: int, resources: Mapping[str, float]) -> int:
-    """For how many workers with these resources there is room, `most` at most."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    groups = _ask(most, resources)
+def places_name(run: Location) -> str:
+    """The name of all places of a run."""
+    return f"places of {run}"
+
+
+def places_now(least: int, most: int, resources: Mapping[str, float], name: str) -> int:
+    """For how many workers with these resources there is room, `most` at most; 0: not even for `least`."""
+    # All of the least in one group: who waits for the others must not hold some.
+    groups = [_ask(least, resources, name)]
     try:
-        while (granted := _granted(groups)) < most and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return granted
+        _settle(groups)
+        if not _granted(groups):
+            return 0
+        more = [_ask(1, resources, name) for _ in range(most - least)]
+        groups += more
+        _settle(more)
+        return least + _granted(more)
     finally:
         _give_back(groups)
 
@@ -30,10 +44,10 @@ def places_now(most: int, resources: Mapping[str, float]) -> int:
 class MissingPlaces:
     """Places that a group of workers could have more."""
 
-    def __init__(self, count: int, resources: Mapping[str, float], after_seconds: float) -> None:
+    def __init__(self, resources: Mapping[str, float], after_seconds: float, name: str) -> None:
         """They are asked for so many seconds after the group has its own: it could take them, and who is granted what
         it does not use keeps it from others."""
-        self.count, self.resources, self.after_seconds = count, resources, after_seconds
+        self.resources, self.after_seconds, self.name = resources, after_seconds, name
         self._since: float | None = None
         self._groups: list[Any] = []
 
@@ -41,23 +55,42 @@ class MissingPlaces:
         """From now on the seconds count."""
         self._since = time.monotonic()
 
-    def granted(self) -> bool:
-        """Whether there are any now."""
+    def granted(self, count: int) -> bool:
+        """Whether any of so many that it could have now is granted; others than these are given back."""
         if self._since is None or time.monotonic() - self._since < self.after_seconds:
             return False
-        if not self._groups:
-            self._groups = _ask(self.count, self.resources)
+        _give_back(self._groups[count:])
+        self._groups = self._groups[:count]
+        self._groups += [_ask(1, self.resources, self.name) for _ in range(count - len(self._groups))]
         return _granted(self._groups) > 0
 
     def close(self) -> None:
         """Gives them back."""
         _give_back(self._groups)
+        self._groups = []
 
 
-def _ask(count: int, resources: Mapping[str, float]) -> list[Any]:
+def free_places(name: str) -> None:
+    """Gives back all places with a name, whoever asked for them."""
+    from ray._raylet import PlacementGroupID
+    from ray.util import placement_group_table
+    from ray.util.placement_group import PlacementGroup
+
+    for key, group in placement_group_table().items():
+        if group["name"].rpartition(" ")[0] == name and group["state"] != "REMOVED":
+            _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(key)))])
+
+
+def _ask(count: int, resources: Mapping[str, float], name: str) -> Any:
     from ray.util import placement_group
 
-    return [placement_group([dict(resources)]) for _ in range(count)]
+    return placement_group([dict(resources)] * count, name=f"{name} {uuid.uuid4().hex}")  # Ray wants them unique
+
+
+def _settle(groups: list[Any]) -> None:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while _granted(groups) < len(groups) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _granted(groups: list[Any]) -> int:

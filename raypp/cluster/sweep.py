@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from raypp.cluster.line import Line
 from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
+from raypp.cluster.shares import SweepShares
 from raypp.cluster.trainer import STOP_SECONDS, start_fit
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -169,9 +170,12 @@ def sweep(
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
     """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
-    whose workers fail: a trainer that does would do so, too, when a trial is stopped and its workers are taken away."""
+    whose workers fail: Ray Train would do so, too, when a trial is stopped and its workers are taken away. (It never
+    does for workers that come and go.)"""
     settings = experiment.cluster
     cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
+    if settings.is_elastic:
+        return settings.model_copy(update={"cpus_per_worker": cpus})
     workers = max(1, settings.max_workers)
     return settings.model_copy(update={"workers": workers, "cpus_per_worker": cpus, "max_failures": 0})
 
@@ -186,19 +190,21 @@ def plan_resources(experiment: Experiment) -> str:
         session.start()
         session.check_resources()
         cluster, at_once = session.settings, trials_at_once(experiment, session)
+    workers = f"{cluster.min_workers} to " * cluster.is_elastic + str(cluster.max_workers)
     return (
-        f"each trial: {cluster.workers} worker{'s' * (cluster.workers != 1)} with {cluster.cpus_per_worker:g} CPU and "
+        f"each trial: {workers} worker{'s' * (cluster.max_workers != 1)} with {cluster.cpus_per_worker:g} CPU and "
         f"{cluster.gpus_per_worker:g} GPU; {at_once} trial{'s' * (at_once != 1)} at a time"
     )
 
 
 def trials_at_once(experiment: Experiment, session: Session) -> int:
-    """Trials that the cluster has room for, at most as many as the sweep allows; an autoscaling cluster makes room."""
+    """Trials that the cluster has room for, with the fewest workers each, at most as many as the sweep allows; an
+    autoscaling cluster makes room."""
     limit = experiment.sweep.concurrent if experiment.sweep else None
     if session.settings.autoscaling:
         assert limit is not None, "a sweep on an autoscaling cluster is planned with a number"
         return limit
-    room = max(1, session.room() // session.settings.max_workers)
+    room = max(1, session.room() // session.settings.min_workers)
     return room if limit is None else min(room, limit)
 
 
@@ -220,7 +226,11 @@ def _run(
     on_event, session = shared.built.on_event, shared.session
     for each in left:
         shared.inputs_of(each.plan)
-    board = Board(headline_key(plan.trials[0].plan.task), on_event)
+    line_name = f"line of {plan.folder} {uuid.uuid4().hex}"
+    line = Line.open(line_name)
+    at_once = trials_at_once(experiment, session)
+    shares = SweepShares.open(f"shares of {line_name}", session.settings) if session.settings.is_elastic else None
+    board = Board(headline_key(plan.trials[0].plan.task), on_event, shares)
     board.add((each.name, each.stratum) for each in left)
     for each in plan.trials:
         if each.name in ended:
@@ -230,15 +240,13 @@ def _run(
         record_stopped(plan.folder, judgement)
         board.stop(judgement)
 
-    line_name = f"line of {plan.folder} {uuid.uuid4().hex}"
-    line = Line.open(line_name)
     stopping = plan.space.settings.stopping
     scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping, ended), stop)
     searcher = TrialSearcher(
         plan,
         left,
         ended,
-        task_of=lambda planned: _task(planned, shared, line_name, may_stop=stopping is not None),
+        task_of=lambda planned: _task(planned, shared, line_name, shares, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )
     scratch = plan.folder / "ray"
@@ -248,7 +256,7 @@ def _run(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=trials_at_once(experiment, session),
+            max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -264,7 +272,11 @@ def _run(
     def advance() -> None:
         waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
         on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
+        if shares is not None:
+            room = None if session.settings.autoscaling else session.room()
+            shares.update(room, min(at_once, waiting) if plan.is_complete else at_once)
 
+    advance()
     thread, outcome = start_fit(tuner.fit)
     on_event(PhaseStarted(PHASE, len(plan.trials)))
     try:
@@ -304,7 +316,9 @@ def _resources(settings: ClusterSettings) -> Any:
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
-def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool) -> TrialTask:
+def _task(
+    planned: PlannedTrial, shared: SharedInputs, line: str, shares: SweepShares | None, may_stop: bool
+) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
@@ -325,6 +339,7 @@ def _task(planned: PlannedTrial, shared: SharedInputs, line: str, may_stop: bool
         may_stop=may_stop,
         threads=max(1, int(float(cluster.cpus_per_worker))),
         line=line,
+        shares=None if shares is None else shares.name,
     )
 
 

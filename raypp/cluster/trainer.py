@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from raypp.checkpoint import Checkpoints
+from raypp.cluster.elastic import Elastic
 from raypp.cluster.line import Line
-from raypp.cluster.places import MissingPlaces, places_now
+from raypp.cluster.places import places_name
 from raypp.cluster.session import Session
+from raypp.cluster.shares import Share
 from raypp.cluster.train_worker import train_worker
 from raypp.errors import ConfigError, Left, RunFailed, WorkersLost
 from raypp.events import Message, Reported, WorkersPlaced
@@ -37,6 +40,7 @@ def run_job(
     *,
     may_stop: bool = False,
     leaves: Callable[[], bool] | None = None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
@@ -45,6 +49,7 @@ def run_job(
         on_report: called with the metrics of every evaluation; what it raises ends the job.
         may_stop: whether it may: then the evaluation's checkpoint is written before.
         leaves: whether this process is to leave; None: it is when it is interrupted.
+        share: what workers that come and go may have of the cluster; None: all there is room for.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the step it was at is saved, if there was time for it.
@@ -53,7 +58,7 @@ def run_job(
     """
     on_report = on_report or _ignore
     if job.experiment.cluster.max_workers:
-        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or _never)
+        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or _never, share)
     device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
     worker = Worker(device=device, on_event=on_event, on_report=on_report, may_stop=may_stop)
     if leaves is not None:
@@ -79,6 +84,7 @@ def _run_on_workers(
     on_report: Callable[[dict[str, Any]], None],
     may_stop: bool,
     leaves: Callable[[], bool],
+    share: Share | None,
 ) -> dict[str, Any]:
     """Runs groups of workers, one after the other, until one has done the job. A group of a fixed size that loses a
     worker is Ray Train's to restart. One that may be smaller or larger is over then, as any group is when its node is
@@ -87,18 +93,25 @@ def _run_on_workers(
 
     settings = job.experiment.cluster
     resources = session.worker_resources()  # once: an even part of the cluster is another when a node has gone
+    elastic = None
+    if settings.is_elastic:
+        share = share or Share.alone(settings.min_workers, settings.max_workers)
+        elastic = Elastic(settings, resources, share, places_name(job.run))
     lost = failures = 0
     news: list[str] = []
     while True:
         size = settings.max_workers
-        if settings.is_elastic:
-            size = max(settings.min_workers, places_now(settings.max_workers, resources))
+        if elastic is not None:
+            size = elastic.next_size(leaves, lambda text: on_event(Message(f"{job.phase}: {text}")))
+            if not size:
+                saved = Checkpoints(job.run / "checkpoints", settings.keep_checkpoints).steps()
+                raise Left(max(saved, default=0))
             if news or size < settings.max_workers:
                 news.append(f"{size} of {settings.max_workers} workers train")
         if news:
             on_event(Message(f"{job.phase}: {'; '.join(news)}"))
         try:
-            returned = _run_group(job, session, size, resources, on_event, on_report, may_stop, leaves)
+            returned = _run_group(job, session, size, resources, elastic, on_event, on_report, may_stop, leaves)
         except RayActorError as error:
             lost += 1
             if lost > CONTROLLER_FAILURES:
@@ -117,8 +130,8 @@ def _run_on_workers(
             return dict(returned["result"])
         if leaves():
             raise Left(returned["left"])
-        if returned["grows"]:
-            news = [f"there is room for more workers; step {returned['left']} is saved"]
+        if returned["resizes"]:
+            news = [f"{returned['resizes']}; step {returned['left']} is saved"]
         else:
             news = [f"a node is taken away; step {returned['left']} is saved and goes on elsewhere"]
 
@@ -128,13 +141,14 @@ def _run_group(
     session: Session,
     size: int,
     resources: dict[str, float],
+    elastic: Elastic | None,
     on_event: EventHandler,
     on_report: Callable[[dict[str, Any]], None],
     may_stop: bool,
     leaves: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Runs one group of so many workers and returns what `train_worker` did on its first one, and whether it was asked
-    to leave because the next one `grows`.
+    """Runs one group of so many workers and returns what `train_worker` did on its first one, and why it was asked to
+    leave for one of another size, if it was (`resizes`).
 
     Raises:
         RayActorError: Ray Train's controller, or the line to the workers, died.
@@ -148,9 +162,7 @@ def _run_group(
     worker = functools.partial(train_worker, job, line, may_stop)
     trainer = _trainer(job, session, size, resources, scratch, worker)
     thread, outcome = start_fit(trainer.fit)
-    settings = job.experiment.cluster
-    missing = MissingPlaces(settings.max_workers - size, resources, settings.grow_after_seconds)
-    asked = grows = False
+    asked, resizes = False, None
     try:
         ended = False
         while not ended:
@@ -160,9 +172,11 @@ def _run_group(
                     on_report(event.metrics)
                 else:
                     on_event(event)
-                if isinstance(event, WorkersPlaced):
-                    missing.group_has_its_own()
-            if not asked and (leaves() or (grows := missing.granted())):
+                if isinstance(event, WorkersPlaced) and elastic is not None:
+                    elastic.group_trains()
+            if not asked and elastic is not None:
+                resizes = elastic.wants_another_size()
+            if not asked and (resizes or leaves()):
                 line.ask_to_leave()
                 asked = True
     except BaseException as error:
@@ -179,7 +193,8 @@ def _run_group(
                 raise _interrupted(returned["left"]) from None
         raise
     finally:
-        missing.close()
+        if elastic is not None:
+            elastic.close()
         line.close()
     with tidying(scratch):
         scratch.delete()
@@ -187,7 +202,7 @@ def _run_group(
         if isinstance(outcome["error"], RayActorError):
             raise outcome["error"]
         raise _explained(outcome["error"]) from outcome["error"]
-    return {**outcome["result"].return_value, "grows": grows}
+    return {**outcome["result"].return_value, "resizes": resizes}
 
 
 def _trainer(
@@ -201,9 +216,12 @@ def _trainer(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from raypp.cluster.process_group import ByNodeAddress
+
     settings = job.experiment.cluster
     return TorchTrainer(
         worker,
+        torch_config=ByNodeAddress(),
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu=settings.gpus_per_worker > 0,

@@ -23,6 +23,7 @@ from typing import Any
 
 from raypp.cluster.line import Line, Notice
 from raypp.cluster.session import Session
+from raypp.cluster.shares import Share
 from raypp.cluster.trainer import run_job
 from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluate import headline_key
@@ -53,6 +54,8 @@ class TrialTask:
     """Of torch, where the actor runs the loop itself."""
     line: str
     """Name of the line to the command."""
+    shares: str | None
+    """Name of the shares of the cluster; None where workers do not come and go."""
 
     def __repr__(self) -> str:  # Tune puts it into names and files
         return self.job.run.name
@@ -69,6 +72,7 @@ def run_trial(config: dict[str, Any]) -> None:
     reporter = _Reporter(task)
     run = task.job.run
     line = Line.named(task.line)
+    share = None if task.shares is None else Share.of(task.shares, run.name)
     notice = Notice(line)
     try:
         # What a command that was killed has left may hold the run for some seconds more.
@@ -83,7 +87,13 @@ def run_trial(config: dict[str, Any]) -> None:
                 reporter.repeat_evaluations()
                 session.start()  # Ray is there already; but then the session knows
                 result = run_job(
-                    task.job, session, reporter.on_event, reporter.on_evaluation, may_stop=task.may_stop, leaves=notice
+                    task.job,
+                    session,
+                    reporter.on_event,
+                    reporter.on_evaluation,
+                    may_stop=task.may_stop,
+                    leaves=notice,
+                    share=share,
                 )
     except (StorageFailed, WorkersLost):
         raise
@@ -124,6 +134,8 @@ class _Reporter:
         match event:
             case Message():
                 self.messages.append(event.text)
+                if self.task.shares is not None:
+                    self.report()  # at once: it may be that it waits for workers
             case WorkersPlaced():
                 self.placement_group = event.placement_group
             case PhaseAdvanced():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from whole_runs import (
     assert_tidy,
+    last_step,
     losses,
     only_run,
     run_command,
@@ -138,6 +140,13 @@ def headline(run: Path) -> float:
     return float(result["metrics"][result["headline"]])
 
 
+SWEEP = """
+sweep:
+  space:
+    pruning.final_density: {choice: [0.6, 0.4]}
+"""
+
+
 # --- workers that come and go ---------------------------------------------------------------------------------------
 
 
@@ -194,6 +203,63 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(
     assert_tidy(storage)
 
 
+def trials_of(storage: Path) -> list[Path]:
+    """The folders of the trials that have begun."""
+    return sorted(file.parent for file in storage.glob("*/topk-*/experiment.yaml"))
+
+
+def steps_of_each(storage: Path) -> list[int]:
+    return [last_step(file) for file in sorted(storage.glob("*/topk-*/metrics.jsonl"))]
+
+
+def test_trials_share_the_nodes_there_are(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
+    """A node with all workers of a trial is lost: the other one gives way, and both have two again when it is back."""
+    experiment.write_text(experiment.read_text() + SWEEP)
+    nodes.add(cpus=2)
+    second = nodes.add(cpus=2)
+    long = ("train.max_steps=400", "evaluation.every_steps=400")
+    one = tmp_path / "one"
+    with started("sweep", experiment, *long, f"cluster.storage={one}", environment=nodes.environment) as command:
+        wait_for(lambda: len(steps_of_each(one)) == 2 and min(steps_of_each(one)) >= 40, "what to compare with")
+        command.process.send_signal(signal.SIGINT)
+        assert command.end()[0] == 130
+    storage = tmp_path / "elastic"
+    how = (*long, "cluster.workers=[1,2]", "cluster.grow_after_seconds=1", f"cluster.storage={storage}")
+    with started("sweep", experiment, *how, environment=nodes.environment) as command:
+        wait_for(
+            lambda: len(steps_of_each(storage)) == 2 and min(steps_of_each(storage)) >= 15, "the first steps of both"
+        )
+        assert sorted(nodes.where(TRAIN_WORKER).values()) == [2, 2], "both begin with all there is room for"
+        nodes.kill(second)
+        lost = steps_of_each(storage)
+        wait_for(
+            lambda: (
+                list(nodes.where(TRAIN_WORKER).values()) == [2]
+                and all(now > before for now, before in zip(steps_of_each(storage), lost, strict=True))
+            ),
+            "new steps of both on the node that is left",
+        )
+        nodes.add(cpus=2)
+        wait_for(lambda: sorted(nodes.where(TRAIN_WORKER).values()) == [2, 2], "two workers each again")
+        status, output = command.end()
+    assert status == 0, output
+    shown = " ".join(output.split())
+    assert "waits for room for 1 worker" in shown, shown
+    assert len(re.findall(r"another trial waits for room; step \d+ is saved; 1 of 2 workers train", shown)) == 1, shown
+    assert shown.count("2 of 2 workers train") == 2, shown
+    assert "2 of 2 trials" in shown
+
+    for undisturbed, run in zip(trials_of(one), trials_of(storage), strict=True):
+        assert run.name == undisturbed.name
+        before, after = records(undisturbed), records(run)
+        for name in ("step", "train/epoch", "train/learning_rate", "prune/requested_density"):
+            assert [line[name] for line in after[: len(before)]] == [line[name] for line in before], name
+        np.testing.assert_allclose(losses(run)[:20], losses(undisturbed)[:20], rtol=2e-4)
+        assert [line["step"] for line in after] == list(range(1, 401)), "every step counts once"
+        assert headline(run) > 0.8
+    assert_tidy(storage)
+
+
 # --- who works where -------------------------------------------------------------------------------------------------
 
 SHORT = ("train.max_steps=20", "evaluation.every_steps=20")
@@ -224,13 +290,6 @@ def test_features_and_teacher_logits_are_made_on_all_nodes(
         run_command("prepare", experiment, *how, environment=nodes.environment)
     assert tokenizing.most.keys() == two
     assert teaching.most.keys() == two
-
-
-SWEEP = """
-sweep:
-  space:
-    pruning.final_density: {choice: [0.6, 0.4]}
-"""
 
 
 @pytest.mark.parametrize(

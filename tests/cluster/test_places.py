@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
-from raypp.cluster.places import MissingPlaces, places_now
+from raypp.cluster.places import MissingPlaces, free_places, places_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
@@ -25,18 +25,23 @@ def test_what_others_hold_is_no_place_until_they_are_done() -> None:
     before = {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
     others = placement_group([{"CPU": 3}])
     assert others.wait(30)
-    assert places_now(4, WORKER) == 1
+    assert places_now(1, 4, WORKER, "mine") == 1
+    assert places_now(2, 4, WORKER, "mine") == 0, "fewer than the least is nothing"
     own = placement_group([WORKER])
     assert own.wait(30)
-    missing = MissingPlaces(1, WORKER, after_seconds=1.0)
-    assert not missing.granted(), "the group has no places yet"
+    missing = MissingPlaces(WORKER, 1.0, "mine")
+    assert not missing.granted(1), "the group has no places yet"
     missing.group_has_its_own()
     time.sleep(1.0)
-    assert not missing.granted()
+    assert not missing.granted(1)
     remove_placement_group(others)
-    wait_for(missing.granted)
-    missing.close()
+    wait_for(lambda: missing.granted(1))
+    assert not missing.granted(0), "it may have none any more"
     remove_placement_group(own)
-    assert places_now(4, WORKER) == 4, "what was asked for is given back"
+    assert places_now(1, 4, WORKER, "mine") == 4, "what was asked for is given back"
+    wait_for(lambda: missing.granted(2))
+    free_places("another's")
+    assert missing.granted(2)
+    free_places("mine")  # as when who has asked was killed
     left = {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
     assert left == before
