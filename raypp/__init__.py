@@ -30,8 +30,8 @@ def load_experiment(path: str, overrides: list[str] | tuple[str, ...] = ()) -> E
 
 
 def train(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
-    """Runs an experiment and returns its result; see `raypp.cluster.pipeline.train`."""
-    from raypp.cluster.pipeline import train as run
+    """Runs an experiment and returns its result; see `raypp.cluster.launch.train`."""
+    from raypp.cluster.launch import train as run
 
     return run(experiment, fresh=fresh)
 

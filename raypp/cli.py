@@ -144,7 +144,7 @@ def _experiment(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from raypp.cluster.pipeline import train
+    from raypp.cluster.launch import train
     from raypp.progress import Display
     from raypp.summary import print_result
 

@@ -24,6 +24,16 @@ logger = logging.getLogger("raypp")
 LOCK_POLL_SECONDS = 0.5
 
 
+def may_be_finished(experiment: Experiment) -> bool:
+    """Whether a run of the experiment's name is finished. Which one is the experiment's, only its plan knows."""
+    folder = Location.of(experiment.cluster.storage, "cluster.storage") / experiment.name
+    try:
+        runs = folder.children() if experiment.run is None else [folder / experiment.run]
+        return any((run / "result.json").is_file() for run in runs)
+    except OSError:  # what is wrong with the storage is the plan's to say
+        return True
+
+
 def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
     """The result of a finished run, or None if there is none yet.
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from raypp.cluster.pipeline import train
+from raypp.cluster.launch import train
 from raypp.load_config import experiment_from, load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 from whole_runs import outcome
 
-from raypp.cluster.pipeline import train
+from raypp.cluster.launch import train
 from raypp.errors import ConfigError
 from raypp.evaluate_model import evaluate_command
 from raypp.load_config import experiment_from

@@ -15,7 +15,7 @@ from naive import fine_prune
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from raypp.cluster.pipeline import train
+from raypp.cluster.launch import train
 from raypp.config import ScoreInitialization, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features

@@ -26,41 +26,14 @@ from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.kinds import TaskKind
 from raypp.models import load_model_config
-from raypp.plan import TRAIN_SPLIT, ModelInput, Plan, Prepare, make_plan
+from raypp.plan import ModelInput, Plan, Prepare, make_plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact, Store
 from raypp.train import Job
+from raypp.training_rows import TRAIN_SPLIT
 
 EventHandler = Callable[[Any], None]
-
-
-def train(
-    experiment: Experiment,
-    *,
-    fresh: bool = False,
-    display: NullDisplay | None = None,
-    verbose: bool = False,
-    started_at: float | None = None,
-) -> dict[str, Any]:
-    """Runs an experiment, or what is left of it, and returns its result (as in result.json).
-
-    Args:
-        fresh: start over.
-        display: shows the progress.
-        verbose: show Ray's log, too.
-        started_at: when the command began, in seconds of Unix time, to measure how long a start takes; now, if None.
-
-    Raises:
-        ConfigError: the experiment, its input or the cluster do not fit; nothing was started.
-        RunFailed: training failed; calling again resumes it.
-    """
-    on_event = (display or NullDisplay()).handle
-    started_at = time.time() if started_at is None else started_at
-    check_device(experiment)
-    with Session(experiment.cluster, verbose) as session:
-        plan = make_plan(experiment, preparer(session, on_event, trains=True))
-        return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 
 def check_device(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from transformers import BertConfig, BertModel
-from whole_runs import assert_same, losses, only_run, outcome, run_command
+from whole_runs import assert_same, losses, only_run, outcome, run_command, started
 
 EXPERIMENT = """
 name: small
@@ -76,3 +76,21 @@ def test_two_workers_with_an_online_teacher_equal_one(experiment: Path, minilm_d
 def test_this_process_equals_a_worker(experiment: Path, undisturbed: Path, tmp_path: Path) -> None:
     run_command("train", experiment, "cluster.workers=0", f"cluster.storage={tmp_path}")
     assert_same(outcome(undisturbed), outcome(only_run(tmp_path)))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_is_finished_returns_without_ray(experiment: Path, undisturbed: Path) -> None:
+    nowhere = {"RAY_TMPDIR": os.devnull}  # Ray cannot start there
+    assert "finished before" in run_command("train", experiment, environment=nowhere)
+
+
+@pytest.mark.ray
+def test_what_only_a_plan_finds_wrong_is_said_when_ray_has_ended(experiment: Path, tmp_path: Path) -> None:
+    overrides = (f"cluster.storage={tmp_path}", "pruning.layers={include: [nowhere]}")
+    with started("train", experiment, *overrides) as command:
+        status, output = command.end()
+    assert status == 2
+    assert "pruning.layers.include: 'nowhere' matches no layer" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not (tmp_path / "small").exists()
