@@ -96,6 +96,7 @@ def test_a_run_counts_the_features_that_ray_data_has_made(
     assert shown.index("features train") < shown.index("student")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session", "never_counts")
 def test_the_trials_of_a_sweep_share_what_was_made_to_count_them(values: dict[str, Any], tmp_path: Path) -> None:
