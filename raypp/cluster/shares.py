@@ -33,8 +33,10 @@ class Shares:
         """Trials whose group is about to end, or does not train yet."""
         self.waiting: list[str] = []
         """Of these, who has asked in vain, in order."""
+        self.in_vain: set[str] = set()
+        """Of these, who has asked and was given nothing."""
         self.pleads = False
-        """Whether the first of these has asked in vain again: another one is to give way."""
+        """Whether the first of these has since the last one gave way: another one is to."""
 
     def update(self, room: int | None, trials: int) -> None:
         """What the nodes have room for now, None where they start as they are needed; the trials that run or could."""
@@ -51,7 +53,8 @@ class Shares:
 
     def reserve(self, name: str) -> int:
         """How many places it may ask for, which are counted as its own from now on."""
-        self.held[name] = self._due(name)
+        # What another one has given up is shared with that one; and who asked in vain may have counted a lost node.
+        self.held[name] = self.least if name in self.in_vain else self._due(name)
         return self.held[name]
 
     def wait(self, name: str) -> None:
@@ -59,6 +62,7 @@ class Shares:
         self.held[name] = 0
         if self.has_turn(name):
             self.pleads = True
+            self.in_vain.add(name)
         if name not in self.waiting:
             self.waiting.append(name)
 
@@ -105,6 +109,7 @@ class Shares:
         return max(self.least, min(self.most, even, left))
 
     def _wait_no_more(self, name: str) -> None:
+        self.in_vain.discard(name)
         if name in self.waiting:
             self.waiting.remove(name)
             self.pleads = False
