@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from workload import ENCODER, Workload, raw_table, texts_of
 
-from raypp.cluster.pipeline import prepare, train
+from raypp.cluster.launch import train
+from raypp.cluster.pipeline import prepare
 from raypp.config import Experiment, ScoreInitialization
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features

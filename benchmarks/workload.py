@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypp.cluster.pipeline import train
+from raypp.cluster.launch import train
 from raypp.config import OfficialSource
 from raypp.data.sources import open_source
 from raypp.events import Event, PhaseAdvanced
