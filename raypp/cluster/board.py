@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -56,6 +57,9 @@ class Board(tune.Callback):  # type: ignore[misc]
     shares: SweepShares | None
     """Of the cluster, where workers come and go."""
     rows: dict[str, Row] = field(default_factory=dict)
+    halted: threading.Event = field(default_factory=threading.Event)
+    """Set when Tune is to end, as its trials stand: its thread must not be in Ray when that is shut down, or Ray ends
+    the process."""
 
     def add(self, trials: Iterable[tuple[str, str]]) -> None:
         """Adds trials, by name and stratum, that wait to be started."""
@@ -80,6 +84,10 @@ class Board(tune.Callback):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, but what a sweep goes on from are its run folders."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        if self.halted.is_set():
+            raise SystemExit  # no error that Tune would clean up after
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)

@@ -286,6 +286,8 @@ def _run(
     except KeyboardInterrupt:
         on_event(Message(STOPPING))
         _let_trials_leave(line, board)
+        board.halted.set()
+        thread.join(STOP_SECONDS)
         raise
     with tidying(scratch):
         scratch.delete()
