@@ -181,6 +181,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(
         wait_for(lambda: steps_of(storage) >= 15, "the first steps")
         assert sorted(nodes.where(TRAIN_WORKER).values()) == [1, 1]
         nodes.kill(second)
+        wait_for(lambda: not nodes.where(TRAIN_WORKER), "the group to end")  # until then, steps may yet be written
         lost = steps_of(storage)
         wait_for(lambda: sum(nodes.where(TRAIN_WORKER).values()) == 1 and steps_of(storage) > lost, "new steps of one")
         nodes.add()
@@ -238,6 +239,9 @@ def test_trials_share_the_nodes_there_are(nodes: Nodes, experiment: Path, tmp_pa
         wait_for(lambda: all_have_done(storage, [5, 5]), "the first steps of both")
         assert sorted(nodes.where(TRAIN_WORKER).values()) == [2, 2], "both begin with all there is room for"
         nodes.kill(second)
+        wait_for(
+            lambda: sum(nodes.where(TRAIN_WORKER).values()) == 1, "a group of one worker, where the others have left"
+        )
         lost = steps_of_trials(storage)
         wait_for(
             lambda: (
