@@ -16,6 +16,7 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
+from whole_runs import copy_tokenizer
 
 import raypp
 from raypp.cli import main
@@ -202,8 +203,7 @@ def test_batches_cut_by_tokens_and_a_model_without_the_token_types_that_its_toke
     config = DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, vocab_size=30522)
     torch.manual_seed(0)
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "student")
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (tmp_path / "student" / name).write_bytes((minilm_dir / name).read_bytes())
+    copy_tokenizer(minilm_dir, tmp_path / "student")
     assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "student")("a", "b")
     overrides = [f"student.model={tmp_path / 'student'}", f"cluster.storage={tmp_path}", "run=tokens"]
     assert main(["train", str(world / "mrpc.yaml"), *overrides, "train.epochs=2", "train.batch_tokens=128"]) == 0

@@ -4,7 +4,6 @@ smaller batches, a few steps, and nothing else of the file replaced."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForMaskedLM
+from whole_runs import copy_tokenizer
 
 from raypp.cluster.launch import train
 from raypp.load_config import experiment_from, load_experiment
@@ -38,8 +38,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, initializer_range=0.1)
     BertForMaskedLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(minilm_dir / name, folder / name)
+    copy_tokenizer(minilm_dir, folder)
     return folder
 
 

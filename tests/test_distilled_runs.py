@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
-from whole_runs import outcome
+from whole_runs import copy_tokenizer, outcome
 
 from raypp.cluster.launch import train
 from raypp.errors import ConfigError
@@ -38,8 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig(num_hidden_layers=4, initializer_range=0.1, **SMALL)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(minilm_dir / name, folder / name)
+    copy_tokenizer(minilm_dir, folder)
     return folder
 
 
@@ -157,8 +156,7 @@ def test_a_causal_student_of_another_shape_follows_its_teacher(
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 30522}
     GPT2LMHeadModel(GPT2Config(n_layer=3, **sizes, initializer_range=0.1)).save_pretrained(tmp_path / "gpt")
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(minilm_dir / name, tmp_path / "gpt" / name)
+    copy_tokenizer(minilm_dir, tmp_path / "gpt")
     (tmp_path / "small.json").write_text(json.dumps({"n_layer": 1, "n_embd": 16}))
     result = run(
         settings(

@@ -14,6 +14,7 @@ import torch
 from naive import fine_prune
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from whole_runs import copy_tokenizer
 
 from raypp.cluster.launch import train
 from raypp.config import ScoreInitialization, TrainSettings
@@ -104,11 +105,6 @@ def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
     ).save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
     return folder
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (folder / name).write_bytes((source / name).read_bytes())
 
 
 @pytest.mark.parametrize(("method", "teacher"), [("topk", True), ("sigmoid_threshold", False)])

@@ -132,7 +132,8 @@ class Board(tune.Callback):  # type: ignore[misc]
 
     def _end(self, trial: Any) -> None:
         _free_workers(trial)
-        if self.shares is not None:
+        if self.shares is not None:  # only then it asks for places, and looking for them takes a question to Ray
+            free_places(places_name(trial.config["task"].job.run))
             self.shares.gone(self._row(trial).name)
 
     def _row(self, trial: Any) -> Row:
@@ -152,9 +153,8 @@ def _said(trial: Any) -> str:
 
 
 def _free_workers(trial: Any) -> None:
-    """Gives back what the workers of a trial hold, and what it has asked for beside: its trainer may have ended before
-    it could. (Ray's own cleaner needs the dashboard.)"""
-    free_places(places_name(trial.config["task"].job.run))
+    """Gives back what the workers of a trial hold: its trainer may have ended before it could. (Ray's own cleaner needs
+    the dashboard.)"""
     group = (trial.last_result or {}).get("placement_group")
     if group and placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

@@ -42,7 +42,6 @@ class Elastic:
                 self.size = places_now(least, share.reserve(), self.resources, self.name)
                 if self.size:
                     share.hold(self.size)
-                    self._missing = MissingPlaces(self.resources, self.settings.grow_after_seconds, self.name)
                     return self.size
             share.wait()
             if not told:

@@ -42,7 +42,7 @@ def places_now(least: int, most: int, resources: Mapping[str, float], name: str)
 
 
 class MissingPlaces:
-    """Places that a group of workers could have more."""
+    """Places that a group of workers could have more; after `close` those of the next group."""
 
     def __init__(self, resources: Mapping[str, float], after_seconds: float, name: str) -> None:
         """They are asked for so many seconds after the group has its own: it could take them, and who is granted what
@@ -67,7 +67,7 @@ class MissingPlaces:
     def close(self) -> None:
         """Gives them back."""
         _give_back(self._groups)
-        self._groups = []
+        self._groups, self._since = [], None
 
 
 def free_places(name: str) -> None:

@@ -38,6 +38,7 @@ from whole_runs import (
     assert_same,
     assert_tidy,
     checkpoints,
+    copy_tokenizer,
     only_run,
     outcome,
     resumed_after,
@@ -124,8 +125,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     """A classifier that can be a teacher: MiniLM with a head of its own."""
     folder = tmp_path_factory.mktemp("teacher")
     load_pretrained(minilm_dir, TASKS["sentiment"], seed=7).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (folder / name).write_bytes((minilm_dir / name).read_bytes())
+    copy_tokenizer(minilm_dir, folder)
     return folder
 
 

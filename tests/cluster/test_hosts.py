@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray_head import RAY, short_folder
-from whole_runs import losses, only_run, outcome, run_command
+from whole_runs import Watch, losses, only_run, outcome, run_command
 
 from raypp.cluster.process_group import interface_with
 
@@ -138,27 +137,18 @@ def hosts() -> Iterator[dict[str, Host]]:
         yield hosts
 
 
-class Watch(threading.Thread):
-    """The networks in which train workers have been, as long as it watches."""
+class WorkersWatch(Watch):
+    """The networks in which train workers have been."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.ended, self.seen = threading.Event(), set[str]()
+        super().__init__()
+        self.seen = set[str]()
 
-    def __enter__(self) -> Watch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.05):
-            for process in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError):  # it has ended
-                    if TRAIN_WORKER in (process / "cmdline").read_text():
-                        self.seen.add(os.readlink(process / "ns" / "net"))
+    def look(self) -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                if TRAIN_WORKER in (process / "cmdline").read_text():
+                    self.seen.add(os.readlink(process / "ns" / "net"))
 
 
 @pytest.mark.ray
@@ -174,7 +164,7 @@ def test_workers_on_two_hosts_come_to_the_result_of_one(
     raypp = (sys.executable, "-m", "raypp.cli", "train", experiment)
     how = ("cluster.workers=2", f"cluster.storage={tmp_path / 'two'}")
     environment = {"RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}", "OMP_NUM_THREADS": "1"}
-    with Watch() as watch:
+    with WorkersWatch() as watch:
         head.run(*raypp, *how, environment=environment)
     assert watch.seen == {node.network for node in nodes}, "a worker on each node, none on the head"
 

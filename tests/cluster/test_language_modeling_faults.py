@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from struck_runs import Fault, Recovery, Undisturbed, assert_recovers, is_in_the_middle, kill, to_driver
-from whole_runs import assert_tidy, losses, only_run, resumed_after, run_command, started, steps_of, wait_for
+from whole_runs import (
+    assert_tidy,
+    copy_tokenizer,
+    losses,
+    only_run,
+    resumed_after,
+    run_command,
+    started,
+    steps_of,
+    wait_for,
+)
 
 from raypp.config import LanguageModelingTask, TextSource
 from raypp.corpus.blocks import TOKEN_COUNTS
@@ -43,8 +53,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     task = resolve_task(LanguageModelingTask.model_validate(TASK), TextSource(kind="text", files=("some.txt",)))
     load_pretrained(minilm_dir, task, seed=7).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (folder / name).write_bytes((minilm_dir / name).read_bytes())
+    copy_tokenizer(minilm_dir, folder)
     return folder
 
 

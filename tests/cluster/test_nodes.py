@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,16 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from whole_runs import (
-    assert_tidy,
-    last_step,
-    losses,
-    only_run,
-    run_command,
-    started,
-    steps_of,
-    wait_for,
-)
+from whole_runs import Watch, assert_tidy, last_step, losses, only_run, run_command, started, steps_of, wait_for
 
 from raypp.models import load_pretrained
 from raypp.tasks import TASKS
@@ -108,25 +98,16 @@ def experiment(tmp_path: Path, minilm_dir: Path, glue_dir: Path, request: pytest
     return path
 
 
-class Watch(threading.Thread):
-    """Where the processes with a title have been, as long as it watches: the most on each node at a time."""
+class NodesWatch(Watch):
+    """Where the processes with a title have been: the most on each node at a time."""
 
     def __init__(self, nodes: Nodes, title: str) -> None:
-        super().__init__(daemon=True)
-        self.nodes, self.title, self.ended = nodes, title, threading.Event()
+        super().__init__()
+        self.nodes, self.title = nodes, title
         self.most: Counter[str] = Counter()
 
-    def __enter__(self) -> Watch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.02):
-            self.most |= self.nodes.where(self.title)
+    def look(self) -> None:
+        self.most |= self.nodes.where(self.title)
 
 
 def records(run: Path) -> list[dict[str, float]]:
@@ -298,7 +279,7 @@ def test_workers_are_laid_over_nodes_as_the_setting_says(
 ) -> None:
     nodes.add(cpus=2), nodes.add(cpus=2)
     how = (*SHORT, "cluster.workers=2", f"cluster.placement={placement}", f"cluster.storage={tmp_path}")
-    with Watch(nodes, TRAIN_WORKER) as watch:
+    with NodesWatch(nodes, TRAIN_WORKER) as watch:
         run_command("train", experiment, *how, environment=nodes.environment)
     assert sorted(watch.most.values()) == expected
 
@@ -313,7 +294,7 @@ def test_features_and_teacher_logits_are_made_on_all_nodes(
         (teacher / file.name).write_bytes(file.read_bytes())
     (teacher / "vocab.txt").write_bytes((minilm_dir / "vocab.txt").read_bytes())
     how = ("data.source.train_rows=6000", f"teacher.model={teacher}", f"cluster.storage={tmp_path}")
-    with Watch(nodes, "_tokenize_part") as tokenizing, Watch(nodes, "_Teacher") as teaching:
+    with NodesWatch(nodes, "_tokenize_part") as tokenizing, NodesWatch(nodes, "_Teacher") as teaching:
         run_command("prepare", experiment, *how, environment=nodes.environment)
     assert tokenizing.most.keys() == two
     assert teaching.most.keys() == two
@@ -331,7 +312,7 @@ def test_a_trial_never_starts_on_a_node_that_lacks_what_it_needs(
     large = nodes.add(cpus=workers * cpus)
     experiment.write_text(experiment.read_text() + SWEEP)
     how = (*SHORT, f"cluster.workers={workers}", f"cluster.cpus_per_worker={cpus}", f"cluster.storage={tmp_path}")
-    with Watch(nodes, title) as watch:
+    with NodesWatch(nodes, title) as watch:
         output = run_command("sweep", experiment, *how, environment=nodes.environment)
     assert "2 of 2 trials" in " ".join(output.split())
     assert watch.most.keys() == {large.node_id}
