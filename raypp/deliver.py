@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from raypp.errors import RunFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.export.huggingface import load_saved, save_model
+from raypp.models import load_tokenizer
 from raypp.predictions import Predictions
 from raypp.pruning.density import DensityReport
 from raypp.recording import Progress, Recorder
@@ -19,7 +21,7 @@ from raypp.runs import model_files
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from raypp.data.features import Features
     from raypp.train import Job
@@ -31,7 +33,7 @@ def deliver(
     job: Job,
     worker: Worker,
     plain: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    pretrained: Path,
     splits: Mapping[str, Features],
     masked: Mapping[str, Predictions],
     density: DensityReport,
@@ -43,6 +45,7 @@ def deliver(
 
     Args:
         plain: the folded model.
+        pretrained: folder of the model that it came from, which has its tokenizer.
         masked: what the model predicted before it was folded.
         perf: what the last line of the log says of this session's speed.
 
@@ -50,11 +53,11 @@ def deliver(
         RunFailed: the saved model's logits are not those of the masked one.
     """
     if worker.is_first:
-        save_model(plain, tokenizer, job.run / "model")
+        save_model(plain, load_tokenizer(pretrained, "student.model"), job.run / "model")
     worker.barrier()
     saved = load_saved(job.run / "model", job.kind, worker.device)
     began = time.monotonic()
-    metrics, predictions = evaluate(saved, splits, job.kind, tokenizer.pad_token_id, worker)
+    metrics, predictions = evaluate(saved, splits, job.kind, job.vocabulary.pad_id, worker)
     perf = {**perf, "perf/final_evaluation_seconds": time.monotonic() - began}
     for split, after in predictions.items():
         difference = float(np.abs(after.logits - masked[split].logits).max())

@@ -17,6 +17,7 @@ import pyarrow as pa
 from raypp.checkpoint import Checkpoints, restore
 from raypp.config import Experiment, OfficialSource
 from raypp.data.sources import RawData, open_source
+from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
 from raypp.export.huggingface import load_saved
@@ -93,7 +94,7 @@ def evaluate_command(
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
         out.mkdir(parents=True, exist_ok=True)
         for name in splits:
-            predictions = predict(fine_tuned, features[name], kind, tokenizer.pad_token_id, Worker())
+            predictions = predict(fine_tuned, features[name], kind, Vocabulary.of(tokenizer).pad_id, Worker())
             predictions = replace(predictions, logits=predictions.logits[..., order])
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
@@ -146,7 +147,7 @@ def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
 
 def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Any:
     tables = [kind.tokenize(batch, tokenizer) for batch in subject.raw.read(split)]
-    return kind.evaluation_data(pa.concat_tables(tables), tokenizer)
+    return kind.evaluation_data(pa.concat_tables(tables), Vocabulary.of(tokenizer))
 
 
 def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
@@ -163,7 +164,7 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for step, model in _checkpoints(subject.run, subject.experiment, kind, folder):
         for name, split in features.items():
-            predictions = predict(model, split, kind, tokenizer.pad_token_id, Worker())
+            predictions = predict(model, split, kind, Vocabulary.of(tokenizer).pad_id, Worker())
             found[f"step {step} {name}"] = kind.metrics(predictions)
     if not found:
         raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")

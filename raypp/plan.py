@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from raypp.config import (
 )
 from raypp.data.batches import batch_counter
 from raypp.data.sources import RawData, open_source
-from raypp.data.tokenization import tokenizer_fingerprint
+from raypp.data.tokenization import Vocabulary, tokenizer_fingerprint
 from raypp.distillation.teacher import Comparison, comparisons
 from raypp.dropout import set_dropout
 from raypp.errors import ConfigError, Problems
@@ -62,6 +62,7 @@ class ModelInput:
     fingerprint: str
     tokenizer: str
     """Fingerprint of its tokenizer: models that share it share features."""
+    vocabulary: Vocabulary
     config: Any
     """The `transformers` configuration that it is trained or asked with."""
 
@@ -97,7 +98,7 @@ class Plan:
         """The model that the finished run left, known by what it was made from; on this machine while it is needed."""
         with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
             folder = (self.run / "model").download(Path(scratch))
-            yield ModelInput(folder, self.digest, self.student.tokenizer, self.student.config)
+            yield replace(self.student, folder=folder, fingerprint=self.digest)
 
     @property
     def kind(self) -> TaskKind:
@@ -372,7 +373,8 @@ def _model_input(
     check_fit(config, tokenizer, kind.data.max_length, field)
     if problems := kind.problems_with(tokenizer, field):
         raise ConfigError(problems)
-    return ModelInput(folder, model_fingerprint(folder), tokenizer_fingerprint(tokenizer), config)
+    fingerprint, vocabulary = tokenizer_fingerprint(tokenizer), Vocabulary.of(tokenizer)
+    return ModelInput(folder, model_fingerprint(folder), fingerprint, vocabulary, config)
 
 
 def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raypp.checkpoint import Checkpoints, capture, restore
 from raypp.config import Experiment
+from raypp.data.tokenization import Vocabulary
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import Comparison, OnlineTeacher, load_teacher
@@ -33,11 +34,7 @@ from raypp.events import Message, PhaseAdvanced
 from raypp.freezing import freeze
 from raypp.inputs import step_inputs
 from raypp.kinds import TaskKind, kind_of
-from raypp.models import (
-    load_tokenizer,
-    max_positions,
-    resolve_model,
-)
+from raypp.models import max_positions, resolve_model
 from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
@@ -72,6 +69,8 @@ class Job:
     """What the display calls it: student or teacher."""
     micro_batches: int
     """Shares of a global batch."""
+    vocabulary: Vocabulary
+    """The student's."""
     train: Artifact
     """Features of the training split."""
     evaluation: Mapping[str, Artifact]
@@ -119,10 +118,12 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
-    tokenizer = load_tokenizer(folder, "student.model")
     with watch("data"):
-        data = kind.training_data(experiment, job.micro_batches, tokenizer, job.train, job.teacher_logits)
-        splits = {name: kind.evaluation_data(split.read_table(), tokenizer) for name, split in job.evaluation.items()}
+        data = kind.training_data(experiment, job.micro_batches, job.vocabulary, job.train, job.teacher_logits)
+        splits = {
+            name: kind.evaluation_data(features.read_table(), job.vocabulary)
+            for name, features in job.evaluation.items()
+        }
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
     model = _initial_student(job, folder).to(worker.device)
@@ -159,7 +160,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     recorder.start(start if latest else None)
     window = Window(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
-    stream = step_inputs(data, steps, start, job.micro_batches, tokenizer.pad_token_id, longest, worker)
+    stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
     loop_began = time.monotonic()
@@ -236,7 +237,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 pruner.refresh(point, noise_seed=None)
-                metrics, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
+                metrics, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
             progress.note(done, headline_key(task), metrics, eligible=point.is_final)
             metrics |= pruner.describe(point) | {"prune/density": pruner.density().linear}
             recorder.log(done, metrics)
@@ -277,12 +278,12 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         predictions = None
     pruner.refresh(schedule.at(steps.total), noise_seed=None)
     if predictions is None:
-        _, predictions = evaluate(model, splits, kind, tokenizer.pad_token_id, worker)
+        _, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
     density = pruner.density()
     if worker.is_first and experiment.pruning is not None:
         recorder.statistics = measure(model, density, _initial_student(job, folder))
     plain = pruner.fold()
-    return deliver(job, worker, plain, tokenizer, splits, predictions, density, progress, perf, recorder)
+    return deliver(job, worker, plain, folder, splits, predictions, density, progress, perf, recorder)
 
 
 def seed_of(*parts: int) -> int:

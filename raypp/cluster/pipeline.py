@@ -91,6 +91,7 @@ def make_job(
         run=plan.run,
         phase=phase,
         micro_batches=plan.micro_batches,
+        vocabulary=plan.student.vocabulary,
         train=inputs.features[TRAIN_SPLIT],
         evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
         teacher_logits=inputs.logits,

@@ -68,12 +68,12 @@ class BlockExamples:
         return indices
 
     def collate(
-        self, indices: npt.NDArray[np.int64], pad_id: int | None, *, max_padded: int | None = None
+        self, indices: npt.NDArray[np.int64], pad_id: int, *, max_padded: int | None = None
     ) -> dict[str, torch.Tensor]:
         """The blocks at `indices` (at least one) as one padded batch.
 
         Args:
-            pad_id: stands after the end of a block; None (GPT-2 has none): 0, since no model looks there.
+            pad_id: stands after the end of a block.
             max_padded: the width at most, since the model has no further positions.
 
         Returns:
@@ -87,7 +87,7 @@ class BlockExamples:
             ids, is_real = ids[:, :max_padded], is_real[:, :max_padded]
         seen, labels = self._targets(ids, indices, is_real)
         batch: dict[str, Any] = {
-            "input_ids": np.where(is_real, seen, pad_id or 0),
+            "input_ids": np.where(is_real, seen, pad_id),
             "attention_mask": is_real.astype(np.int64),
             "labels": labels,
             "chosen": is_real if self.all_tokens else labels != NOT_PREDICTED,

@@ -6,6 +6,7 @@ however wide that is padded, and after a resume. Each epoch masks anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,7 +46,12 @@ class Masker:
 
     @classmethod
     def build(
-        cls, settings: MaskingSettings, seed: int, counts: npt.NDArray[np.int64], special_ids: list[int], mask_id: int
+        cls,
+        settings: MaskingSettings,
+        seed: int,
+        counts: npt.NDArray[np.int64],
+        special_ids: Sequence[int],
+        mask_id: int,
     ) -> Masker:
         """A masker that knows a corpus.
 
@@ -54,7 +60,7 @@ class Masker:
             special_ids: tokens that are never predicted nor put in another's place.
         """
         weights = np.maximum(counts, 1).astype(np.float64) ** -settings.smoothing
-        weights[special_ids] = 0.0
+        weights[list(special_ids)] = 0.0
         return cls(settings, seed, weights, mask_id)
 
     def target_counts(self, ids: Ids, rows: Ids, pieces: Ids, is_real: Bools, epoch: int) -> Ids:

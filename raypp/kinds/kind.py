@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raypp.config import Experiment
+    from raypp.data.tokenization import Vocabulary
     from raypp.data.training import TrainingData
     from raypp.predictions import Predictions
     from raypp.store import Artifact
@@ -139,7 +140,7 @@ class TaskKind(ABC):
         self,
         experiment: Experiment,
         micro_batches: int,
-        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
         train: Artifact,
         teacher_logits: Artifact | None,
     ) -> TrainingData:
@@ -152,7 +153,7 @@ class TaskKind(ABC):
             features = features.with_teacher_logits(teacher_logits.read_table(), self.outputs_per_token)
         return InMemory(features, experiment.train, micro_batches)
 
-    def evaluation_data(self, table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> Any:
         """A split to evaluate, from the table that `tokenize` made of it, sorted by row."""
         from raypp.data.features import Features
 

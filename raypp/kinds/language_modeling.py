@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raypp.config import Experiment
+    from raypp.data.tokenization import Vocabulary
     from raypp.predictions import Predictions
     from raypp.store import Artifact
 
@@ -82,27 +83,28 @@ class LanguageModeling(TaskKind):
         self,
         experiment: Experiment,
         micro_batches: int,
-        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
         train: Artifact,
         teacher_logits: Artifact | None,
     ) -> StreamedBlocks:
         """A stream of blocks from the store."""
         counts = np.array((train.location / TOKEN_COUNTS).read_json(), np.int64)
-        masker = self._masker(experiment.train.seed, counts, tokenizer)
+        masker = self._masker(experiment.train.seed, counts, vocabulary)
         return StreamedBlocks(experiment, micro_batches, train, masker)
 
-    def evaluation_data(self, table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> BlockExamples:
+    def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> BlockExamples:
         """Blocks in memory, masked alike whatever the run's seed and the smoothing: all models are measured by the same
         targets."""
-        masker = self._masker(EVALUATION_SEED, np.ones(len(tokenizer), np.int64), tokenizer)
+        masker = self._masker(EVALUATION_SEED, np.ones(vocabulary.size, np.int64), vocabulary)
         table = table.sort_by([("row", "ascending"), ("piece", "ascending")])
         return BlockExamples(Blocks.from_table(table), masker)
 
-    def _masker(self, seed: int, counts: Ids, tokenizer: PreTrainedTokenizerBase) -> Masker | None:
+    def _masker(self, seed: int, counts: Ids, vocabulary: Vocabulary) -> Masker | None:
         masking = self.task.masking
         if masking is None:
             return None
-        return Masker.build(masking, seed, counts, tokenizer.all_special_ids, tokenizer.mask_token_id)
+        assert vocabulary.mask_id is not None, "the plan has refused a tokenizer without a mask token"
+        return Masker.build(masking, seed, counts, vocabulary.special_ids, vocabulary.mask_id)
 
     def head_settings(self) -> dict[str, Any]:
         return {}
