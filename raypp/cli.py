@@ -77,7 +77,7 @@ def _say(*lines: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="raypp", description="Small, sparse text classifiers from pretrained encoders."
+        prog="raypp", description="Small, sparse models from pretrained transformer encoders."
     )
     parser.set_defaults(verbose=False, resumes=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, run, summary in (
         ("train", _train, "run one experiment, or what is left of it"),
-        ("prepare", _prepare, "fill the store only: features, teacher, teacher logits"),
+        ("prepare", _prepare, "fill the store only, for a run or the trials of a sweep: features, teacher, its logits"),
         ("sweep", _sweep, "run the trials of a sweep, or what is left of them, and draw their front"),
-        ("show", _show, "print the resolved experiment; nothing is run"),
+        ("show", _show, "print the resolved experiment (of a sweep, its base); nothing is run"),
     ):
         sub = verb(name, run, summary)
         sub.set_defaults(resumes=name != "show")
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--all-checkpoints", action="store_true", help="evaluate every checkpoint of a run")
 
     sub = verb("inspect", _inspect, "remaining weights, layer by layer: table and figure")
-    sub.add_argument("model", help="Hugging Face folder or run folder")
+    sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
     sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
     sub.add_argument("--figure", metavar="NAME", help="density_by_layer (default), heads, weights, movement, mask")
     sub.add_argument("--matrix", metavar="NAME", help="show one matrix: mask, weights, movement")
@@ -173,11 +173,13 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from raypp.cluster.pipeline import prepare
+    from raypp.cluster.sweep import prepare_sweep
     from raypp.progress import Display
 
     experiment = _experiment(options)
+    fill = prepare if experiment.sweep is None else prepare_sweep
     with Display() as display:
-        artifacts = prepare(experiment, display=display, verbose=options.verbose)
+        artifacts = fill(experiment, display=display, verbose=options.verbose)
     for artifact in artifacts:
         print(f"{artifact.kind}: {artifact.rows} rows in {artifact.location}")
 

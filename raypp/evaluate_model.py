@@ -89,6 +89,8 @@ def evaluate_command(
     with _folder(model, subject) as folder:
         tokenizer = load_tokenizer(folder, "MODEL")
         kind = _within_positions(subject.kind, folder)
+        if problems := kind.problems_with(tokenizer, "MODEL"):
+            raise ConfigError(problems)
         features = {name: _features(subject, name, kind, tokenizer) for name in splits}
         order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)

@@ -106,13 +106,18 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; ConfigError naming `field` if it has none."""
     from transformers import AutoTokenizer
 
-    # Without its files, transformers would build a tokenizer with an empty vocabulary and say nothing.
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
+    require_tokenizer(folder, field)
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def require_tokenizer(folder: Path, field: str) -> None:
+    """ConfigError naming `field` if a model folder has no tokenizer's files. Without them, transformers would build one
+    with an empty vocabulary and say nothing."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
 
 
 def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) -> Any:

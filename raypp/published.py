@@ -33,6 +33,7 @@ METHOD_NAMES = {
     "topk": "movement",
     "sigmoid_threshold": "soft movement",
     "magnitude": "magnitude",
+    "fisher": "Fisher",
     "l0": "L0",
     "threshold": "threshold",
 }

@@ -12,10 +12,15 @@ from raypp.pruning.pruner import select_layers
 
 
 def show(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, and as comments what it comes to: run folder, steps, layers."""
-    plan = make_plan(experiment)
-    settings = yaml.safe_dump(plan.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return "\n".join([*(f"# {line}" for line in _facts(plan)), settings.rstrip()])
+    """The resolved experiment as YAML, and as comments what it comes to: run folder, steps, layers. Of a sweep, what
+    the experiment itself would be; each trial differs from it as the sweep says."""
+    plan = make_plan(experiment.model_copy(update={"sweep": None}))
+    facts = _facts(plan)
+    if experiment.sweep is not None:
+        facts.insert(0, "without its sweep, whose trials `raypp sweep --dry-run` lists:")
+    resolved = plan.experiment.model_copy(update={"sweep": experiment.sweep})
+    settings = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return "\n".join([*(f"# {line}" for line in facts), settings.rstrip()])
 
 
 def _range(numbers: Sequence[int]) -> str:

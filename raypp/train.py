@@ -34,7 +34,7 @@ from raypp.events import Message, PhaseAdvanced
 from raypp.freezing import freeze
 from raypp.inputs import step_inputs
 from raypp.kinds import TaskKind, kind_of
-from raypp.models import max_positions, resolve_model
+from raypp.models import max_positions, require_tokenizer, resolve_model
 from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
@@ -118,6 +118,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
+    require_tokenizer(folder, "student.model")  # it is delivered with the model, after hours perhaps
     with watch("data"):
         data = kind.training_data(experiment, job.micro_batches, job.vocabulary, job.train, job.teacher_logits)
         splits = {

@@ -108,6 +108,18 @@ def own(world: World, content: str, **task: Any) -> None:
     world.set("data.source", {"kind": "files", "train": train, "dev": dev})
 
 
+def without_padding(world: World) -> str:
+    """The student with a tokenizer such as GPT-2's."""
+    folder = world.model("unpadded", "special_tokens_map.json")
+    path = Path(folder, "tokenizer_config.json")
+    plain = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": None,
+    }  # a BertTokenizer has one whatever is said
+    path.write_text(json.dumps(json.loads(path.read_text()) | plain))
+    return folder
+
+
 def another_tokenizer(world: World) -> str:
     folder = world.model("cased")
     path = Path(folder, "tokenizer_config.json")
@@ -178,6 +190,10 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "package that is not installed": (
         lambda w: w.set("student.model", "package:no_such_package/model"),
         ("student.model", "no_such_package"),
+    ),
+    "tokenizer without padding": (
+        lambda w: w.set("student.model", without_padding(w)),
+        ("student.model", "no padding token", "allowed: one that has"),
     ),
     "model without tokenizer": (
         lambda w: w.set("student.model", w.model("bare", "tokenizer* vocab.txt")),

@@ -28,6 +28,7 @@ from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
+SPACE = "sweep={space: {student.layers: {choice: [[0, 1], [0, 1, 2]]}}}"
 HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 TEST_HEADER = "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 
@@ -174,6 +175,25 @@ def test_show_says_what_would_run(world: Path, capsys: pytest.CaptureFixture[str
     assert "#   encoder.layer.5.attention.output.dense (384, 384)" in printed
     resolved = yaml.safe_load(printed)
     assert resolved["train"]["warmup_fraction"] == 0.1
+
+
+def test_show_of_a_sweep_says_what_its_base_would_be(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(world / "mrpc.yaml"), SPACE]) == 0
+    (shown := world / "shown.yaml").write_text(capsys.readouterr().out)
+    assert "raypp sweep --dry-run" in shown.read_text()
+    assert main(["sweep", str(shown), "run=null", "--dry-run"]) == 0
+    assert "[0, 1, 2]" in capsys.readouterr().out
+
+
+def test_prepare_of_a_sweep_fills_the_store_for_all_its_trials(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "sweep={space: {data.max_length: {choice: [16, 32]}, train.seed: {choice: [1, 2]}}}"
+    overrides = [space, "run=null", f"cluster.storage={tmp_path}"]
+    assert main(["prepare", str(world / "mrpc.yaml"), *overrides]) == 0
+    told = [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["features: 64 rows", "features: 20 rows"] * 2
+    assert not (tmp_path / "mrpc").exists()
 
 
 def test_prepare_fills_the_store_and_a_run_reads_it(

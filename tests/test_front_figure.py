@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from raypp.config import PruningSettings
 from raypp.front import Point
 from raypp.front_figure import Front, front_figure
 from raypp.published import published_curves
@@ -62,6 +63,14 @@ def test_methods_of_one_sweep_are_told_apart() -> None:
     ]
     labels = legend(front_figure([Front("swept", points)], "eval/accuracy"))
     assert {"movement", "soft movement", "dense", "front"} == set(labels)
+
+
+def test_every_method_has_a_name_in_the_legend() -> None:
+    methods = [get_args(settings)[1].tag for settings in get_args(get_args(PruningSettings)[0])]
+    assert {"topk", "fisher"} < set(methods)
+    points = [point(0.5, 0.8, pruning={"method": method}) for method in methods]
+    labels = legend(front_figure([Front("swept", points)], "eval/accuracy"))
+    assert len(set(labels) - {"front"}) == len(methods)
 
 
 def test_sweeps_are_told_apart_and_share_a_teacher() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from raypp.cluster.background import in_background
 from raypp.cluster.session import Session
 from raypp.config import Experiment
+from raypp.errors import Problems
 from raypp.progress import NullDisplay
 from raypp.runs import may_be_finished
 
@@ -53,12 +54,24 @@ def train(
 def _checked(experiment: Experiment, session: Session, fresh: bool) -> Draft:
     """Checks the experiment and, where that is certain to be needed, starts Ray meanwhile: in this thread, since Ray's
     processes end with the thread that started them. A cluster is joined when it is needed: that takes no time."""
-    with ThreadPoolExecutor(1, thread_name_prefix="plan") as executor:
-        checked = executor.submit(_check, experiment)
-        starts_ray = experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS")
-        if starts_ray and (fresh or not may_be_finished(experiment)):
+    thread, outcome = in_background(lambda: _check(experiment), "plan")
+    problems = Problems()
+    starts_ray = experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS")
+    if starts_ray and (fresh or not may_be_finished(experiment)):
+        with problems.collect():
             session.start()
-        return checked.result()
+    thread.join()
+
+    def checked() -> Draft:
+        if "error" in outcome:
+            raise outcome["error"]
+        draft: Draft = outcome["result"]
+        return draft
+
+    draft = problems.attempt(checked)
+    problems.stop()
+    assert draft is not None
+    return draft
 
 
 def _check(experiment: Experiment) -> Draft:

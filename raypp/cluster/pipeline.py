@@ -53,8 +53,7 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
     on_event = (display or NullDisplay()).handle
     with Session(experiment.cluster, verbose) as session:
         plan = make_plan(experiment, preparer(session, on_event))
-        inputs = prepare_plan(plan, session, on_event)
-    return [*inputs.features.values(), *([inputs.logits] if inputs.logits else [])]
+        return prepare_plan(plan, session, on_event).artifacts
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,11 @@ class Inputs:
     teacher_metrics: dict[str, float] | None
     logits: Artifact | None
     """The teacher's, over the training split."""
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """All of it that is an artifact."""
+        return [*self.features.values(), *([self.logits] if self.logits else [])]
 
 
 def prepare_plan(

@@ -47,8 +47,7 @@ def featurize(
 ) -> Artifact:
     """The features of a split: from the store, or tokenized now on all nodes of the cluster.
 
-    Raises ConfigError where a row cannot be read, the tokenizer cannot pad or the store cannot be written, and
-    RunFailed where a worker fails.
+    Raises ConfigError where a row cannot be read or the store cannot be written, and RunFailed where a worker fails.
     """
     from raypp.models import load_tokenizer
 
@@ -57,8 +56,6 @@ def featurize(
     key = kind.features_key(raw_fingerprint=raw_hash, tokenizer_fingerprint=tokenizer_hash)
     if (found := store.find("features", key)) is not None:
         return found
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"tokenizer: {tokenizer_folder} has no padding token, so it cannot make batches")
     import ray.data
 
     task, max_length = kind.task.name, kind.data.max_length

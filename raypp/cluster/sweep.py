@@ -21,11 +21,12 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from raypp.cluster.background import in_background
 from raypp.cluster.line import Line
 from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
 from raypp.cluster.shares import SweepShares
-from raypp.cluster.trainer import STOP_SECONDS, start_fit
+from raypp.cluster.trainer import STOP_SECONDS
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.direction import lower_is_better
@@ -39,6 +40,7 @@ from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
 from raypp.storage import tidying
+from raypp.store import Artifact
 from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
 from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
@@ -168,6 +170,22 @@ def sweep(
             return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
 
 
+def prepare_sweep(
+    experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False
+) -> list[Artifact]:
+    """Fills the store only, for every trial that is known before the sweep runs. Returns the artifacts they would read.
+
+    Raises:
+        ConfigError: a trial's settings, the input or the cluster do not fit.
+    """
+    on_event = (display or NullDisplay()).handle
+    with Session(trial_cluster(experiment), verbose) as session:
+        plan = plan_sweep(experiment, preparer(session, on_event))
+        shared = SharedInputs(session, Built(on_event), tracking_group(plan.folder))
+        artifacts = [artifact for each in plan.trials for artifact in shared.inputs_of(each.plan).artifacts]
+    return list({str(artifact.location): artifact for artifact in artifacts}.values())
+
+
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
     """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
     whose workers fail: Ray Train would do so, too, when a trial is stopped and its workers are taken away. (It never
@@ -277,7 +295,7 @@ def _run(
             shares.update(room, min(at_once, waiting) if plan.is_complete else at_once)
 
     advance()
-    thread, outcome = start_fit(tuner.fit)
+    thread, outcome = in_background(tuner.fit, "fit")
     on_event(PhaseStarted(PHASE, len(plan.trials)))
     try:
         while thread.is_alive():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from raypp.checkpoint import Checkpoints
+from raypp.cluster.background import in_background
 from raypp.cluster.elastic import Elastic
 from raypp.cluster.line import Line
 from raypp.cluster.places import places_name
@@ -161,7 +161,7 @@ def _run_group(
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
     worker = functools.partial(train_worker, job, line, may_stop)
     trainer = _trainer(job, session, size, resources, scratch, worker)
-    thread, outcome = start_fit(trainer.fit)
+    thread, outcome = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
     asked, resizes = False, None
     try:
         ended = False
@@ -240,25 +240,6 @@ def _trainer(
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
     )
-
-
-def start_fit(fit: Callable[[], Any]) -> tuple[threading.Thread, dict[str, Any]]:
-    """Runs a trainer's or tuner's fit() in a thread of its own: in the main thread it would take over Ctrl-C.
-
-    Returns:
-        The thread, and where its `result` or `error` will be when it has ended.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["result"] = fit()
-        except BaseException as error:  # handed to the main thread, which raises it
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, name="fit", daemon=True)
-    thread.start()
-    return thread, outcome
 
 
 def _explained(error: BaseException) -> Exception:

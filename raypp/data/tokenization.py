@@ -31,7 +31,7 @@ class Vocabulary:
     """Tokens, the added ones included."""
     special_ids: tuple[int, ...]
     pad_id: int
-    """0 if there is no such token (GPT-2), which serves: no model looks there."""
+    """0 if there is no such token, as in GPT-2: a language model does not look there, and other tasks refuse it."""
     mask_id: int | None
 
     @classmethod

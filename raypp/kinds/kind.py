@@ -56,6 +56,8 @@ class TaskKind(ABC):
 
     def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
         """What of a tokenizer, that of `field`, and of the settings does not suit the task."""
+        if tokenizer.pad_token_id is None:
+            return [f"{field}: the tokenizer has no padding token, so it cannot make batches; allowed: one that has"]
         return []
 
     # --- raw examples: a value for each of `columns`, then the label ---

@@ -8,6 +8,7 @@ the user's cache. A machine without one trains all the same, in plain torch, whi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -30,6 +31,7 @@ logger = logging.getLogger("raypp")
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120.0
+PROCESSOR_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")  # x86, ARM
 
 _SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
@@ -158,26 +160,31 @@ def _fit(tensors: Sequence[Tensor]) -> bool:
 def _kernels() -> Kernels | None:
     """The kernels, compiled if they never were on this machine; None where they cannot be.
 
-    On Linux alone, where compiler and torch share OpenMP's library and so its threads.
+    On Linux alone, where gcc and torch share OpenMP's library and so its threads. (Clang brings a library of its own,
+    whose threads would wait for the cores that torch's are on.)
     """
     if platform.system() != "Linux":
         return None
     try:
         return Kernels(_load())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         logger.warning("no C kernels, so masks take several passes and a step a tenth longer or more: %s", reason)
         return None
 
 
 def _load() -> ctypes.CDLL:
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC") or "cc")  # ValueError: a quotation in it does not end
     command = [*compiler, *FLAGS]
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *command, _processor()]).encode()).hexdigest()[:16]
-    if (folder := _cache()) is not None:
+    processor, folder = _processor(), _cache()
+    if processor is not None and folder is not None:
+        key = hashlib.sha256("\n".join([SOURCE.read_text(), *command, processor]).encode()).hexdigest()[:16]
         library = folder / f"cpu_kernels-{key}.so"
-        if not library.exists():
-            _compile(command, library)
+        if library.exists():
+            # A file that a crash has cut short, or another system's in a home that both share: compiled anew.
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(library))
+        _compile(command, library)
         return ctypes.CDLL(str(library))
     with tempfile.TemporaryDirectory(prefix="raypp-") as own:
         _compile(command, Path(own) / "cpu_kernels.so")
@@ -187,10 +194,10 @@ def _load() -> ctypes.CDLL:
 def _cache() -> Path | None:
     """Where compiled code is kept: a folder that nobody else can write, since it is loaded. None where there is none,
     and each process compiles for itself."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "raypp"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "raypp"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # a home that is not there, or is read-only
+    except (OSError, RuntimeError):  # a home that is read-only or not there, or a user that has none
         return None
     status = folder.stat()
     is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
@@ -216,9 +223,7 @@ def _compile(command: Sequence[str], library: Path) -> None:
         Path(unfinished).unlink(missing_ok=True)
 
 
-def _processor() -> str:
-    """What the machine code may depend on: the cache may lie in a home that machines share."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return "\n".join(
-        [platform.machine(), *sorted({line for line in lines if line.startswith(("model name", "flags"))})]
-    )
+def _processor() -> str | None:
+    """What the machine code may depend on, since the cache may lie in a home that machines share; None: not known."""
+    lines = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(PROCESSOR_LINES)}
+    return "\n".join([platform.machine(), *sorted(lines)]) if lines else None

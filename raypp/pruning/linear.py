@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from raypp.config import LayerRule
@@ -42,6 +43,7 @@ class _ApplyMask(torch.autograd.Function):
         return product.view_as(product)
 
     @staticmethod
+    @once_differentiable  # the kernels record no graph, so without it a second derivative would be wrong in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         mask, weight, gate_slope = ctx.saved_tensors
@@ -110,7 +112,11 @@ class MaskedLinear(nn.Module):
         self.mask, self.gate_slope = gates if kept is None else gates.mul_(kept), slope
 
     def masked_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """weight * mask, (out, in), in the weight's type or another, differentiable in weight and scores."""
+        """weight * mask, (out, in), in the weight's type or another, differentiable in weight and scores.
+
+        It is computed anew when the weight has changed, as far as torch tells: fused optimizers and changes through
+        `.data` go unseen until the mask is set again (`Pruner.refresh`).
+        """
         weight = self.weight
         dtype = dtype or weight.dtype
         state = None if weight.is_inference() else (dtype, weight.dtype, weight.data_ptr(), weight._version)
@@ -144,7 +150,8 @@ class MaskedLinear(nn.Module):
         """A plain layer that computes the same; the weights that the mask removes are exactly 0.0."""
         # On the meta device, so that no random number is drawn and no memory taken for weights that are replaced.
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        folded = self.masked_weight().masked_fill(self.mask == 0, 0.0)  # a product may be -0.0
+        product = masked_product.multiply(self.weight, self.mask, torch.empty_like(self.weight))
+        folded = product.masked_fill_(self.mask == 0, 0.0)  # a product may be -0.0
         linear.weight = nn.Parameter(folded, requires_grad=self.weight.requires_grad)
         if self.bias is not None:
             linear.bias = self.bias

@@ -2,9 +2,8 @@
 
 On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once, and so does a boolean
 mask's product in float32 on a CPU (`cpu_kernels.py`). Elsewhere, and where there is no C compiler, plain torch does the
-same in more passes. What is computed does not
-depend on that: a multiplication also where the mask is 0 (infinity gives NaN, a negative weight -0.0), in float32 at
-least, rounded once to the type of the result.
+same in more passes. What is computed does not depend on that: a multiplication also where the mask is 0 (infinity gives
+NaN, a negative weight -0.0), in float32 at least, rounded once to the type of the result.
 
 The selection stays a pass of its own (`masks.py`): whether a comparison with the threshold keeps the requested number
 is known only after counting, and where scores tie, as they do after the first Adam step, its mask is changed then. A

@@ -148,6 +148,29 @@ def test_where_there_is_no_compiler_torch_serves_and_that_is_said_once(tmp_path:
     assert list((tmp_path / "raypp").iterdir()) == [], "half a file is not left"
 
 
+def test_a_compiler_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    ran = compiled_in({"CC": 'gcc "', "XDG_CACHE_HOME": str(tmp_path)})
+    assert ran.stdout == "[2.0, 0.0] False\n"
+    assert "No closing quotation" in ran.stderr
+
+
+@needs_compiler
+def test_an_empty_name_of_a_compiler_is_no_name(tmp_path: Path) -> None:
+    assert compiled_in({"CC": "", "XDG_CACHE_HOME": str(tmp_path)}).stdout == "[2.0, 0.0] True\n"
+
+
+@needs_compiler
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    compiled_in(environment)
+    (library,) = (tmp_path / "raypp").iterdir()
+    size = library.stat().st_size
+    library.write_bytes(library.read_bytes()[:100])
+    ran = compiled_in(environment)
+    assert (ran.stdout, ran.stderr) == ("[2.0, 0.0] True\n", "")
+    assert library.stat().st_size == size
+
+
 @needs_compiler
 def test_a_machine_compiles_once(tmp_path: Path) -> None:
     log = tmp_path / "compilations"

@@ -211,6 +211,27 @@ def test_each_change_of_weight_or_mask_is_seen_at_once() -> None:
     torch.testing.assert_close(layer(inputs), expected())
 
 
+def test_folding_takes_the_weights_of_a_fused_step_that_torch_tells_nobody_of() -> None:
+    layer, inputs = make(), inputs_of()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    loss_of(layer(inputs)).backward()
+    optimizer.step()
+    torch.testing.assert_close(
+        layer.to_linear()(inputs), functional.linear(inputs, layer.weight * layer.mask, layer.bias)
+    )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_second_derivative_is_an_error_and_not_a_wrong_one(gated: bool) -> None:
+    layer = make()
+    if gated:
+        assert layer.mask_scores is not None
+        layer.set_gates(*hard_concrete(layer.mask_scores, None))
+    (gradient,) = torch.autograd.grad(loss_of(layer(inputs_of())), [layer.weight], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 def test_what_an_evaluation_computed_can_be_trained_with() -> None:
     layer = make()
     with torch.inference_mode():
