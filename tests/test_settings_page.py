@@ -37,4 +37,4 @@ def test_what_a_method_changes_stands_with_it() -> None:
     assert "**`final_warmup`**: whole number at least 0; default `2`" in shared
     changed = [method.partition("\n")[0] for method in methods if "**`final_warmup`**" in method.partition("\n### ")[0]]
     assert changed == ["fisher"]
-    assert "default `{scale: 2.197}`" in next(method for method in methods if method.startswith("l0"))
+    assert "`{scale: 2.197}`" in next(method for method in methods if method.startswith("l0"))
