@@ -874,7 +874,8 @@ class SweepSettings(Settings):
     before their fields."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination of the listed values; random: so many points drawn; optuna: drawn by Optuna's
-    multi-objective TPE, which learns from the finished trials where the metric is high and the density low."""
+    multi-objective TPE, which learns from the finished trials where the metric is high and the density low. Ranges
+    are for random and optuna; of task, data, student and teacher optuna takes values given as grid alone."""
     trials: Annotated[int, Field(ge=1)] | None = None
     """Points that random and optuna draw, each for every value of the axes given as grid; a grid has as many as it
     has."""
@@ -884,7 +885,8 @@ class SweepSettings(Settings):
     """Seed of what random and optuna draw."""
     stopping: StoppingSettings | None = None
     """When to stop a trial that others of its density are ahead of; null: every trial runs to its end. Seeds of a point
-    compete, too: its mean is over those that finished."""
+    compete, too: its mean is over those that finished. Densities, thresholds and lambdas must be values that several
+    trials can have, so no uniform or loguniform range."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time; null: as many as the cluster has room for, with the fewest workers each. With
     cluster.autoscaling it must be given."""
