@@ -34,7 +34,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# One after the other, with nothing else on the machine: they measure time.
+# One after the other, with nothing else on the machine: they measure time. GLUE_DIR names the official GLUE files.
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for file in masks step against_trainer naive_step on_ray featurization many_trials metric; do $(BIN)/python benchmarks/$$file.py || exit 1; done

@@ -1,7 +1,7 @@
 """What the benchmarks share: real GLUE rows, a real encoder, a teacher, and raypp's own loop on them.
 
 A benchmark compares two figures of one run of its script, alternately measured, since machines are noisy; it prints one
-line a question: both figures, the ratio, the target. Data: the official files under GLUE_DIR, or `../shared/data/glue`.
+line a question: both figures, the ratio, the target. Data: the official files under GLUE_DIR.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ WARM_STEPS = 20  # … and so many of them not counted: the first scores tie, as
 
 def glue_folder() -> Path:
     """Where the official GLUE files are."""
-    folder = Path(os.environ.get("GLUE_DIR") or Path(__file__).resolve().parents[2] / "shared/data/glue")
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} does not exist; set GLUE_DIR to the folder of the official GLUE files")
-    return folder
+    given = os.environ.get("GLUE_DIR")
+    if not given or not Path(given).is_dir():
+        raise SystemExit(f"set GLUE_DIR to the folder of the official GLUE files (MRPC/train.tsv, …); it is {given!r}")
+    return Path(given)
 
 
 def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:

@@ -43,13 +43,14 @@ class OwnTask(Settings):
     name: Name
     """What the task is called in folders and tables."""
     kind: Kind = "classification"
-    """Classes, one real number, one of several endings, or words of a context."""
+    """What is predicted: one of several classes, a real number, the right one of several endings, or words of a
+    context."""
     pair: bool = False
-    """Whether each example is a pair of sentences."""
+    """Whether each example of a classification or regression is a pair of sentences."""
     labels: Names = ()
-    """Label names of a classification, in the order of the model's outputs; empty for the other kinds."""
+    """Label names of a classification, two at least, in the order of the model's outputs; empty for the other kinds."""
     unanswerable: bool = False
-    """Whether some questions have no answer in their context."""
+    """Whether some questions have no answer in their context; of question answering alone."""
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> OwnTask:
@@ -90,8 +91,8 @@ class MaskingSettings(Settings):
 
 
 class LanguageModelingTask(Settings):
-    """Language modelling on plain text, for `data.source.kind: text`, hub_text or glue_text: what DistilBERT is made
-    by."""
+    """Language modelling on plain text, for `data.source.kind: text`, `hub_text` or `glue_text`: what DistilBERT is
+    made by."""
 
     name: Name
     """What the task is called in folders and tables."""
@@ -100,7 +101,7 @@ class LanguageModelingTask(Settings):
     objective: Literal["masked", "causal"] = "masked"
     """masked: some tokens are to be found again (MLM); causal: each next one (CLM)."""
     masking: MaskingSettings | None = None
-    """Which tokens are masked; null: the defaults. Not for a causal one."""
+    """Which tokens are masked; null: the defaults. Not with `objective: causal`."""
 
     @model_validator(mode="after")
     def _masking_is_meant(self) -> LanguageModelingTask:
@@ -114,7 +115,7 @@ class OfficialSource(Settings):
 
     kind: Literal["official"]
     directory: str
-    """Folder that holds the files; a local path or a URI (s3://, gs://)."""
+    """Folder that holds the files, by their published names; a local path or a URI (s3://, gs://)."""
 
 
 class HubSource(Settings):
@@ -128,7 +129,8 @@ class HubSource(Settings):
 
 
 class Columns(Settings):
-    """Which column of a user's file holds what; those of the task's kind count."""
+    """Which column of a user's file holds what: sentence1 and sentence2 for classification and regression; sent1, sent2
+    and endings for multiple choice; id, question, context and answers for question answering."""
 
     sentence1: str = "sentence1"
     """The sentence, or the first of a pair."""
@@ -157,7 +159,7 @@ class FilesSource(Settings):
 
     kind: Literal["files"]
     train: str
-    """Training file; the ending names the format (.parquet, .csv, .tsv, .jsonl)."""
+    """Training file, a local path or a URI; the ending names the format (.parquet, .csv, .tsv, .jsonl)."""
     dev: str
     """File that is evaluated on."""
     test: str | None = None
@@ -190,8 +192,8 @@ class TextSource(Texts):
 
     kind: Literal["text"]
     files: Annotated[Names, Field(min_length=1)]
-    """Files of the training split, one after the other; the ending names the format (.txt, .parquet, .csv, .tsv,
-    .jsonl)."""
+    """Files of the training split, local paths or URIs, one after the other; the ending names the format (.txt,
+    .parquet, .csv, .tsv, .jsonl)."""
     dev_files: Names = ()
     """Files that are evaluated on; none: a part of the others is held out."""
     column: str = "text"
@@ -236,13 +238,15 @@ class DataSettings(Settings):
     """Where the examples come from and how much of each is read."""
 
     source: Source | None = None
-    """official, hub, files or synthetic; null: the hub for GLUE tasks, the grammar for synthetic ones."""
+    """official, hub, files or synthetic, and of plain text text, hub_text or glue_text; null: the grammar for a
+    synthetic task, the hub for any other of the table. A task of one's own needs files, language modelling plain
+    text."""
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
     """Tokens kept of an example (of each choice, of each window), special tokens included."""
     stride: Annotated[int, Field(ge=1)] = 128
     """Question answering: tokens from the start of one window of a long context to the start of the next."""
     max_train_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first so many training rows; null for all."""
+    """Use only the first so many training rows (of plain text, the first texts); null for all."""
     window_blocks: Annotated[int, Field(ge=1)] = 65_536
     """Of plain text: sequences in memory at a time, among which those of a batch are chosen."""
 
@@ -291,15 +295,17 @@ class TrainSettings(Settings):
     given)."""
     batch_tokens: Annotated[int, Field(ge=8)] | None = None
     """Tokens of a global batch, padding to its longest example included; instead of batch_size. Longer examples come in
-    smaller batches."""
+    smaller batches. Not of plain text, which comes in blocks of one size."""
     micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Fixed shares a global batch is cut into; auto: the most workers the experiment asks for, at least 1."""
+    """Fixed shares that a global batch is cut into: share m runs on worker m mod the number of workers, with dropout of
+    its own. So it is the same run on any number of workers as long as this is the same number. auto: the most workers
+    that cluster.workers asks for, at least 1; other workers are another run then."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
     """Peak learning rate of the weights."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Part of all steps in which the learning rate rises (0.1 where neither this nor warmup_steps is given)."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps in which the learning rate rises; instead of warmup_fraction."""
+    """Steps in which the learning rate rises, before it falls linearly to 0; instead of warmup_fraction."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """AdamW's decoupled decay of weights (never of biases, LayerNorm or scores)."""
     adam_betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
@@ -311,17 +317,19 @@ class TrainSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Probability of every dropout of the model; null: as the model has it."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of forward and backward; weights and optimizer stay in float32."""
+    """Arithmetic of forward and backward (torch's autocast, with a scaled loss for float16); weights, scores and
+    optimizer stay in float32."""
     freeze_embeddings: bool | None = None
-    """Keep the embeddings as they are; null: yes when pruning (as in the paper), no in a dense run."""
+    """Keep the embeddings (of tokens, positions and token types, with their LayerNorm) as they are; null: yes when
+    pruning (as in the paper), no in a dense run."""
     freeze_position_embeddings: bool = False
     """Keep the embeddings of positions as they are."""
     freeze_token_type_embeddings: bool = False
     """Keep the embeddings of token types as they are."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
-    """Steps between two lines of training metrics."""
+    """Steps between two lines of training metrics in metrics.jsonl; each has the means since the one before."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of the head's initialisation, the batches' order, dropout and L0 noise."""
+    """Seed of the head's initialisation, initial scores, the batches' order, dropout and L0 noise."""
 
     @model_validator(mode="before")
     @classmethod
@@ -349,9 +357,9 @@ class TeacherSettings(Settings):
     """The dense model that the student follows: given, or trained first, or a given one trained further."""
 
     model: str | None = None
-    """A folder, hub name or package:…; null: the student's pretrained model."""
+    """A folder, a hub name, or `package:NAME/SUBFOLDER`, as student.model; null: the student's pretrained model."""
     revision: str | None = None
-    """Branch, tag or commit of a hub name."""
+    """Branch, tag or commit of a hub name; null for the default branch."""
     train: TrainSettings | None = None
     """How to fine-tune it first (a dense run, kept in the store); null: it is fine-tuned already."""
 
@@ -370,7 +378,8 @@ class TeacherSettings(Settings):
 
 
 class Penalty(Settings):
-    """The regularizer on scores that pushes them down."""
+    """The regularizer on scores: it pushes them down, and with them the density of the methods that have a threshold or
+    gates."""
 
     kind: Literal["l1", "l0"]
     """l1: mean of sigmoid(scores); l0: mean probability that a hard concrete gate is open."""
@@ -396,19 +405,22 @@ class ScoreInitialization(Settings):
 
 
 class LayerRule(Settings):
-    """Which linear layers are pruned: regular expressions searched in the layers' names."""
+    """Which linear layers are pruned, by regular expressions that are searched in the layers' names inside the encoder,
+    such as `encoder.layer.0.attention.self.query`. Embeddings, pooler and head are never pruned. `raypp show` lists
+    them."""
 
     include: Names = (r".",)
-    """A layer is pruned if one of these matches its name inside the encoder …"""
+    """A layer is pruned if one of these is found in its name …"""
     exclude: Names = ()
-    """… and none of these does. Embeddings, pooler and head are never pruned."""
+    """… and none of these is."""
 
 
 class PruningBase(Settings):
     """What all pruning methods share."""
 
     initial_warmup: Annotated[int, Field(ge=0)] = 1
-    """Warmups (of train.warmup_steps each) before the schedule leaves its initial value."""
+    """Warmups, of as many steps as the learning rate's (train.warmup_steps or warmup_fraction) each, before the
+    schedule leaves its initial value. Between it and the final warmup the schedule is cubic."""
     final_warmup: Annotated[int, Field(ge=0)] = 2
     """Warmups at the end, at the final value."""
     layers: LayerRule = LayerRule()
@@ -433,7 +445,9 @@ class ScoredPruning(PruningBase):
     score_initialization: ScoreInitialization = ScoreInitialization()
     """How the scores start."""
     penalty: Penalty | None = None
-    """The regularizer on scores; null for none."""
+    """The regularizer on scores; null for none, which suits topk. Of sigmoid_threshold, threshold and l0 it is what
+    brings the density down: without it, and without a target_density, which brings one, only the loss moves scores, and
+    little is pruned."""
 
 
 class DensitySchedule(Settings):
@@ -489,9 +503,9 @@ class FisherPruning(DensitySchedule, PruningBase):
     scope: Literal["local", "global"] = "global"
     """global: over all matrices together, since these scores are all in the loss's unit; local: in each matrix."""
     initial_warmup: Annotated[int, Field(ge=0)] = 0
-    """As of every method; scores need no steps to find a direction."""
+    """As of every method, but none: these scores need no steps to find a direction."""
     final_warmup: Annotated[int, Field(ge=0)] = 4
-    """Longer than the others' for what is left to recover in."""
+    """As of every method, but longer, for what is left to recover in."""
     fisher_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """What the running mean keeps of itself at a step: 0.99 looks back about 100 steps."""
 
@@ -507,9 +521,7 @@ class TargetedPruning(ScoredPruning):
     first guess (null penalty: l1, for l0 l0, and a default), so that the scores reach the final threshold (l0: the
     score at which a gate closes) when the final warmup begins. Until they do, and where they cannot in time (scores
     move by about the mask learning rate a step, at most), the threshold in force is the one that keeps the requested
-    density. In the log: prune/requested_density, prune/penalty_lambda, prune/threshold in force (of sigmoid_threshold
-    and l0 the sigmoid of the lowest score kept), and prune/density_by_lambda, which the final threshold by itself
-    would keep."""
+    density."""
 
     @property
     def requested_density(self) -> float | None:
@@ -557,7 +569,8 @@ class FloorPruning(TargetedPruning):
 
 
 class SigmoidThresholdPruning(FloorPruning):
-    """Soft movement pruning: keep the weights with sigmoid(score) above a threshold (Sanh et al. 2020, section 4)."""
+    """Soft movement pruning: keep the weights with sigmoid(score) above a threshold (Sanh et al. 2020, section 4),
+    while a penalty pushes the scores down."""
 
     method: Literal["sigmoid_threshold"]
     initial_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -575,7 +588,7 @@ class SigmoidThresholdPruning(FloorPruning):
 
 
 class ThresholdPruning(FloorPruning):
-    """Keep the weights whose score is above a threshold."""
+    """Keep the weights whose score is above a threshold, while a penalty pushes the scores down."""
 
     method: Literal["threshold"]
     initial_threshold: float = 0.0
@@ -585,7 +598,8 @@ class ThresholdPruning(FloorPruning):
 
 
 class L0Pruning(TargetedPruning):
-    """L0 regularization with hard concrete gates (Louizos et al. 2018); the penalty's lambda sets the density."""
+    """L0 regularization with hard concrete gates (Louizos et al. 2018); the penalty's lambda sets the density. Without
+    penalty and target_density only the loss moves gates, and little is pruned."""
 
     method: Literal["l0"]
     score_initialization: ScoreInitialization = ScoreInitialization(kind="constant", scale=2.197)
@@ -622,17 +636,18 @@ class DistillationSettings(Settings):
     (hidden, cosine) are weighed."""
 
     soft_weight: Annotated[float, Field(ge=0)] = 0.9
-    """Weight of the soft loss."""
+    """Weight of the soft loss: the Kullback-Leibler divergence of the student's softened distribution from the
+    teacher's; in regression the squared distance of their values."""
     hard_weight: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the hard loss."""
+    """Weight of the hard loss: the one of a run without a teacher."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens both distributions; the loss is multiplied by its square. Without effect in regression."""
     soft_tokens: Literal["targets", "all"] = "targets"
     """In language modelling, where the soft and the logits loss are taken: at the tokens to predict, or at every
     token."""
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hidden loss. Above 0 the teacher runs beside the student and must have the student's tokenizer; 0:
-    its stored logits are enough."""
+    """Weight of the hidden loss, on the hidden states of hidden_layers. Above 0 the teacher runs beside the student and
+    must have the student's tokenizer; 0: its stored logits are enough."""
     hidden_layers: Annotated[tuple[LayerPair, ...], Strict(False), Field(min_length=1)] | None = None
     """Pairs [student layer, teacher layer] whose hidden states are compared; 0 is the embeddings' output, as in Hugging
     Face's hidden_states. null: each layer m = 1 … S of the student with layer ceil(m T / S) of the teacher's T. The
@@ -644,7 +659,7 @@ class DistillationSettings(Settings):
     """Weight of the cosine loss: 1 - the cosine similarity of both models' last hidden states, the mean over real
     tokens (as DistilBERT). Above 0 the teacher runs beside the student, as with hidden_weight."""
     logits_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean squared error between both models' logits, whatever the temperature."""
+    """Weight of the logits loss, the mean squared error between both models' logits, whatever the temperature."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> DistillationSettings:
@@ -681,11 +696,13 @@ class EvaluationSettings(Settings):
     """When to evaluate on dev and which checkpoint to deliver."""
 
     every_epochs: Annotated[float, Field(gt=0)] | None = None
-    """Epochs between evaluations (1 where neither this nor every_steps is given)."""
+    """Epochs between evaluations, in parts of one if need be (1 where neither this nor every_steps is given). The last
+    step is always evaluated."""
     every_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps between evaluations; instead of every_epochs."""
     select: Literal["last", "best"] = "last"
-    """Deliver the last model, or the best on dev among those at the final density."""
+    """Deliver the last model, or the best by the task's first metric on its first dev split, among the evaluations at
+    the final density."""
     answers: AnswerSettings = AnswerSettings()
     """Question answering: how answers are read."""
 
@@ -704,33 +721,41 @@ class EvaluationSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """Where it runs and where it keeps things. None of this changes a run's result."""
+    """Where it runs and where it keeps things. None of this changes a run's result, except that `train.micro_batches:
+    auto` follows workers."""
 
     workers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, int], Strict(False)] = 1
     """Train workers; 0: in this process without Ray Train; [min, max]: as many as the nodes have room
-    for, which come and go; in a sweep, as each trial's share of them has."""
+    for, which come and go; in a sweep those of each trial, within its share of the cluster."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPUs of each worker; auto: the cluster's CPUs shared evenly (1 on GPU workers)."""
+    """CPUs of each worker; auto: the cluster's CPUs shared evenly, but 1 with gpus_per_worker and 1 in a sweep. With
+    autoscaling a number must be given, unless there are GPUs or it is a sweep."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPU of each worker: 1, a part of one that several share, or 0 for the CPU."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
-    """How workers are laid over nodes."""
+    """How workers are laid over nodes, as Ray's placement groups: pack, on few; spread, on many; strict_pack, on one;
+    strict_spread, on one each."""
     grow_after_seconds: Annotated[float, Field(ge=0)] = 60
     """With workers that come and go: seconds that they train, at least, before they start again as more. It takes about
     ten, and nodes often come one after the other."""
     autoscaling: bool = False
     """Whether the cluster starts nodes for work that waits for them (`ray up`, KubeRay; Ray does not tell). What is not
-    there is then waited for, half an hour at most, and not refused."""
+    there is then waited for, and not refused: Train workers half an hour at most; tasks of Ray Data and trials of one
+    worker as long as it takes."""
     storage: str = "runs"
     """Folder of all runs; a local path or a URI (s3://, gs://)."""
     store: str | None = None
-    """Folder of shared artifacts (features, teachers, logits); null: <storage>/store."""
+    """Folder of what runs share (features, teachers, teacher logits), by content; null: the folder `store` in
+    storage."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Steps between checkpoints; null: one at every evaluation."""
+    """Steps between checkpoints, beside the one at every evaluation; null: those alone."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Checkpoints kept for resuming."""
+    """Newest checkpoints that are kept for resuming; the one of the best evaluation at the final density is kept,
+    too."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures after which the run gives up."""
+    """Failures of workers that a run outlives; one more ends it. In a sweep a trial of one worker, or of a fixed
+    number, is tried again once, whatever this says. Without workers (0) there is nobody to try again but the same
+    command."""
 
     @property
     def min_workers(self) -> int:
@@ -767,7 +792,9 @@ class TrackingSettings(Settings):
     """Where metrics are recorded besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with an API key, offline without."""
+    """Whether Weights & Biases records the run. auto: online with an API key, offline without, unless `WANDB_MODE` says
+    otherwise; online: whatever that says, and a missing key is warned of; offline: into the run's folder, for `wandb
+    sync`; off: not at all."""
     project: str = "raypp"
     """W&B project."""
     entity: str | None = None
@@ -800,7 +827,8 @@ class Axis(Settings):
     randint: Annotated[tuple[int, int], Strict(False)] | None = None
     """[low, high]: an integer between, both included."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Field paths and the value (or list of values) that each must have for this axis to matter."""
+    """Field paths and the value (or list of values) that each must have for this axis to matter: `{pruning.method:
+    topk}`. Where it does not, points that differ in it alone are one."""
 
     @property
     def kind(self) -> str:
@@ -846,7 +874,8 @@ class SweepSettings(Settings):
     before their fields."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination of the listed values; random: so many points drawn; optuna: drawn by Optuna's
-    multi-objective TPE, which learns from the finished trials where the metric is high and the density low."""
+    multi-objective TPE, which learns from the finished trials where the metric is high and the density low. Ranges
+    are for random and optuna; of task, data, student and teacher optuna takes values given as grid alone."""
     trials: Annotated[int, Field(ge=1)] | None = None
     """Points that random and optuna draw, each for every value of the axes given as grid; a grid has as many as it
     has."""
@@ -856,7 +885,8 @@ class SweepSettings(Settings):
     """Seed of what random and optuna draw."""
     stopping: StoppingSettings | None = None
     """When to stop a trial that others of its density are ahead of; null: every trial runs to its end. Seeds of a point
-    compete, too: its mean is over those that finished."""
+    compete, too: its mean is over those that finished. Densities, thresholds and lambdas must be values that several
+    trials can have, so no uniform or loguniform range."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time; null: as many as the cluster has room for, with the fewest workers each. With
     cluster.autoscaling it must be given."""
@@ -881,11 +911,14 @@ class Experiment(Settings):
     """One experiment: everything that `raypp train` needs to know."""
 
     name: Name
-    """Folder of its runs; the file's name where it is left out."""
+    """Folder of its runs. An experiment file may leave it out: then it is the file's name without .yaml."""
     run: Name | None = None
     """Folder of this run; null: a short readable hash of everything that determines its result."""
     task: str | OwnTask | LanguageModelingTask
-    """A task of the table (`raypp.tasks.TASKS`), or the user's own: {name, kind, pair, labels}."""
+    """A task of the table by name, or one's own as a section. The table has GLUE's (cola, sst2, mrpc, qqp, stsb, mnli,
+    qnli, rte, wnli, and ax for evaluation alone), swag, squad, squad_v2 and the synthetic sentiment, paraphrase and
+    similarity. One's own: {name, kind, pair, labels, unanswerable}; for language modelling {name, kind, objective,
+    masking}."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
     student: StudentSettings
@@ -893,9 +926,9 @@ class Experiment(Settings):
     teacher: TeacherSettings | None = None
     """The dense model to follow; null for none."""
     pruning: PruningSettings | None = None
-    """How to prune; null for a dense run."""
+    """How to prune, by its `method`; null for a dense run."""
     distillation: DistillationSettings | None = None
-    """Weights of the losses; null: the defaults where there is a teacher."""
+    """Weights of the losses; null: the defaults where there is a teacher. Not without one."""
     train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
     """Length, batches, optimizer."""
     evaluation: EvaluationSettings = Field(default_factory=lambda: EvaluationSettings.model_validate({}))

@@ -95,7 +95,8 @@ _PRUNING = (
     Option(
         "final_threshold",
         "pruning.final_density (topk, magnitude), pruning.final_threshold (sigmoid_threshold, threshold)",
-        "As the initial one. Of sigmoid_threshold and l0 a density may be asked for: `pruning.target_density`.",
+        "As the initial one. Of sigmoid_threshold, threshold and l0 a density may be asked for: "
+        "`pruning.target_density`.",
         0.7,
     ),
     Option("initial_warmup", "pruning.initial_warmup", "In warmups of the learning rate, as there.", 1),

@@ -66,7 +66,7 @@ def joined_sequences(encoded: Encoded, sequences: int, schema: pa.Schema) -> dic
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A split in memory: flat arrays, which Ray shares between the processes of a node without copying."""
+    """A split in memory: flat arrays. Every worker reads the whole of it from the store (`TaskKind.training_data`)."""
 
     rows: npt.NDArray[np.int64]
     """[n]: position of each example in the source, rising; the windows of one example follow each other."""
