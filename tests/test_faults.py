@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,7 +20,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from whole_runs import assert_same, assert_tidy, checkpoints, only_run, outcome, resumed_after, steps_of, wait_for
+from whole_runs import (
+    assert_same,
+    assert_tidy,
+    checkpoints,
+    only_run,
+    outcome,
+    resumed_after,
+    started,
+    steps_of,
+    wait_for,
+)
 
 from raypp import storage as storage_module
 from raypp import store as store_module
@@ -140,6 +151,22 @@ def test_a_second_interrupt_does_not_wait(
     assert run(experiment, tmp_path) == 0
     assert_same(outcome(only_run(tmp_path)), expected)
     assert_tidy(tmp_path)
+
+
+def test_an_interrupt_does_not_wait_for_the_check_of_the_input(
+    experiment: Path, minilm_dir: Path, tmp_path: Path
+) -> None:
+    large = shutil.copytree(minilm_dir, tmp_path / "large")
+    os.truncate(large / "model.safetensors", 1 << 40)  # no byte of it is on the disk; to hash it takes many minutes
+    with started("train", experiment, f"student.model={large}", f"cluster.storage={tmp_path}") as command:
+        reads = Path(f"/proc/{command.process.pid}/io")
+        wait_for(lambda: int(reads.read_text().split()[1]) > 1 << 29, "reading the model")
+        began = time.monotonic()
+        command.process.send_signal(signal.SIGINT)
+        status, output = command.end()
+    assert status == 130, output
+    assert "interrupted" in output
+    assert time.monotonic() - began < 30, "a deadline, not a speed"
 
 
 def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_said_and_replaced(
