@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,19 @@ def test_export_writes_a_folder_that_transformers_opens(finished: Path, tmp_path
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert model.config.label2id == {"not_equivalent": 0, "equivalent": 1}
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == model.config.vocab_size
+
+
+def test_every_field_that_a_run_writes_is_explained(finished: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+    names = {name for code in re.findall(r"`([^`]+)`", page) for name in code.split(", ")}
+    beginnings = tuple(name.removesuffix("…") for name in names if name.endswith("…"))
+    result = json.loads((finished / "result.json").read_text())
+    assert set(result) - names == set()
+    keys = {key for line in (finished / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    keys = {key for key in keys if not key.startswith("eval/")} | result["perf"].keys()
+    assert keys > {"step", "train/loss", "prune/density", "perf/step_seconds"}
+    unexplained = {key for key in keys if key not in names and key.split("/")[-1] not in names}
+    assert {key for key in unexplained if not key.startswith(beginnings)} == set()
 
 
 def test_show_says_what_would_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
