@@ -136,7 +136,7 @@ class Checkpoints:
         """Has a checkpoint written in the background; never waits.
 
         Where writing takes longer than training to the next one, the newest takes the place of the one whose turn has
-        not come, so that two are in memory at most, and the best beside them.
+        not come, so that besides the one that is given two are in memory at most, and the best.
 
         Args:
             best_step: of the checkpoint that is kept beside the newest ones.
