@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -60,20 +56,3 @@ def test_workers_that_fit_the_total_but_no_node_are_refused(monkeypatch: pytest.
     session(workers=4, cpus_per_worker=4).check_resources()
     with pytest.raises(ConfigError, match="room for 0 workers with 8 CPU"):
         session(workers=2, cpus_per_worker=8).check_resources()
-
-
-def test_workers_of_a_ray_of_ones_own_are_as_nice_as_the_command() -> None:
-    script = (
-        "import os, ray\n"
-        "from raypp.cluster.session import Session\n"
-        "from raypp.config import ClusterSettings\n"
-        "with Session(ClusterSettings()) as session:\n"
-        "    session.start()\n"
-        "    print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))\n"
-    )
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as home:  # short: Ray's sockets lie in it
-        environment = {**os.environ, "RAY_TMPDIR": home}
-        ran = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        )
-    assert ran.stdout.split() == ["0"], ran.stdout + ran.stderr
