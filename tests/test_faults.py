@@ -6,6 +6,8 @@ dropout, and the result is that of an undisturbed run, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -14,7 +16,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def expected(experiment: Path, ray_session: None) -> tuple[object, ...]:
     return outcome(only_run(storage))
 
 
-@contextmanager
+@contextlib.contextmanager
 def striking(storage: Path, strike: Callable[[], object], after: int = STRIKES_AFTER) -> Iterator[None]:
     """Something happens once a run has done so many steps."""
 
@@ -208,25 +209,45 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fill(disk: Path) -> None:
-    room = os.statvfs(disk)
-    with (disk / "filling").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+def fill(disk: Path) -> bool:
+    """Takes what room there is, piece by piece, since a run writes meanwhile; False if there was none."""
+    with (disk / "filling").open("ab") as file:
+        before = size = file.tell()
+        for piece in (1 << 24, 1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), size, piece)
+                    size += piece
+    return size > before
 
 
-def remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+def fill_for_good(disk: Path) -> None:
+    """Takes what a deleted checkpoint leaves, too."""
+    last = time.monotonic()
+    while time.monotonic() - last < 2.0:
+        if fill(disk):
+            last = time.monotonic()
+        time.sleep(0.002)
+
+
+MS_RDONLY, MS_REMOUNT = 1, 32
+
+
+def remount(disk: Path, flags: int) -> bool:
+    """By the system call, which is there sooner than a command: whether that could be done."""
+    mount = ctypes.CDLL(None, use_errno=True).mount
+    done: int = mount(b"tmpfs", os.fsencode(disk), b"tmpfs", ctypes.c_ulong(MS_REMOUNT | flags), None)
+    return done == 0
 
 
 def write_protect(disk: Path) -> None:
     """Fails while a file is being written; then again."""
-    while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode != 0:
-        time.sleep(0.001)
+    wait_for(lambda: remount(disk, MS_RDONLY), "a moment when nothing is written", pause=0.0002)
 
 
 FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
-    "a full disk": (fill, lambda disk: (disk / "filling").unlink(), "No space left on device"),
-    "a disk that went read-only": (write_protect, lambda disk: remount(disk, "rw"), "Read-only file system"),
+    "a full disk": (fill_for_good, lambda disk: (disk / "filling").unlink(), "No space left on device"),
+    "a disk that went read-only": (write_protect, lambda disk: remount(disk, 0), "Read-only file system"),
 }
 
 
