@@ -7,7 +7,6 @@ dropout, and the result is that of an undisturbed run, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -206,7 +205,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if mount.returncode != 0:
         pytest.skip(f"a disk of our own needs the right to mount one: {mount.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    while folder.is_mount():
+        take_off(folder)
 
 
 def fill(disk: Path) -> bool:
@@ -230,24 +230,22 @@ def fill_for_good(disk: Path) -> None:
         time.sleep(0.002)
 
 
-MS_RDONLY, MS_REMOUNT = 1, 32
-
-
-def remount(disk: Path, flags: int) -> bool:
-    """By the system call, which is there sooner than a command: whether that could be done."""
-    mount = ctypes.CDLL(None, use_errno=True).mount
-    done: int = mount(b"tmpfs", os.fsencode(disk), b"tmpfs", ctypes.c_ulong(MS_REMOUNT | flags), None)
-    return done == 0
-
-
 def write_protect(disk: Path) -> None:
-    """Fails while a file is being written; then again."""
-    wait_for(lambda: remount(disk, MS_RDONLY), "a moment when nothing is written", pause=0.0002)
+    """Lays the same files over the disk, read-only: the disk itself cannot become so while one of them is written."""
+    protected = disk.parent / "protected"
+    protected.mkdir()
+    for words in (["--bind", disk, protected], ["-o", "remount,bind,ro", protected], ["--bind", protected, disk]):
+        subprocess.run(["mount", *words], check=True)
+    subprocess.run(["umount", "-l", protected], check=True)
+
+
+def take_off(disk: Path) -> None:
+    subprocess.run(["umount", "-l", disk], check=True)
 
 
 FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
     "a full disk": (fill_for_good, lambda disk: (disk / "filling").unlink(), "No space left on device"),
-    "a disk that went read-only": (write_protect, lambda disk: remount(disk, 0), "Read-only file system"),
+    "a disk that went read-only": (write_protect, take_off, "Read-only file system"),
 }
 
 

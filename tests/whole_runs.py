@@ -24,11 +24,11 @@ from safetensors.numpy import load_file
 DEADLINE_SECONDS = 300
 
 
-def wait_for(condition: Callable[[], bool], what: str, pause: float = 0.02) -> None:
+def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(pause)
+        time.sleep(0.02)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
