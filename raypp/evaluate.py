@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raypp.data.batches import plan_evaluation
+from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.kinds import TaskKind
 from raypp.models import max_positions
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raypp.tasks import Task
 
 EVALUATION_BATCH_SIZE = 64
+EVALUATION_TOKENS = 64 * 128  # with padding: longer rows come in smaller batches
 
 
 def split_key(split: str, splits: tuple[str, ...]) -> str:
@@ -50,7 +51,8 @@ def predict(
     model.eval()
     longest = max_positions(model.config)
     places, outputs = [], []
-    for number, batch in enumerate(plan_evaluation(features.lengths, batch_size)):
+    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)
+    for number, batch in enumerate(plan):
         if number % worker.world_size != worker.rank:
             continue
         padded = features.collate(batch, pad_id, max_padded=longest)

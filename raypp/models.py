@@ -156,10 +156,16 @@ def max_positions(config: Any) -> int:
 
 
 def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, field: str) -> None:
-    """Refuses a length or a vocabulary that the model has no embeddings for."""
+    """Refuses a length or a vocabulary that the model has no embeddings for, and padding that it takes for text."""
     problems = []
     if max_length > max_positions(config):
         problems.append(f"data.max_length: {max_length} is more than the {max_positions(config)} positions of {field}")
+    known, pads_with = getattr(config, "pad_token_id", None), tokenizer.pad_token_id
+    if None not in (known, pads_with) and known != pads_with:
+        problems.append(
+            f"{field}: the tokenizer pads with token {pads_with}, but by pad_token_id in config.json padding is token "
+            f"{known}; the two must be the same"
+        )
     if len(tokenizer) > config.vocab_size:
         problems.append(f"{field}: the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}")
     if problems:
@@ -184,11 +190,16 @@ def load_pretrained(folder: Path, task: Task, seed: int) -> PreTrainedModel:
             use_safetensors=True,
             dtype=torch.float32,
         )
-        lost = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+        encoder = f"{model.base_model_prefix}."  # a head may be another task's, and a pooler none's
+        lost = sorted(name for name in info["missing_keys"] if name.startswith(encoder))
         if any(".pooler." not in name for name in lost):
-            raise ConfigError(
-                f"{folder}: the weights lack {len(lost)} tensors of the encoder, {sorted(lost)[0]} among them"
-            )
+            raise ConfigError(f"{folder}: the weights lack {len(lost)} tensors of the encoder, {lost[0]} among them")
+        for name, found, wanted in sorted(info["mismatched_keys"]):
+            if name.startswith(encoder):
+                raise ConfigError(
+                    f"{folder}: {name} is {list(found)} in the weights, but {list(wanted)} by config.json; the two "
+                    "must be of one model"
+                )
         if not info["missing_keys"] and not kind.keeps_head(load_model_config(folder, "student.model")):
             _reset_head(model, seed)
     return model

@@ -59,12 +59,16 @@ class FisherAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        # A fused optimizer leaves a step whose gradients overflow out by itself: a loss scaler only tells it of them.
+        overflows = getattr(self, "found_inf", None)
+        is_left_out = overflows is not None and bool(overflows.item())
         for group in self.param_groups:
             decay = group.get("fisher_decay")
             if decay is None:
                 continue
             for score in group["params"]:
-                score.mul_(decay).addcmul_(score.grad, score.grad, value=1.0 - decay)
+                if not is_left_out:
+                    score.mul_(decay).addcmul_(score.grad, score.grad, value=1.0 - decay)
                 score.grad = None  # which is what AdamW passes over
         super().step(closure)
 

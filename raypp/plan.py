@@ -410,6 +410,11 @@ def _given_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
 
 def _check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given: bool) -> None:
     """Refuses a student that cannot take the teacher's weights, or a teacher whose outputs are in another order."""
+    if teacher.tokenizer != student.tokenizer:
+        raise ConfigError(
+            f"student.start: teacher takes the teacher's weights, but the teacher in {teacher.folder} has another "
+            f"tokenizer than the student in {student.folder}; allowed: pretrained"
+        )
     # The whole model: chosen layers of it (student.layers) are taken from the whole teacher.
     configs = load_model_config(student.folder, "student.model"), teacher.config
     shapes = [
@@ -459,7 +464,14 @@ def _comparisons(experiment: Experiment, student: ModelInput, teacher: ModelInpu
 
 def _check_vocabularies(kind: TaskKind, student: ModelInput, teacher: ModelInput | None) -> None:
     """Refuses a teacher of other tokens, where it is followed token by token."""
-    if kind.stores_teacher_logits or teacher is None:
+    if teacher is None:
+        return
+    if kind.outputs_per_token and teacher.tokenizer != student.tokenizer:
+        raise ConfigError(
+            f"teacher: the one in {teacher.folder} has another tokenizer than the student in {student.folder}, which "
+            "follows it token by token; give one with the student's"
+        )
+    if kind.stores_teacher_logits:
         return
     if (teacher.tokenizer, teacher.config.vocab_size) != (student.tokenizer, student.config.vocab_size):
         raise ConfigError(

@@ -46,7 +46,7 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
             f"run: the folder {run} holds a run with other settings or other input; name another run, or start it over "
             "with --fresh"
         )
-    if not (run / "result.json").is_file():
+    if recorded is None or not (run / "result.json").is_file():
         return None
     return dict((run / "result.json").read_json())
 
@@ -92,7 +92,9 @@ def write_experiment(folder: Location, experiment: Experiment, digest: str, vers
 
 
 def clear_run(run: Location) -> None:
-    """Removes what an earlier run left, but not the lock that is held."""
+    """Removes what an earlier run left, but not the lock that is held. Its result first: without, it is not finished,
+    however far this comes."""
+    (run / "result.json").delete()
     for child in run.children():
         if child.name != ".lock":
             child.delete()

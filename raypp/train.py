@@ -128,6 +128,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
     model = _initial_student(job, folder).to(worker.device)
+    if not kind.cuts_texts and model.config.pad_token_id is None:
+        model.config.pad_token_id = job.vocabulary.pad_id  # a decoder's answer is at the last token that is none
     freeze(model, experiment)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
@@ -153,6 +155,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         controller.load_state_dict(latest.state["controller"])
         progress = Progress(**latest.state["progress"])
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
+    elif checkpoints.steps():
+        worker.on_event(Message(f"{job.phase}: none of its checkpoints can be used; starts over"))
     before, start = replace(progress), progress.steps
     if len(found := set(worker.gather(start))) > 1:
         raise StorageFailed(f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}")

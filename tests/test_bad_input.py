@@ -120,6 +120,14 @@ def without_padding(world: World) -> str:
     return folder
 
 
+def configured(world: World, **changes: int) -> str:
+    """The student with other settings than its weights were made with."""
+    folder = world.model("configured")
+    path = Path(folder, "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
 def another_tokenizer(world: World) -> str:
     folder = world.model("cased")
     path = Path(folder, "tokenizer_config.json")
@@ -190,6 +198,14 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "package that is not installed": (
         lambda w: w.set("student.model", "package:no_such_package/model"),
         ("student.model", "no_such_package"),
+    ),
+    "padding that the model takes for text": (
+        lambda w: w.set("student.model", configured(w, pad_token_id=7)),
+        ("student.model", "pads with token 0", "pad_token_id in config.json padding is token 7"),
+    ),
+    "start as a teacher of other tokens": (
+        lambda w: (following(w, another_tokenizer(w)), w.set("student.start", "teacher")),
+        ("student.start: teacher", "cased has another tokenizer", "allowed: pretrained"),
     ),
     "tokenizer without padding": (
         lambda w: w.set("student.model", without_padding(w)),

@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
 )
 from whole_runs import copy_tokenizer
 
@@ -249,6 +251,19 @@ def test_batches_cut_by_tokens_and_a_model_without_the_token_types_that_its_toke
     # 64 rows of 16 or 24 padded tokens, 128 a batch: eight rows at most.
     assert 2 * 64 / 8 <= records[-1]["step"] <= 2 * 64 / 5 + 2
     assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 0
+
+
+def test_a_decoder_finds_the_last_token_where_its_configuration_names_no_padding(
+    world: Path, minilm_dir: Path, tmp_path: Path
+) -> None:
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=30522, pad_token_id=None)
+    torch.manual_seed(0)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "gpt")
+    copy_tokenizer(minilm_dir, tmp_path / "gpt")
+    overrides = [f"student.model={tmp_path / 'gpt'}", f"cluster.storage={tmp_path}", "run=gpt", "pruning=null"]
+    assert main(["train", str(world / "mrpc.yaml"), *overrides, "train.max_steps=2"]) == 0
+    delivered = json.loads((tmp_path / "mrpc" / "gpt" / "model" / "config.json").read_text())
+    assert delivered["pad_token_id"] == 0
 
 
 def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_path: Path) -> None:

@@ -44,3 +44,27 @@ def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and
         assert not torch.equal(layer.weight[mask], weight[mask]), "weights take their step as ever"
     assert learning_rates(optimizer) == {"weights": pytest.approx(0.5e-2)}, "a running mean has none"
     assert scores not in optimizer.state, "it costs no moments"
+
+
+def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
+    ((_, scores),) = Pruner(model, settings).scores()
+    optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
+    scaler = torch.amp.GradScaler("cpu")
+
+    def step(size: float) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(model(torch.full((3, 6), size)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(0.1)
+    before = scores.detach().clone()
+    assert before.abs().sum() > 0
+    step(float("inf"))
+    assert torch.equal(scores, before)
+    assert scores.grad is None
+    step(0.1)
+    assert not torch.equal(scores, before)
+    assert scores.isfinite().all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from raypp.config import StudentSettings
 from raypp.errors import ConfigError
+from raypp.models import load_pretrained
 from raypp.student import keep_layers, layer_stack, student_config
+from raypp.tasks import TASKS
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
 NAMES = {
@@ -108,3 +112,13 @@ def test_a_student_that_cannot_be_made_is_refused(changes: dict[str, Any], messa
 def test_settings_that_exclude_each_other_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rise|exclude"):
         settings(**changes)
+
+
+def test_weights_of_another_configuration_are_refused_and_not_made_anew(minilm_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(minilm_dir, tmp_path / "edited")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
+    with pytest.raises(
+        ConfigError, match=r"position_embeddings.weight is \[512, 384\] in the weights, but \[256, 384\]"
+    ):
+        load_pretrained(folder, TASKS["mrpc"], seed=0)

@@ -124,21 +124,22 @@ def shuffled(count: int, *key: int) -> Indices:
     return np.argsort(keys, kind="stable")
 
 
-def plan_evaluation(lengths: npt.ArrayLike, batch_size: int) -> list[Indices]:
-    """Batches of places in `lengths`, every row once, longest first (what does not fit in memory fails at once)."""
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def plan_tokens(
+    lengths: npt.ArrayLike, max_tokens: int, max_rows: int | None = None, multiple_of: int = 8
+) -> list[Indices]:
+    """Batches of places in `lengths`, every row once, longest first (what does not fit in memory fails at once).
 
-
-def plan_tokens(lengths: npt.ArrayLike, max_tokens: int, multiple_of: int = 8) -> list[Indices]:
-    """As `plan_evaluation`, but each batch has as many rows as fill `max_tokens` when padded (at least one)."""
+    Args:
+        max_tokens: tokens of a batch at most, when padded; a longer row is a batch of its own.
+        max_rows: rows of a batch at most; None: as many as fill it.
+    """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(-lengths, kind="stable")
     plan, start = [], 0
     while start < len(order):
         size = max(1, max_tokens // int(padded_length(lengths[order[start]], multiple_of)))
-        plan.append(order[start : start + size])
-        start += size
+        plan.append(order[start : start + (size if max_rows is None else min(size, max_rows))])
+        start += len(plan[-1])
     return plan
 
 

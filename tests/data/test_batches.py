@@ -12,7 +12,6 @@ from raypp.data.batches import (
     batch_counter,
     padding_efficiency,
     plan_epoch,
-    plan_evaluation,
     plan_tokens,
 )
 
@@ -134,12 +133,13 @@ def test_bucketing_wastes_little() -> None:
 
 def test_evaluation_takes_every_row_once_longest_first() -> None:
     lengths = lengths_of(1043)
-    plan = plan_evaluation(lengths, 64)
+    plan = plan_tokens(lengths, 64 * 128, max_rows=64)
     rows = np.concatenate(plan)
     assert sorted(rows) == list(range(1043))
     assert (np.diff(lengths[rows]) <= 0).all()
     assert [len(batch) for batch in plan] == [64] * 16 + [19]
-    assert plan_evaluation([], 64) == []
+    assert plan_tokens([], 64) == []
+    assert [len(batch) for batch in plan_tokens([500] * 20, 64 * 128, max_rows=64)] == [16, 4]
 
 
 def test_token_batches_fill_their_budget_and_do_not_exceed_it() -> None:
