@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import logging
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,19 @@ def test_windows_of_other_kinds_are_refused(tmp_path: Path, minilm_dir: Path, ca
     said = capsys.readouterr().err
     assert "data.stride: sentiment is a classification task, which has no use for it; leave it out" in said
     assert "evaluation.answers: sentiment is" in said
+
+
+def test_a_teacher_of_other_tokens_is_refused(
+    tmp_path: Path, minilm_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_squad(tmp_path / "SQuAD", "2.0", train=24, dev=12)
+    cased = shutil.copytree(minilm_dir, tmp_path / "cased")
+    load_pretrained(minilm_dir, SQUAD, seed=3).save_pretrained(cased)
+    settings = json.loads((cased / "tokenizer_config.json").read_text())
+    (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    file = experiment(tmp_path, minilm_dir, teacher={"model": str(cased)})
+    assert main(["show", str(file)]) == 2
+    assert "cased has another tokenizer than the student" in capsys.readouterr().err
 
 
 @pytest.mark.ray
