@@ -2,7 +2,8 @@
 
 A file may name another as its `base:` (a path relative to itself) and says only what differs: mappings are merged key
 by key, everything else is replaced. A section that changes its `method` or `kind` starts anew, since its fields
-belong to it; of two ways to say one thing (epochs, max_steps) the later replaces the other.
+belong to it; of two ways to say one thing (epochs, max_steps) the later replaces the other. The experiment.yaml of a
+run or sweep is such a file, too.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
         raise ConfigError(f"{where}: is not YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
+    tree.values.pop("provenance", None)  # what a run's or sweep's folder says beside its experiment
     base = tree.values.pop("base", None)
     if base is None:
         return tree

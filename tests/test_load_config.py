@@ -9,6 +9,8 @@ import pytest
 from raypp.config import SigmoidThresholdPruning, TopKPruning
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
+from raypp.runs import write_experiment
+from raypp.storage import Location
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path for path in (REPOSITORY / "experiments").rglob("*.yaml"))
@@ -36,6 +38,19 @@ def test_every_shipped_experiment_loads_and_says_what_it_is(path: Path, monkeypa
     experiment = load_experiment(path)
     assert experiment.name == path.stem
     assert path.read_text().startswith("# "), "the first comment says what, why and the command"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY / "experiments")))
+def test_what_a_folder_records_is_an_experiment_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLUE_DIR", "/data/glue")
+    experiment = load_experiment(path)
+    write_experiment(Location.of(tmp_path), experiment, "1234abcd", {"torch": "2.13.0"})
+    assert load_experiment(tmp_path / "experiment.yaml") == experiment
+    longer = write(tmp_path, "longer.yaml", "name: longer\nbase: experiment.yaml\ntrain: {max_steps: 7}\n")
+    train = load_experiment(longer).train
+    assert (train.max_steps, train.epochs, train.batch_size) == (7, None, experiment.train.batch_size)
 
 
 def test_nine_tasks_have_a_dense_a_topk_and_a_soft_file() -> None:

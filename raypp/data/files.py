@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypp.config import FilesSource
+from raypp.config import Columns, FilesSource
 from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end
 from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.values import BadValue, free_labels
@@ -43,7 +43,9 @@ class FilesData(RawData):
         for split, file in self.files.items():
             problems += _problems(split, file, needed=split in (*required, "test"))
         kind = kind_of(task)
-        strange = sorted(source.columns.model_fields_set - {*kind.column_settings, kind.label_column})
+        others = Columns.model_fields.keys() - {*kind.column_settings, kind.label_column}
+        # What a run has recorded is every column, also those that nobody named.
+        strange = sorted(name for name in others if getattr(source.columns, name) != getattr(Columns(), name))
         problems += [f"data.source.columns.{name}: {task.name} has none; leave it out" for name in strange]
         if problems:
             raise ConfigError(problems)

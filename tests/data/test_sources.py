@@ -518,6 +518,15 @@ def test_all_wrong_paths_are_said_at_once(tmp_path: Path) -> None:
         own(SENTIMENT, str(tmp_path / "empty.csv"))
 
 
+def test_a_source_as_a_run_records_it_opens_as_the_one_that_was_given(tmp_path: Path) -> None:
+    file = save(tmp_path / "train.csv", [{"text": "x", "label": 1}])
+    given = FilesSource(kind="files", train=file, dev=file, columns=Columns(sentence1="text"))
+    recorded = FilesSource.model_validate(given.model_dump(mode="json"))
+    first, again = (open_source(resolve_task(SENTIMENT, source), source) for source in (given, recorded))
+    assert rows(again, "dev") == rows(first, "dev") == [{"sentence1": "x", "label": 1}]
+    assert again.fingerprint("train") == first.fingerprint("train")
+
+
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
