@@ -43,13 +43,10 @@ def first_points(space: Space, check: Check | None = None) -> list[Changes]:
     """The points that a search begins with, whatever comes of them; fewer where the space has no more.
 
     Raises:
-        ConfigError: no point fits.
+        ConfigError: of a combination of the grid axes, no point fits.
     """
     told: list[Told] = []
-    for _ in range(min(STARTUP, space.settings.trials or 0) * len(space.grid("grid"))):
-        point = suggest(space, told, check)
-        if point is None:
-            break
+    while (point := _next(space, told, min(STARTUP, space.settings.trials or 0), check)) is not None:
         told.append(Told(point, "running"))
     return [each.point for each in told]
 
@@ -57,32 +54,74 @@ def first_points(space: Space, check: Check | None = None) -> list[Changes]:
 def suggest(space: Space, told: Sequence[Told], check: Check | None = None) -> Changes | None:
     """The next point after those told; None where all are drawn, or nothing new that fits is found.
 
-    Each combination of the grid axes has a search of its own; they take turns.
+    Each combination of the grid axes has a search of its own. They take turns, and those that have no more points let
+    the others go on.
 
     Args:
         check: called with the number and the point; raises ConfigError where it does not fit, and another is drawn.
 
     Raises:
-        ConfigError: there is none before it, and none that fits.
+        ConfigError: a combination has no point before it, and none that fits.
     """
+    return _next(space, told, space.settings.trials or 0, check)
+
+
+def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
+    """The points of a search up to where one of its combinations has more than it is to have."""
+    counts = [0] * len(space.grid("grid"))
+    for number, owner in enumerate(_owners(space, points)):
+        counts[owner] += 1
+        if counts[owner] > (space.settings.trials or 0):
+            return list(points[:number])
+    return list(points)
+
+
+def _next(space: Space, told: Sequence[Told], most: int, check: Check | None) -> Changes | None:
+    """The next point of the combination that has the fewest, and fewer than `most`; of another where it has no more."""
     import optuna
 
-    number, grid = len(told), space.grid("grid")
-    if number >= (space.settings.trials or 0) * len(grid):
-        return None
-    fixed = grid[number % len(grid)]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    grid, owners = space.grid("grid"), _owners(space, [each.point for each in told])
+    own = [[each for each, owner in zip(told, owners, strict=True) if owner == i] for i in range(len(grid))]
+    for fixed, known in sorted(zip(grid, own, strict=True), key=lambda pair: len(pair[1])):
+        if len(known) < most and (point := _drawn(space, fixed, known, told, check)) is not None:
+            return point
+    return None
+
+
+def _owners(space: Space, points: Sequence[Changes]) -> list[int]:
+    """Whose each point is, by the number of its combination of the grid axes; where some of these do not matter at a
+    point, several have it, and it is the one's that had the fewest."""
+    grid = space.grid("grid")
+    counts, owners = [0] * len(grid), []
+    for point in points:
+        owner = min((i for i, fixed in enumerate(grid) if _has(fixed, point)), key=lambda i: counts[i])
+        counts[owner] += 1
+        owners.append(owner)
+    return owners
+
+
+def _has(fixed: Changes, point: Changes) -> bool:
+    return all(point.get(name, value) == value for name, value in fixed.items())
+
+
+def _drawn(
+    space: Space, fixed: Changes, known: Sequence[Told], told: Sequence[Told], check: Check | None
+) -> Changes | None:
+    """A new point of a combination, learned from those `known` of it; None where none is found."""
+    import optuna
+
+    number = len(told)
     problems: list[str] = []
     for attempt in range(MOST_TRIES):
         seed = int.from_bytes(hashlib.blake2b(repr((space.settings.seed, number, attempt)).encode()).digest()[:4])
-        draws = number // len(grid)
         sampler = (
             optuna.samplers.RandomSampler(seed)
-            if draws < STARTUP
+            if len(known) < STARTUP
             else optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
         )
         study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-        study.add_trials([_frozen(space, each) for each in told[number % len(grid) :: len(grid)]])
+        study.add_trials([_frozen(space, each) for each in known])
         trial = study.ask()
         point: Changes = {}
         for name, axis in space.axes.items():
@@ -96,7 +135,7 @@ def suggest(space: Space, told: Sequence[Told], check: Check | None = None) -> C
             problems += error.problems  # the ends of the ranges fit, this combination does not
             continue
         return point
-    if problems and not told:
+    if problems and not any(_has(fixed, each.point) for each in told):
         raise ConfigError(list(dict.fromkeys(problems)))
     return None
 

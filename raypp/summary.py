@@ -61,7 +61,7 @@ def print_trials(plan: SweepPlan, resources: str, console: Console | None = None
         )
     console.print(table)
     if not plan.is_complete:
-        console.print(f"{plan.wanted - len(plan.points)} more points are drawn as results come in")
+        console.print(f"at most {plan.wanted - len(plan.points)} more points are drawn as results come in")
     console.print(resources)
 
 

@@ -15,7 +15,9 @@ from raypp.space import Changes, Space, Trial
 from raypp.steps import StepPlan
 from raypp.stopping import stratum_of
 from raypp.storage import Location
-from raypp.suggest import first_points
+from raypp.suggest import as_many_as_wanted, first_points
+
+EXHAUSTED = "exhausted.json"
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,21 @@ class SweepPlan:
     @property
     def is_complete(self) -> bool:
         """Whether no point is to be drawn any more."""
-        return self.space.settings.search != "optuna" or len(self.points) >= self.wanted
+        return self.space.settings.search != "optuna" or len(self.points) >= self.wanted or self._is_exhausted
 
     @property
     def wanted(self) -> int:
-        """Points that a search that learns is to have."""
+        """Points that a search that learns is to have, where its space has so many."""
         return (self.space.settings.trials or 0) * len(self.space.grid("grid"))
+
+    @property
+    def _is_exhausted(self) -> bool:
+        file = self.folder / EXHAUSTED
+        return file.is_file() and file.read_json() == self._extent
+
+    @property
+    def _extent(self) -> dict[str, int]:
+        return {"wanted": self.wanted, "found": len(self.points)}
 
     def add(self, point: Changes, planned: list[PlannedTrial]) -> list[PlannedTrial]:
         """Adds a suggested point; returns its trials that are no other point's."""
@@ -72,6 +83,11 @@ class SweepPlan:
         """Writes a suggested point down, before anything of it runs."""
         (self.folder / "points").make_folder()
         (self.folder / "points" / f"{number:05d}.json").write_json(self.points[number])
+
+    def record_exhausted(self) -> None:
+        """Writes down that there are no more points, so that nothing starts again to look for them."""
+        self.folder.make_folder()
+        (self.folder / EXHAUSTED).write_json(self._extent)
 
 
 def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepPlan:
@@ -108,7 +124,7 @@ def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
     folder = _folder(planned[0], json.dumps(settings, sort_keys=True), _stopping(space))
     plan = SweepPlan(space, folder)
     files = (folder / "points").children()
-    recorded = [file.read_json() for file in files if file.name.endswith(".json")]
+    recorded = as_many_as_wanted(space, [file.read_json() for file in files if file.name.endswith(".json")])
     for number, point in enumerate([*recorded, *first[len(recorded) :]]):
         is_planned = number < len(first) and first[number] == point
         plan.add(point, planned[number] if is_planned else plan_point(space, number, point, prepare))

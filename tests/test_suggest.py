@@ -11,7 +11,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
 from raypp.points import trials_of
 from raypp.space import Changes, Space
-from raypp.suggest import STARTUP, Told, first_points, suggest
+from raypp.suggest import STARTUP, Told, as_many_as_wanted, first_points, suggest
 
 RATE = "pruning.mask_learning_rate"
 DENSITY = "pruning.final_density"
@@ -105,6 +105,43 @@ def test_every_value_of_a_grid_axis_has_as_many_points() -> None:
     assert len({trial.changes[RATE] for trial in drawn}) == 2, "each draw is tried with every value"
     listed = trials_of(experiment_with({"space": {DENSITY: {"grid": [0.5, 0.1]}, RATE: {"choice": [1e-2, 1e-1]}}}))
     assert len(listed) == 4
+
+
+METHOD = "pruning.method"
+# Of magnitude there is one point, of topk as many as one likes.
+UNEVEN = {METHOD: {"grid": ["magnitude", "topk"]}, RATE: {"loguniform": [1e-4, 1.0], "when": {METHOD: "topk"}}}
+
+
+def test_a_combination_without_more_points_lets_the_others_go_on() -> None:
+    found: list[Told] = []
+    while (point := suggest(space(UNEVEN, trials=10), found)) is not None:
+        found.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+    assert [each.point[METHOD] for each in found] == ["magnitude", *["topk"] * 10]
+    assert len({each.point.get(RATE) for each in found}) == 11
+    assert first_points(space(UNEVEN, trials=10)) == [each.point for each in found[: 1 + STARTUP]]
+    listed = {DENSITY: {"grid": [0.5, 0.1]}, RATE: {"choice": [1e-3, 1e-2, 1e-1]}}
+    points = [each.point for each in searched(space(listed, trials=10))]
+    assert sorted((point[DENSITY], point[RATE]) for point in points) == [
+        (density, rate) for density in (0.1, 0.5) for rate in (1e-3, 1e-2, 1e-1)
+    ]
+
+
+def test_a_shorter_search_has_so_many_points_of_each_combination() -> None:
+    found: list[Told] = []
+    while (point := suggest(space(UNEVEN, trials=10), found)) is not None:
+        found.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+    points = [each.point for each in found]
+    assert as_many_as_wanted(space(UNEVEN, trials=10), points) == points
+    assert as_many_as_wanted(space(UNEVEN, trials=3), points) == points[:4]
+
+
+def test_a_combination_of_which_no_point_fits_is_refused() -> None:
+    def check(number: int, point: Changes) -> None:
+        if point[METHOD] == "topk":
+            raise ConfigError(f"{number}: topk does not fit")
+
+    with pytest.raises(ConfigError, match="1: topk does not fit"):
+        first_points(space(UNEVEN), check)
 
 
 def experiment_with(sweep: dict[str, Any]) -> Any:

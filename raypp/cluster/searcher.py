@@ -72,6 +72,8 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
 
         point = suggest(plan.space, self._told(), check)
         if point is None:
+            if not plan.is_complete:
+                plan.record_exhausted()
             return False
         new = plan.add(point, trials)
         plan.record_point(len(plan.points) - 1)

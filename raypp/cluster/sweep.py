@@ -5,6 +5,7 @@ trials that are finished are taken as they are, those that were stopped early st
 their checkpoints, and nothing depends on what Tune remembers. Beside what it delivers, a sweep's folder holds
 
     points/00012.json      points that a search has drawn, by number
+    exhausted.json         how many points a search has found, where it finds no more though more are wanted
     stopped/<run>.json     why a trial was stopped early
     seconds.json           what all commands have taken together, while one runs
 """
@@ -141,6 +142,8 @@ def sweep(
                 with locked(each.plan.run), session.owning(each.plan.run):
                     clear_run(each.plan.run)
             clear_run(plan.folder)
+            if plan.points:  # those of the earlier search are gone
+                plan = plan_sweep(experiment, preparer(session, built, trains=True))
         for number in range(len(plan.points)):
             plan.record_point(number)
         shared = SharedInputs(session, built, tracking_group(plan.folder))

@@ -233,6 +233,28 @@ def test_a_search_writes_down_what_it_draws(
     assert "trials:  finished before" in capsys.readouterr().err
 
 
+def test_a_search_that_finds_no_more_is_complete_and_a_fresh_one_forgets_its_points(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {"space": {DENSITY: {"choice": [0.5, 0.2]}}, "search": "optuna", "trials": 3}
+    rewrite(experiment, search, train={"max_steps": 2})
+    plan = plan_sweep(load_experiment(experiment))
+    first = plan.points
+    plan.points = first[::-1]  # as another version may have drawn them
+    for number in range(2):
+        plan.record_point(number)
+    assert plan_sweep(load_experiment(experiment)).points == first[::-1]
+    assert main(["sweep", str(experiment), "--fresh"]) == 0
+    assert [trial["settings"] for trial in sweep_result(tmp_path / "runs")["trials"]] == first
+    capsys.readouterr()
+    assert main(["sweep", str(experiment)]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err, "though three points are wanted"
+    assert not plan_sweep(load_experiment(experiment, ["sweep.trials=4"])).is_complete
+
+    assert main(["sweep", str(experiment), "sweep.trials=1"]) == 0
+    assert [trial["settings"] for trial in sweep_result(tmp_path / "runs")["trials"]] == first[:1]
+
+
 @pytest.mark.slow
 def test_trials_of_two_workers_share_the_cluster(stopping: Path, tmp_path: Path) -> None:
     assert main(["sweep", str(stopping), "cluster.workers=2", "train.micro_batches=2"]) == 0
