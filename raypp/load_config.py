@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -108,6 +108,18 @@ def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experime
     if problems:
         raise ConfigError(problems)
     return _validate(tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
+
+
+def is_setting(path: str) -> bool:
+    """Whether there is such a field path under some method and kind."""
+    here: list[Any] = [Experiment]
+    for part in path.split("."):
+        fields = [model.model_fields for each in here for model in _models_of(each)]
+        within = [known[part].annotation for known in fields if part in known]
+        if not within:  # the keys of a mapping are the user's
+            return any(get_origin(each) is dict for annotation in here for each in (annotation, *get_args(annotation)))
+        here = within
+    return True
 
 
 def _validate(tree: _Tree, origin: str) -> Experiment:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
-from raypp.load_config import DISCRIMINATORS, with_changes
+from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, is_setting, with_changes
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
@@ -38,7 +38,8 @@ class Space:
     """Without the sweep."""
     settings: SweepSettings
     axes: Mapping[str, Axis]
-    """By field path: sections before their fields, and what starts a section anew before what else is in it."""
+    """By field path: sections before their fields, what starts a section anew before what else is in it, and each after
+    those that its `when` refers to."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> Space:
@@ -53,12 +54,12 @@ class Space:
                 "sweep: is missing; say what to try under sweep.space, for example "
                 "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
             )
-        axes = _in_order(settings.space)
-        problems = _problems_of_axes(settings, axes)
+        problems = _problems_of_axes(settings)
         if experiment.run is not None:
             problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
         if problems:
             raise ConfigError(problems)
+        axes = _in_order(settings.space)
         space = cls(experiment.model_copy(update={"sweep": None}), settings, axes)
         if problems := list(space._problems_of_ends()):
             raise ConfigError(list(dict.fromkeys(problems)))
@@ -171,19 +172,59 @@ def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 
 def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
+    """The axes, each after those that it depends on; ConfigError where these go in a circle."""
+
     def rank(name: str) -> tuple[int, bool]:
         parts = name.split(".")
         return len(parts), parts[-1] not in DISCRIMINATORS
 
-    return {name: space[name] for name in sorted(space, key=rank)}
+    def depends(name: str, other: str) -> bool:
+        when = space[name].when
+        if name == other:
+            return any(_holds(name, path) or _holds(path, name) for path in when)
+        return _makes(other, name) or any(
+            _makes(other, path) or _holds(path, other) or _says_instead(other, path) for path in when
+        )
+
+    left, ordered = sorted(space, key=rank), dict[str, Axis]()
+    while left:
+        free = next((name for name in left if not any(depends(name, other) for other in left)), None)
+        if free is None:
+            raise ConfigError(
+                f"sweep.space: `when`: whether {', '.join(left)} matter depends on each other in a circle, or on the "
+                "axis itself; let `when` refer to others"
+            )
+        ordered[free] = space[free]
+        left.remove(free)
+    return ordered
 
 
-def _problems_of_axes(settings: SweepSettings, axes: Mapping[str, Axis]) -> list[str]:
+def _holds(section: str, name: str) -> bool:
+    """Whether a field is the section, or in it."""
+    return f"{name}.".startswith(f"{section}.")
+
+
+def _makes(axis: str, name: str) -> bool:
+    """Whether a field is that of an axis, or in the section that the axis gives or starts anew."""
+    section, _, last = axis.rpartition(".")
+    return name.startswith(f"{section}.") if last in DISCRIMINATORS else _holds(axis, name)
+
+
+def _says_instead(axis: str, name: str) -> bool:
+    """Whether an axis and a field are two ways to say one thing."""
+    (section, _, way), (other_section, _, other_way) = axis.rpartition("."), name.rpartition(".")
+    return section == other_section and any({way, other_way} == set(pair) for pair in ALTERNATIVES)
+
+
+def _problems_of_axes(settings: SweepSettings) -> list[str]:
     problems = []
-    for name, axis in axes.items():
+    for name, axis in settings.space.items():
         section, last = name.split(".")[0], name.split(".")[-1]
         if section in COMMON:
             problems.append(f"sweep.space: {name} is the same for all trials; give it outside of the sweep")
+        problems += [
+            f"sweep.space: {name}: when: there is no setting {path!r}" for path in axis.when if not is_setting(path)
+        ]
         if settings.search == "optuna" and section in PREPARED and axis.kind != "grid":
             problems.append(
                 f"sweep.space: {name} says what is prepared before the first trial, which optuna cannot wait to draw; "

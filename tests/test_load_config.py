@@ -8,7 +8,7 @@ import pytest
 
 from raypp.config import SigmoidThresholdPruning, TopKPruning
 from raypp.errors import ConfigError
-from raypp.load_config import load_experiment
+from raypp.load_config import is_setting, load_experiment
 from raypp.runs import write_experiment
 from raypp.storage import Location
 
@@ -51,6 +51,19 @@ def test_what_a_folder_records_is_an_experiment_file(
     longer = write(tmp_path, "longer.yaml", "name: longer\nbase: experiment.yaml\ntrain: {max_steps: 7}\n")
     train = load_experiment(longer).train
     assert (train.max_steps, train.epochs, train.batch_size) == (7, None, experiment.train.batch_size)
+
+
+def test_a_setting_is_one_under_some_method_and_kind() -> None:
+    for path in (
+        "task",
+        "task.kind",
+        "pruning.penalty.final_lambda",
+        "data.source.train",
+        "student.config.hidden_size",
+    ):
+        assert is_setting(path), path
+    for path in ("tasks", "pruning.metod", "pruning.method.kind", "train.seed.more", "student.configs.hidden_size"):
+        assert not is_setting(path), path
 
 
 def test_nine_tasks_have_a_dense_a_topk_and_a_soft_file() -> None:

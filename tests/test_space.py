@@ -140,7 +140,34 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ({"space": {"cluster.workers": {"choice": [0, 1]}}}, ["cluster.workers is the same for all trials"]),
         (
             {"space": {"train.seed": {"choice": [1, 2], "when": {"pruning.metod": "topk"}}}},
+            ["train.seed: when: there is no setting 'pruning.metod'"],
+        ),
+        (
+            {
+                "space": {"train.seed": {"uniform": [0, 1], "when": {"pruning.metod": "topk"}}},
+                "search": "optuna",
+                "trials": 2,
+            },
+            ["train.seed: when: there is no setting 'pruning.metod'"],
+        ),
+        (
+            {"space": {"train.seed": {"choice": [1, 2], "when": {"pruning.method": "topkk"}}}},
             ["train.seed matters in no point"],
+        ),
+        (
+            {
+                "space": {
+                    "train.epochs": {"choice": [1, 2], "when": {"train.batch_size": 8}},
+                    "train.batch_size": {"choice": [8, 16], "when": {"pruning.scope": "local"}},
+                    "pruning.scope": {"choice": ["local", "global"], "when": {"train.epochs": 2}},
+                    "train.seed": {"choice": [1, 2]},
+                }
+            },
+            ["whether train.epochs, train.batch_size, pruning.scope matter depends on each other in a circle"],
+        ),
+        (
+            {"space": {"pruning": {"choice": [None], "when": {"pruning.method": "topk"}}}},
+            ["whether pruning matter", "on the axis itself"],
         ),
         (
             {
@@ -195,6 +222,25 @@ def test_a_section_may_be_absent_and_defaults_count_for_when() -> None:
     found: list[Any] = [trial.experiment.pruning for trial in trials({"space": space})]
     assert found[0] is None
     assert [p.final_density for p in found[1:]] == [0.5, 0.1]
+
+
+@pytest.mark.parametrize("search", [{}, {"search": "random", "trials": 30}])
+def test_when_is_judged_by_the_value_of_an_axis_that_is_named_later(search: dict[str, Any]) -> None:
+    space = {
+        "train.learning_rate": {"choice": [1e-5, 1e-4], "when": {"pruning.penalty.kind": "l1"}},
+        "train.warmup_fraction": {"choice": [0.1, 0.2], "when": {"train.epochs": 2}},
+        "train.max_steps": {"choice": [5], "when": {"train.seed": 2}},
+        "train.seed": {"choice": [1, 2]},
+        "pruning.penalty": {"choice": [{"kind": "l1", "final_lambda": 1}], "when": {"train.seed": 1}},
+    }
+    pruning = {"method": "sigmoid_threshold"}
+    found = trials({"space": space, **search}, pruning=pruning, train={"epochs": 2, "learning_rate": 1e-3})
+    points = sorted(
+        (t.changes["train.seed"], t.changes.get("train.learning_rate", 0), t.changes.get("train.warmup_fraction", 0))
+        for t in found
+    )
+    assert points == [(1, 1e-5, 0.1), (1, 1e-5, 0.2), (1, 1e-4, 0.1), (1, 1e-4, 0.2), (2, 0, 0)]
+    assert {(t.changes["train.seed"], t.experiment.train.max_steps) for t in found} == {(1, None), (2, 5)}
 
 
 def test_a_random_search_repeats_no_point_and_ends_where_there_are_no_more() -> None:
