@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError, Problems
+from raypp.evaluate import headline_key
 from raypp.plan import Draft, Plan, Prepare, draft_plan
 from raypp.points import trials_of
 from raypp.space import Changes, Space, Trial
@@ -16,6 +17,7 @@ from raypp.steps import StepPlan
 from raypp.stopping import stratum_of
 from raypp.storage import Location
 from raypp.suggest import as_many_as_wanted, first_points
+from raypp.tasks import resolve_task
 
 EXHAUSTED = "exhausted.json"
 
@@ -104,11 +106,26 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
             "sweep.concurrent: the room that there will be with cluster.autoscaling is not known; give the number of "
             "trials at a time, such as the GPUs that the cluster may have, for trials of one GPU"
         )
-    space = Space.of(experiment)
+    space, known = Space.of(experiment), trials_of(experiment)
+    _check_comparable(known)
     if space.settings.search == "optuna":
         return _plan_search(space, prepare)
-    trials = plan_trials(trials_of(experiment), prepare)
+    trials = plan_trials(known, prepare)
     return SweepPlan(space, _folder(trials, _stopping(space)), trials)
+
+
+def _check_comparable(trials: Iterable[Trial]) -> None:
+    """Refuses trials that have no metric in common."""
+    problems, found = Problems(), set[str]()
+    for trial in trials:
+        with problems.collect():  # what is wrong with a task is said with all else of its trial
+            task = resolve_task(trial.experiment.task, trial.experiment.data.source)
+            found.add(f"{task.name} ({headline_key(task)})")
+    if len(found) > 1:
+        raise ConfigError(
+            f"sweep.space: trials of different tasks or headline metrics have no front in common: "
+            f"{', '.join(sorted(found))}; make a sweep of each"
+        )
 
 
 def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:

@@ -12,6 +12,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
 from raypp.points import trials_of
 from raypp.space import Trial, told_apart
+from raypp.sweep_plan import plan_sweep
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -190,6 +191,36 @@ def test_what_does_not_fit_is_refused_with_every_problem(sweep: dict[str, Any], 
 def test_an_experiment_without_a_sweep_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"sweep: is missing.*sweep\.space"):
         trials_of(experiment_from({"name": "one", "task": "sentiment", "student": {"model": "some/encoder"}}))
+
+
+SCORE = {"name": "score", "kind": "regression"}
+LABELS = {"name": "score", "kind": "classification", "labels": ["bad", "good"]}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["sentiment", "similarity"], "sentiment (eval/accuracy), similarity (eval/pearson)"),
+        (["sst2", "cola"], "cola (eval/matthews), sst2 (eval/accuracy)"),
+        (["sst2", "rte"], "rte (eval/accuracy), sst2 (eval/accuracy)"),
+        ([SCORE, LABELS], "score (eval/accuracy), score (eval/pearson)"),
+    ],
+)
+@pytest.mark.parametrize("search", [{}, {"search": "random", "trials": 2}, {"search": "optuna", "trials": 2}])
+def test_trials_without_a_metric_in_common_are_refused(tasks: list[Any], said: str, search: dict[str, Any]) -> None:
+    files = {"kind": "files", "train": "train.csv", "dev": "dev.csv"}
+    values = {
+        "name": "swept",
+        "task": "sst2",
+        "student": {"model": "some/encoder"},
+        "pruning": {"method": "topk"},
+        "sweep": {"space": {"task": {"grid": tasks}, "pruning.final_density": {"choice": [0.5, 0.1]}}, **search},
+        **({"data": {"source": files}} if SCORE in tasks else {}),
+    }
+    with pytest.raises(ConfigError) as refused:
+        plan_sweep(experiment_from(values))
+    (problem,) = refused.value.problems
+    assert f"have no front in common: {said}; make a sweep of each" in problem
 
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "experiments" / "sweeps").glob("*.yaml"))
