@@ -262,9 +262,13 @@ def _expand_paths(tree: _Tree, origin: str) -> list[str]:
             (variable, text), where = missing[0], _place(name, tree, origin)
             problems.append(f"{where}: the environment variable {variable} is not set, got {text!r}; set it")
             continue
-        expanded = [os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], text)) for text in texts]
-        section[last] = expanded if isinstance(given, list) else expanded[0]
+        section[last] = [expanded(text) for text in texts] if isinstance(given, list) else expanded(given)
     return problems
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `${VAR}` expanded; a variable that is not set stays as it is."""
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], m[0]), path))
 
 
 # --- messages --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
-from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, is_setting, with_changes
+from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
@@ -89,7 +89,8 @@ class Space:
         except ConfigError:
             return True  # what is wrong with the values before is said of the point as a whole
         return all(
-            _within(settings, path.split(".")) in map(_plain, allowed if isinstance(allowed, list) else [allowed])
+            _within(settings, path.split("."))
+            in [_resolved(path, value) for value in (allowed if isinstance(allowed, list) else [allowed])]
             for path, allowed in when.items()
         )
 
@@ -110,14 +111,15 @@ class Space:
         return trials
 
     def _changed(self, changes: Changes) -> Experiment:
-        """The experiment of a point; ConfigError where a value would not be what the point says."""
+        """The experiment of a point; ConfigError where a value has no effect: to set it once more would change it."""
         changed = with_changes(self.experiment, changes)
         values = changed.model_dump(mode="json")
-        lost = [
-            f"{name} has no effect, another axis sets it anew"
-            for name, value in changes.items()
-            if not isinstance(value, dict) and _within(values, name.split(".")) != _plain(value)
-        ]
+        lost = []
+        for name, value in changes.items():
+            if not isinstance(value, dict):
+                again = with_changes(changed, {name: _resolved(name, value)}).model_dump(mode="json")
+                if _within(again, name.split(".")) != _within(values, name.split(".")):
+                    lost.append(f"{name} has no effect, another axis sets it anew")
         if lost:
             raise ConfigError(lost)
         return changed
@@ -238,9 +240,11 @@ def _problems_of_axes(settings: SweepSettings) -> list[str]:
     return problems
 
 
-def _plain(value: Any) -> Any:
-    """A value as an experiment holds it."""
-    return METHOD_ALIASES.get(value, value) if isinstance(value, str) else value
+def _resolved(path: str, value: Any) -> Any:
+    """A value of a field as an experiment holds it."""
+    if not isinstance(value, str):
+        return value
+    return expanded(value) if path in PATH_FIELDS else METHOD_ALIASES.get(value, value)
 
 
 def _within(value: Any, parts: list[str]) -> Any:

@@ -274,6 +274,26 @@ def test_when_is_judged_by_the_value_of_an_axis_that_is_named_later(search: dict
     assert {(t.changes["train.seed"], t.experiment.train.max_steps) for t in found} == {(1, None), (2, 5)}
 
 
+def test_a_value_is_what_the_field_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "/models")
+    monkeypatch.setenv("HOME", "/home/one")
+    space = {
+        "student.model": {"choice": ["${MODELS}/a", "~/b"]},
+        "evaluation.every_epochs": {"choice": [None, 0.5]},
+        "student.layers": {"choice": [(0, 2)], "when": {"student.model": "${MODELS}/a"}},
+    }
+    found = [trial.experiment for trial in trials({"space": space})]
+    assert [(e.student.model, e.evaluation.every_epochs, e.student.layers) for e in found] == [
+        ("/models/a", 1.0, (0, 2)),
+        ("/models/a", 0.5, (0, 2)),
+        ("/home/one/b", 1.0, None),
+        ("/home/one/b", 0.5, None),
+    ]
+    both = {"train.epochs": {"choice": [2, 3]}, "train.max_steps": {"choice": [5]}}
+    with pytest.raises(ConfigError, match=r"train\.epochs has no effect, another axis sets it anew"):
+        trials({"space": both})
+
+
 def test_a_random_search_repeats_no_point_and_ends_where_there_are_no_more() -> None:
     space = {"pruning.final_density": {"choice": [0.5, 0.3, 0.1]}}
     found = trials({"space": space, "search": "random", "trials": 2})
