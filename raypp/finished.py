@@ -15,6 +15,7 @@ from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.published import published_curves
 from raypp.run_figures import overview_figure, run_figures
 from raypp.runs import recorded_settings
+from raypp.space import varies
 from raypp.storage import Location
 from raypp.sweep_result import finished_points
 
@@ -52,6 +53,10 @@ class Finished:
             raise ConfigError(f"RUN_OR_SWEEP: the {what} {folder} is not finished; `raypp {verb}` goes on with it")
         return cls(folder, settings, provenance["versions"], (folder / "result.json").read_json())
 
+    def varies(self, field: str) -> bool:
+        """Whether a sweep's trials have different values of a field (path)."""
+        return self.is_sweep and varies(field, self.settings["sweep"]["space"])
+
     def front(self, name: str | None = None) -> Front:
         """A sweep's front, with what is published for its task and encoder.
 
@@ -59,7 +64,8 @@ class Finished:
             name: what it is called in the figure; None: the experiment's name.
         """
         result, settings = self.result, self.settings
-        published = published_curves(result["task"], settings["student"]["model"], result["headline"])
+        student = None if self.varies("student.model") else settings["student"]["model"]
+        published = published_curves(result["task"], student, result["headline"])
         return Front(name or result["name"], finished_points(result), result["teacher"], published)
 
     def figures(self) -> dict[str, Picture]:

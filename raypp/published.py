@@ -75,8 +75,9 @@ CURVES = (
 )
 
 
-def published_curves(task: str, student: str, headline: str) -> list[PublishedCurve]:
-    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most."""
-    if student.rstrip("/").rsplit("/", 1)[-1] != STUDENT:
+def published_curves(task: str, student: str | None, headline: str) -> list[PublishedCurve]:
+    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most, and for several
+    encoders (None)."""
+    if student is None or student.rstrip("/").rsplit("/", 1)[-1] != STUDENT:
         return []
     return [curve for curve in CURVES if (curve.task, curve.headline) == (task, headline)]

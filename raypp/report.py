@@ -175,17 +175,14 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
 
 def _setting(found: Finished) -> list[tuple[str, str]]:
     """What was trained, on what."""
-    pruning, teacher = found.settings["pruning"], found.settings["teacher"]
-    space = found.settings["sweep"]["space"] if found.is_sweep else {}
+    pruning, teacher, student = (found.settings[section] for section in ("pruning", "teacher", "student"))
+    followed = "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning"
     method = "none" if pruning is None else METHOD_NAMES[pruning["method"]]
     return [
         ("task", found.result["task"]),
-        ("student", found.settings["student"]["model"]),
-        (
-            "teacher",
-            "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning",
-        ),
-        ("pruning", "several methods" if {"pruning", "pruning.method"} & space.keys() else method),
+        ("student", "several encoders" if found.varies("student.model") else student["model"]),
+        ("teacher", "several teachers" if found.varies("teacher.model") else followed),
+        ("pruning", "several methods" if found.varies("pruning.method") else method),
         ("headline metric", found.result["headline"]),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,11 @@ class Space:
 def said(changes: Mapping[str, Any]) -> str:
     """A point as a user would write it."""
     return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def varies(field: str, axes: Iterable[str]) -> bool:
+    """Whether a field, by path, is an axis, or in a section that is one."""
+    return any(_holds(axis, field) for axis in axes)
 
 
 def told_apart(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

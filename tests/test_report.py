@@ -52,17 +52,29 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def write_sweep(folder: Location, name: str = "ladder", task: str = "sentiment") -> Location:
-    """A sweep's folder as a sweep of four trials leaves it."""
+def write_sweep(
+    folder: Location, name: str = "ladder", task: str = "sentiment", student: str = "some/encoder", **axes: Any
+) -> Location:
+    """A sweep's folder as a sweep of four trials leaves it.
+
+    Args:
+        axes: values of other axes than the density; a field's path with __ for its dots.
+    """
     file = Path(folder.path).parent / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     values = {
         "name": name,
         "task": task,
-        "student": {"model": "some/encoder"},
+        "student": {"model": student},
+        "teacher": {"model": "some/teacher"},
         "pruning": {"method": "topk"},
         "tracking": {"wandb": "off"},
-        "sweep": {"space": {"pruning.final_density": {"choice": [0.5, 0.2]}}},
+        "sweep": {
+            "space": {
+                "pruning.final_density": {"choice": [0.5, 0.2]},
+                **{axis.replace("__", "."): {"choice": values} for axis, values in axes.items()},
+            }
+        },
     }
     file.write_text(yaml.safe_dump(values))
     experiment = load_experiment(file)
@@ -123,6 +135,27 @@ def test_the_report_of_a_sweep_has_every_trial_and_needs_nothing_else(tmp_path: 
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "@import" not in text
     assert not re.search(r"url\(", text)
+
+
+def test_what_is_an_axis_is_said_to_be_several_and_compared_with_no_published_encoder(tmp_path: Path) -> None:
+    def facts(folder: Location) -> dict[str, str]:
+        report([str(folder)])
+        return {row[0]: row[1] for row in Page((folder / "report.html").read_text()).rows if len(row) == 2}
+
+    bert: dict[str, Any] = {"task": "qqp", "student": "bert-base-uncased"}
+    alone = write_sweep(Location.of(tmp_path / "alone" / "sweep-1"), **bert)
+    several = write_sweep(
+        Location.of(tmp_path / "several" / "sweep-1"), **bert, student__model=["a", "b"], teacher__model=["a", "b"]
+    )
+    sections = write_sweep(Location.of(tmp_path / "sections" / "sweep-1"), **bert, teacher=[None, {"model": "b"}])
+    unknown = write_sweep(Location.of(tmp_path / "unknown" / "sweep-1"), task="qqp")
+    assert (facts(alone)["student"], facts(alone)["teacher"]) == ("bert-base-uncased", "some/teacher")
+    assert (facts(several)["student"], facts(several)["teacher"]) == ("several encoders", "several teachers")
+    assert facts(sections)["teacher"] == "several teachers"
+    fronts = [Finished.of(folder).front() for folder in (alone, several, unknown)]
+    assert [len(front.published) for front in fronts] == [4, 0, 0]
+    drawn = [(folder / "front.png").read_bytes() for folder in (alone, several, unknown)]
+    assert drawn[0] != drawn[1] == drawn[2]
 
 
 def test_several_sweeps_share_a_figure(tmp_path: Path) -> None:
