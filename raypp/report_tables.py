@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypp.front_figure import Front
+from raypp.space import told_apart
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 def front_table(front: Front, headline: str) -> Table:
     """The points that no other beats, by falling density, after the teacher."""
-    differing = _differing([_flat(point.changes) for point in front.points])
+    settings = told_apart([point.changes for point in front.points])
     rows = [] if front.teacher is None else [Row(("dense", _number(front.teacher), "", "teacher"))]
-    for point in front.points:
+    for point, short in zip(front.points, settings, strict=True):
         if point.on_front:
             metric = _number(point.metric) + (f" ± {point.spread:.4f}" if point.spread else "")
-            cells = (_percent(point.density), metric, _settings(point.changes, differing), _name(point.runs[0]))
+            cells = (_percent(point.density), metric, _settings(short), _name(point.runs[0]))
             rows.append(Row(cells))
     return Table(
         "Front",
@@ -78,13 +79,13 @@ def front_table(front: Front, headline: str) -> Table:
 def trials_table(result: Mapping[str, Any], front: Front) -> Table:
     """Every trial of a sweep (`result` as in its result.json), those on the front set off."""
     trials = result["trials"]
-    differing = _differing([_flat(trial["settings"]) for trial in trials])
+    settings = told_apart([trial["settings"] for trial in trials])
     best = {run for point in front.points if point.on_front for run in point.runs}
     rows = [
         Row(
             (
                 trial["run"],
-                _settings(trial["settings"], differing),
+                _settings(short),
                 str(trial["seed"]),
                 trial["state"],
                 _percent(trial["density"]),
@@ -93,7 +94,7 @@ def trials_table(result: Mapping[str, Any], front: Front) -> Table:
             ),
             "front" if trial["path"] in best else "" if trial["state"] == "finished" else trial["state"],
         )
-        for trial in trials
+        for trial, short in zip(trials, settings, strict=True)
     ]
     columns = [
         Column("run", is_number=False),
@@ -124,25 +125,8 @@ def unfinished_table(result: Mapping[str, Any]) -> Table | None:
     return Table("Trials that did not finish", columns, rows) if rows else None
 
 
-def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by whole field path, sections taken apart: {pruning: {method: topk}} -> {pruning.method: topk}."""
-    flat: dict[str, Any] = {}
-    for name, value in changes.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The fields in which trials that have them differ, or all of them for a single trial."""
-    values: dict[str, set[str]] = {}
-    for each in settings:
-        for field, value in each.items():
-            values.setdefault(field, set()).add(repr(value))
-    return {field for field, found in values.items() if len(settings) == 1 or len(found) > 1}
-
-
-def _settings(changes: Mapping[str, Any], differing: set[str]) -> str:
-    return ", ".join(f"{field} {_text(value)}" for field, value in _flat(changes).items() if field in differing)
+def _settings(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field} {_text(value)}" for field, value in changes.items())
 
 
 def _name(run: str) -> str:

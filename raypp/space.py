@@ -160,14 +160,25 @@ def varies(field: str, axes: Iterable[str]) -> bool:
 
 
 def told_apart(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points by single fields (a section's mapping is taken apart), without what is the same wherever it stands."""
+    """The points by single fields (a section's mapping is taken apart), without what is the same wherever it stands.
+    A point of which this leaves nothing, or what it leaves of another, keeps all that not every point has; a single
+    one keeps everything."""
     flat = [dict(_single_fields(point)) for point in points]
     values: dict[str, list[Any]] = {}
     for point in flat:
         for name, value in point.items():
             values.setdefault(name, []).append(value)
     varied = {name for name, of_all in values.items() if any(value != of_all[0] for value in of_all)}
-    return [{name: value for name, value in point.items() if name in varied} for point in flat]
+    short = [{name: value for name, value in point.items() if name in varied} for point in flat]
+    shared = {name for name in values.keys() - varied if len(values[name]) == len(points) > 1}
+
+    def tells(point: dict[str, Any], kept: dict[str, Any]) -> bool:
+        return bool(kept) and all(other == point for other, its in zip(flat, short, strict=True) if its == kept)
+
+    return [
+        kept if tells(point, kept) else {name: value for name, value in point.items() if name not in shared}
+        for point, kept in zip(flat, short, strict=True)
+    ]
 
 
 def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,8 +14,10 @@ from PIL import Image
 
 from raypp.cli import main
 from raypp.errors import ConfigError
+from raypp.front_figure import Front
 from raypp.load_config import load_experiment
 from raypp.report import Finished, report, write_report
+from raypp.report_tables import trials_table
 from raypp.runs import write_experiment
 from raypp.storage import Location
 from raypp.sweep_result import TrialOutcome, deliver_sweep
@@ -156,6 +158,14 @@ def test_what_is_an_axis_is_said_to_be_several_and_compared_with_no_published_en
     assert [len(front.published) for front in fronts] == [4, 0, 0]
     drawn = [(folder / "front.png").read_bytes() for folder in (alone, several, unknown)]
     assert drawn[0] != drawn[1] == drawn[2]
+
+
+def test_a_dense_trial_and_the_single_method_have_settings() -> None:
+    trial = {"seed": 42, "state": "finished", "density": 0.5, "metric": 0.9, "seconds": 60.0, "path": "/runs/one"}
+    settings = [{"pruning": None}, {"pruning": {"method": "topk", "final_density": 0.1}}]
+    trials = [{**trial, "run": f"run-{number}", "settings": each} for number, each in enumerate(settings)]
+    table = trials_table({"trials": trials, "headline": "eval/accuracy"}, Front("one", [], None, []))
+    assert [row.cells[1] for row in table.rows] == ["pruning None", "pruning.method topk, pruning.final_density 0.1"]
 
 
 def test_several_sweeps_share_a_figure(tmp_path: Path) -> None:
