@@ -262,7 +262,8 @@ def _expand_paths(tree: _Tree, origin: str) -> list[str]:
             (variable, text), where = missing[0], _place(name, tree, origin)
             problems.append(f"{where}: the environment variable {variable} is not set, got {text!r}; set it")
             continue
-        section[last] = [expanded(text) for text in texts] if isinstance(given, list) else expanded(given)
+        paths = [expanded(text) for text in texts]
+        section[last] = paths if isinstance(given, list) else paths[0]
     return problems
 
 
