@@ -45,9 +45,11 @@ def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
 
 
 def freezes_embeddings(experiment: Experiment) -> bool:
-    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes."""
+    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes a student
+    that has learned some."""
     chosen = experiment.train.freeze_embeddings
-    return experiment.pruning is not None if chosen is None else chosen
+    by_default = experiment.pruning is not None and experiment.student.config is None
+    return by_default if chosen is None else chosen
 
 
 def embeddings_of(model: PreTrainedModel) -> nn.Module:
