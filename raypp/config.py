@@ -321,7 +321,7 @@ class TrainSettings(Settings):
     optimizer stay in float32."""
     freeze_embeddings: bool | None = None
     """Keep the embeddings (of tokens, positions and token types, with their LayerNorm) as they are; null: yes when
-    pruning (as in the paper), no in a dense run."""
+    pruning (as in the paper), no in a dense run or where they are random (student.config)."""
     freeze_position_embeddings: bool = False
     """Keep the embeddings of positions as they are."""
     freeze_token_type_embeddings: bool = False

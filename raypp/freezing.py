@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from raypp.config import Experiment
 
 # What transformers' families call the module.
-POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 TOKEN_TYPES = ("token_type_embeddings",)
+# Where the base model has no module of all its embeddings; the tokens' are those of encoder and decoder.
+TOKENS = ("embed_tokens",)
+LAYER_NORMS = ("layernorm_embedding", "layer_norm_emb", "word_embeddings_layernorm")
 
 
 def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
@@ -26,18 +29,15 @@ def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
     """
     settings = experiment.train
     if freezes_embeddings(experiment):
-        embeddings_of(model).requires_grad_(False)
+        for module in embeddings_of(model):
+            module.requires_grad_(False)
     for field, names in (
         ("freeze_position_embeddings", POSITIONS),
         ("freeze_token_type_embeddings", TOKEN_TYPES),
     ):
         if not getattr(settings, field):
             continue
-        found = [
-            module
-            for name, module in model.base_model.named_modules()
-            if name.rpartition(".")[2] in names and isinstance(module, nn.Embedding)
-        ]
+        found = [module for module in _named(model, names) if isinstance(module, nn.Embedding)]
         if not found:
             raise ConfigError(f"train.{field}: a {model.config.model_type} has no such embeddings; leave it out")
         for module in found:
@@ -45,13 +45,22 @@ def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
 
 
 def freezes_embeddings(experiment: Experiment) -> bool:
-    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes."""
+    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes a student
+    that has learned some."""
     chosen = experiment.train.freeze_embeddings
-    return experiment.pruning is not None if chosen is None else chosen
+    by_default = experiment.pruning is not None and experiment.student.config is None
+    return by_default if chosen is None else chosen
 
 
-def embeddings_of(model: PreTrainedModel) -> nn.Module:
-    """The module that is kept as it is when embeddings are frozen: tokens, positions, token types, their LayerNorm."""
+def embeddings_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that are kept as they are when embeddings are frozen: tokens, positions, token types, their
+    LayerNorm."""
     encoder = model.base_model
-    embeddings: nn.Module = getattr(encoder, "embeddings", None) or encoder.get_input_embeddings()
-    return embeddings
+    together = getattr(encoder, "embeddings", None)
+    if together is None or isinstance(together, nn.Embedding):  # XLM calls its tokens' so
+        return [encoder.get_input_embeddings(), *_named(model, (*TOKENS, *POSITIONS, *TOKEN_TYPES, *LAYER_NORMS))]
+    return [together]
+
+
+def _named(model: PreTrainedModel, names: tuple[str, ...]) -> list[nn.Module]:
+    return [module for name, module in model.base_model.named_modules() if name.rpartition(".")[2] in names]

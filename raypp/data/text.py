@@ -20,7 +20,7 @@ from raypp.data.raw import Example, RawData
 from raypp.data.values import BadValue, text_of
 from raypp.errors import ConfigError
 from raypp.storage import Location
-from raypp.tasks import Task, find_task
+from raypp.tasks import TASKS, Task, find_task
 
 TRAIN, DEV = "train", "dev"
 
@@ -150,9 +150,15 @@ class GlueTexts(TextData):
 
     def __init__(self, task: Task, source: GlueTextSource, max_train_rows: int | None) -> None:
         folder = Location.of(source.directory, "data.source.directory")
+        named = [find_task(name) for name in source.tasks]
+        if strange := [one.name for one in named if not _has_sentences(one)]:
+            allowed = ", ".join(one.name for one in TASKS.values() if _has_sentences(one))
+            raise ConfigError(
+                f"data.source.tasks: there are no sentences to train on of {', '.join(strange)}; allowed: {allowed}"
+            )
         self.tasks = [
-            OfficialData(named, OfficialSource(kind="official", directory=str(folder / named.title)), None, (TRAIN,))
-            for named in map(find_task, source.tasks)
+            OfficialData(one, OfficialSource(kind="official", directory=str(folder / one.title)), None, (TRAIN,))
+            for one in named
         ]
         super().__init__(task, source.held_out_fraction, max_train_rows)
 
@@ -166,3 +172,8 @@ class GlueTexts(TextData):
 
     def describe(self, split: str) -> str:
         return ", ".join(task.describe(TRAIN) for task in self.tasks)
+
+
+def _has_sentences(task: Task) -> bool:
+    """Whether the task's official files have a training split whose texts are all sentences."""
+    return task.kind != "question_answering" and any(file.split == TRAIN for file in task.official)

@@ -181,9 +181,15 @@ class Pruner:
             ValueError: missing or unexpected keys, or shapes that do not fit; nothing is loaded then.
         """
         self._require_patched()
-        # The original's transformers saved this constant with the embeddings; today's computes it.
-        given = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
         expected = self.model.state_dict()
+        # The original's transformers saved this constant with the embeddings; today's computes it. It had a pooler in
+        # every model; today's has none where the head does not read it, as in question answering.
+        is_pooled = any("pooler" in key.split(".") for key in expected)
+        given = {
+            key: value
+            for key, value in state_dict.items()
+            if not key.endswith("embeddings.position_ids") and (is_pooled or "pooler" not in key.split("."))
+        }
         problems = [f"missing: {key}" for key in expected if key not in given]
         problems += [f"unexpected: {key}" for key in given if key not in expected]
         problems += [

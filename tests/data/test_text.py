@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_a_column_that_is_not_there_is_refused_with_its_place(tmp_path: Path) ->
     (tmp_path / "b.jsonl").write_text('{"body": "from JSON"}\n')
     with pytest.raises(ConfigError, match=r"b.jsonl, line 1: no column 'text' \(data.source.column\); there are: body"):
         texts(TextSource(kind="text", files=(str(tmp_path / "b.jsonl"),)), "train")
+
+
+def test_tasks_without_sentences_to_train_on_are_refused_together(tmp_path: Path) -> None:
+    for folder in ("AX", "SQuAD-v1.1", "MRPC", "sentiment"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "AX" / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
+    (tmp_path / "SQuAD-v1.1" / "train-v1.1.json").write_text('{"data": []}')
+    source = GlueTextSource(kind="glue_text", directory=str(tmp_path), tasks=("ax", "mrpc", "squad", "sentiment"))
+    said = "data.source.tasks: there are no sentences to train on of ax, squad, sentiment; allowed: cola, sst2, mrpc, "
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        texts(source, "train")
 
 
 def test_text_and_labelled_tasks_are_not_mixed_up(tmp_path: Path) -> None:

@@ -118,6 +118,14 @@ def test_own_files_have_endings_of_their_own_number(tmp_path: Path) -> None:
     assert table.column("label").to_pylist() == [2, 0]
 
 
+@pytest.mark.parametrize("endings", [("a", "b"), ("a", "b", "c", "d", "e")])
+def test_files_of_swag_have_its_four_endings(endings: tuple[str, ...]) -> None:
+    source = FilesSource(kind="files", train="t.csv", dev="d.csv", columns=Columns(endings=endings))
+    said = rf"data\.source\.columns\.endings: got {len(endings)} columns; swag has 4 endings; for another number give a"
+    with pytest.raises(ConfigError, match=said):
+        resolve_task("swag", source)
+
+
 def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from raypp.config import (
     L0Pruning,
@@ -110,6 +110,24 @@ def test_the_originals_state_dict_folds_to_the_originals_logits(method: str) -> 
     torch.testing.assert_close(masked, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(folded, expected, atol=2e-5, rtol=0)
     assert expected.std() > 0.01
+
+
+def test_a_checkpoint_for_squad_loads_without_the_pooler_that_it_does_not_use() -> None:
+    """The original's model for question answering wraps a whole encoder."""
+    state = {key: value for key, value in original_state_dict("topK").items() if not key.startswith("classifier.")}
+    state |= {"qa_outputs.weight": torch.randn(2, 16), "qa_outputs.bias": torch.randn(2)}
+    pruner = Pruner(BertForQuestionAnswering(BertConfig(**{**CONFIG.to_dict(), "num_labels": 2})), SETTINGS["topK"])
+    pruner.load_original_state_dict(state)
+    loaded = pruner.model.state_dict()
+    for key in state.keys() - {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.embeddings.position_ids"}:
+        assert torch.equal(loaded[key], state[key]), key
+
+
+def test_a_pooler_that_the_head_reads_is_needed() -> None:
+    state = original_state_dict("topK")
+    del state["bert.pooler.dense.weight"]
+    with pytest.raises(ValueError, match=r"missing: bert\.pooler\.dense\.weight"):
+        Pruner(BertForSequenceClassification(CONFIG), SETTINGS["topK"]).load_original_state_dict(state)
 
 
 def test_keys_and_shapes_that_do_not_fit_are_all_named_and_nothing_is_loaded() -> None:
