@@ -20,7 +20,6 @@ from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
-from raypp.export.huggingface import load_saved
 from raypp.freezing import freeze
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
@@ -35,7 +34,7 @@ from raypp.plan import make_plan
 from raypp.pruning.dense import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
-from raypp.student import load_student
+from raypp.student import initial_student
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.worker import Worker
 
@@ -177,15 +176,14 @@ def _checkpoints(
     run: Location, experiment: Experiment, kind: TaskKind, folder: Path
 ) -> Iterator[tuple[int, PreTrainedModel]]:
     """Every whole checkpoint of a run, with the masks it had at its step."""
-    started_as = make_plan(experiment).teacher_folder if experiment.student.start == "teacher" else None
+    trained_teacher = make_plan(experiment).trained_teacher if experiment.student.start == "teacher" else None
     checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
         # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
-        teacher = None if started_as is None else load_saved(started_as, kind)
-        model = load_student(folder, experiment.student, kind.task, experiment.train.seed, teacher)
+        model = initial_student(experiment, kind, folder, trained_teacher)
         freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
         pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)

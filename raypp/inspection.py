@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.plan import make_plan
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
@@ -24,6 +25,8 @@ from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
+from raypp.student import initial_student
+from raypp.tasks import resolve_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,14 +113,14 @@ def inspection_table(inspection: Inspection) -> Table:
 
 
 def inspection_figure(
-    inspection: Inspection, name: str = FIGURES[0], matrix: str | None = None, initial: Path | None = None
+    inspection: Inspection, name: str = FIGURES[0], matrix: str | None = None, initial: PreTrainedModel | None = None
 ) -> Picture:
     """One of `FIGURES` of a model.
 
     Args:
         name: which.
         matrix: show this matrix alone; None: all matrices together, or the first one's mask.
-        initial: folder of the model before it was pruned, for `movement`.
+        initial: the model before it was pruned, for `movement`.
 
     Raises:
         ConfigError: no such figure or matrix, or nothing to draw it from.
@@ -140,9 +143,8 @@ def inspection_figure(
             near = ", ".join(difflib.get_close_matches(matrix, layers, n=3, cutoff=0.0))
             raise ConfigError(f"--matrix: {matrix!r} is no pruned matrix of this model; the nearest are {near}")
         density = replace(density, layers=(layers[matrix],))
-    before = None if initial is None else _load(initial)[0]
     try:
-        return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, before))
+        return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, initial))
     except (NothingToDraw, DifferentModel) as error:
         raise ConfigError(f"--figure: {error}") from error
 
@@ -159,7 +161,8 @@ def inspect_command(
     """Prints the table of a run or model (folder, URI, hub name or package); saves a figure if a file is named.
 
     Args:
-        figure, matrix, initial: as in `inspection_figure`; a run's initial model is known.
+        figure, matrix: as in `inspection_figure`.
+        initial: the model before it was pruned, for `movement`; a run's own is known.
     """
     console = console or Console()
     if save_to is None:
@@ -174,13 +177,12 @@ def inspect_command(
         inspection = inspect_model(folder, layers)
         if save_to is not None:
             name = figure or FIGURES[0]
-            with contextlib.ExitStack() as stack:
-                before = None
-                if initial is not None:
-                    before = resolve_model(initial, None, "--initial")
-                elif experiment is not None and name == "movement":
-                    before = stack.enter_context(_initial_model(experiment))
-                inspection_figure(inspection, name, matrix, before).save(save_to)
+            before = None
+            if initial is not None:
+                before = _load(resolve_model(initial, None, "--initial"))[0]
+            elif experiment is not None and name == "movement":
+                before = _initial_model(experiment)
+            inspection_figure(inspection, name, matrix, before).save(save_to)
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)
@@ -203,14 +205,10 @@ def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
             yield location.download(Path(scratch)), None
 
 
-@contextlib.contextmanager
-def _initial_model(experiment: Experiment) -> Iterator[Path]:
-    """Folder of the model that a run started from, on this machine while it is needed."""
+def _initial_model(experiment: Experiment) -> PreTrainedModel:
+    """The model that a run started from."""
     student = experiment.student
-    if student.start == "pretrained":
-        yield resolve_model(student.model, student.revision, "student.model")
-        return
-    teacher = make_plan(experiment).teacher_folder
-    assert teacher is not None, "a student cannot start as a teacher that there is not"
-    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-        yield teacher.download(Path(scratch))
+    kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
+    folder = resolve_model(student.model, student.revision, "student.model")
+    trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
+    return initial_student(experiment, kind, folder, trained_teacher)

@@ -22,6 +22,8 @@ from raypp.inspection import FIGURES, inspect_command, inspect_model, inspection
 from raypp.mask_figure import mask_box, pixels_per_weight
 from raypp.runs import start_run
 from raypp.storage import Location
+from raypp.student import load_student
+from raypp.tasks import TASKS
 
 MATRIX = re.compile(r"bert\.encoder\.(layer\.\d+\..*dense|layer\.\d+\..*(?:query|key|value))\.weight")
 
@@ -157,12 +159,38 @@ def test_movement_is_counted_from_the_initial_model(pruned: Path, tmp_path: Path
     shutil.copytree(pruned, initial)
     moved = {name: tensor + (0.25 if MATRIX.fullmatch(name) else 0) for name, tensor in tensors.items()}
     save_file(moved, initial / "model.safetensors", metadata={"format": "pt"})
-    figure = inspection_figure(inspect_model(pruned), "movement", initial=initial)
+    figure = inspection_figure(inspect_model(pruned), "movement", initial=inspect_model(initial).model)
     kept = sum(int((tensor != 0).sum()) for name, tensor in tensors.items() if MATRIX.fullmatch(name))
     (image,) = figure.axes[0].images
     counts = np.ma.filled(image.get_array(), 0)
     assert counts.sum() == kept
     assert counts[0].sum() == kept, "all that is left went down by 0.25, as far as any weight went"
+
+
+@pytest.mark.parametrize("student", [{"layers": [0, 2]}, {"config": {"num_hidden_layers": 2}}, {}])
+def test_movement_of_a_run_is_counted_from_the_student_that_it_began_as(
+    student: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    pretrained = tmp_path / "pretrained"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=20, **sizes)).save_pretrained(
+        pretrained
+    )
+    experiment = Experiment.model_validate(
+        {"name": "tiny", "task": "mrpc", "student": {"model": str(pretrained), **student}}, strict=False
+    )
+    start_run(Location.of(tmp_path / "run").make_folder(), experiment, "digest", {})
+    began = load_student(pretrained, experiment.student, TASKS["mrpc"], experiment.train.seed)
+    began.save_pretrained(tmp_path / "began")
+    with torch.no_grad():
+        for parameter in began.parameters():
+            parameter.sub_(0.25)
+    began.save_pretrained(tmp_path / "run" / "model")
+    files = [str(tmp_path / f"{name}.png") for name in ("known", "named")]
+    inspect_command(str(tmp_path / "run"), files[0], figure="movement")
+    inspect_command(str(tmp_path / "run" / "model"), files[1], figure="movement", initial=str(tmp_path / "began"))
+    assert Path(files[0]).read_bytes() == Path(files[1]).read_bytes()
 
 
 @pytest.mark.parametrize(
