@@ -62,7 +62,7 @@ def evaluate_command(
     data: str | None = None,
     experiment_file: str | None = None,
     split: str = "dev",
-    out: Path = Path("."),
+    out: str = ".",
     all_checkpoints: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model and prints what it finds; returns the metrics by split (by step and split for checkpoints).
@@ -73,11 +73,13 @@ def evaluate_command(
         data: folder of the official files.
         experiment_file: an experiment whose task and data to use instead.
         split: a split's name; `dev` and `test` stand for all of that kind that the task has.
-        out: folder for predictions (labelled splits) and submission files (unlabelled ones).
+        out: folder on this machine for predictions (labelled splits) and submission files (unlabelled ones).
 
     Raises:
         ConfigError: no such model, task, data or split, or labels that do not match.
     """
+    if "://" in out:
+        raise ConfigError(f"--out: files are written to a folder on this machine, got {out!r}")
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
     found: dict[str, dict[str, float]] = {}
@@ -93,13 +95,14 @@ def evaluate_command(
         features = {name: _features(subject, name, kind, tokenizer) for name in splits}
         order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
-        out.mkdir(parents=True, exist_ok=True)
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in splits:
             predictions = predict(fine_tuned, features[name], kind, Vocabulary.of(tokenizer).pad_id, Worker())
             predictions = replace(predictions, logits=predictions.logits[..., order])
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
-            files = kind.write(name, predictions, out)
+            files = kind.write(name, predictions, folder)
             print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
     _print(found)
     return found
@@ -108,7 +111,7 @@ def evaluate_command(
 def _subject(model: str, task: str | None, data: str | None, experiment_file: str | None, split: str) -> Subject:
     location = Location.of(model, "MODEL") if "://" in model or Path(model).exists() else None
     run = location if location is not None and (location / "experiment.yaml").is_file() else None
-    own = run_experiment(run) if run is not None else None
+    own = run_experiment(run, model, "MODEL") if run is not None else None
     described = load_experiment(experiment_file) if experiment_file else own
     if task is None and described is None:
         raise ConfigError("--task: is missing; a model folder does not say what it was trained for (a run folder does)")
@@ -136,7 +139,7 @@ def _folder(model: str, subject: Subject) -> Iterator[Path]:
     if subject.run is None:
         yield resolve_model(model, None, "MODEL")
         return
-    with local_model(subject.run, model) as folder:
+    with local_model(subject.run, model, "MODEL") as folder:
         yield folder
 
 

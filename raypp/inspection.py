@@ -196,8 +196,9 @@ def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
     """The local model folder of what the user named, and of a run its experiment."""
     location = Location.of(reference, "MODEL")
     if (location / "experiment.yaml").is_file():
-        with local_model(location, reference) as folder:
-            yield folder, run_experiment(location)
+        experiment = run_experiment(location, reference, "MODEL")
+        with local_model(location, reference, "MODEL") as folder:
+            yield folder, experiment
     elif location.is_local:
         yield resolve_model(reference, None, "MODEL"), None
     else:
