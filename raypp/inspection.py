@@ -21,6 +21,7 @@ from raypp.kinds import kind_of
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.plan import make_plan
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
+from raypp.pruning.linear import linear_layers
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import local_model, run_experiment
@@ -60,18 +61,19 @@ def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
         layers: which linear layers were pruned; None: all that may be.
 
     Raises:
-        ConfigError: no such model, files that cannot be read, or weights of the encoder that they lack.
+        ConfigError: no such model, files that cannot be read, weights of the encoder that they lack, or an encoder
+            without linear layers.
     """
-    model, missing = _load(resolve_model(str(folder), None, "MODEL"))
+    model, missing = _load(resolve_model(str(folder), None, "MODEL"), "MODEL")
     names = None if layers is None else list(select_layers(model, layers))
     return Inspection(type(model).__name__, count_density(model, names), model, missing)
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model as the class that its configuration names, and the names of what its files lack."""
+def _load(folder: Path, field: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model as the class that its configuration names, and the names of what its files lack. Errors say `field`."""
     import transformers
 
-    config = load_model_config(folder, "MODEL")
+    config = load_model_config(folder, field)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     model_class: Any = named if is_model else transformers.AutoModel
@@ -81,11 +83,16 @@ def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="auto"
             )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"MODEL: the weights in {folder} cannot be read: {error}") from error
+        raise ConfigError(f"{field}: the weights in {folder} cannot be read: {error}") from error
+    layers = linear_layers(model)
+    if not layers:
+        raise ConfigError(f"{field}: the encoder of {type(model).__name__} has no linear layer to count")
     missing = tuple(sorted(info["missing_keys"]))
     inside = {name.removeprefix(f"{model.base_model_prefix}.") for name in missing}
-    if lost := sorted(inside.intersection(f"{layer.name}.weight" for layer in count_density(model).layers)):
-        raise ConfigError(f"MODEL: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first")
+    if lost := sorted(inside.intersection(f"{name}.weight" for name in layers)):
+        raise ConfigError(
+            f"{field}: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first"
+        )
     return model, missing
 
 
@@ -179,10 +186,12 @@ def inspect_command(
             name = figure or FIGURES[0]
             before = None
             if initial is not None:
-                before = _load(resolve_model(initial, None, "--initial"))[0]
+                before = _load(resolve_model(initial, None, "--initial"), "--initial")[0]
             elif experiment is not None and name == "movement":
                 before = _initial_model(experiment)
-            inspection_figure(inspection, name, matrix, before).save(save_to)
+            picture, file = inspection_figure(inspection, name, matrix, before), Location.of(save_to, "--save")
+            file.parent.make_folder()
+            picture.save(file)
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)

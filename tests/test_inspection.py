@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from raypp.cli import main
 from raypp.config import Experiment, LayerRule
@@ -106,6 +106,12 @@ def test_missing_matrices_of_the_encoder_are_an_error(pruned: Path) -> None:
         inspect_model(pruned)
 
 
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "MODEL: the encoder of GPT2LMHeadModel has no linear layer to count" in capsys.readouterr().err
+
+
 def test_damaged_or_absent_models_are_refused(pruned: Path, tmp_path: Path) -> None:
     content = (pruned / "model.safetensors").read_bytes()
     for damaged in (content[: len(content) // 2], b"not safetensors at all"):
@@ -133,7 +139,7 @@ def test_the_table_groups_by_layer_and_ends_with_the_sums(pruned: Path) -> None:
 
 
 def test_the_command_saves_the_figure(pruned: Path, tmp_path: Path) -> None:
-    figure = tmp_path / "density.svg"
+    figure = tmp_path / "new" / "folder" / "density.svg"
     assert f"figure: {figure}\n" in printed(pruned, str(figure))
     assert "attention.self.query" in figure.read_text()
     with pytest.raises(ConfigError, match=r"\.png, \.jpg, \.svg, \.pdf"):
