@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from raypp.errors import ConfigError, RunFailed
@@ -132,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("export", _export, "write a run's model in a form that others read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
-    sub.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must be new or empty")
+    sub.add_argument("--to", required=True, metavar="DIR", help="folder or URI to write; it must be new or empty")
     sub.add_argument("--format", default="huggingface", choices=["huggingface"], help="the form")
     return parser
 
@@ -206,7 +205,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         data=options.data,
         experiment_file=options.experiment,
         split=options.split,
-        out=Path(options.out),
+        out=options.out,
         all_checkpoints=options.all_checkpoints,
     )
 
@@ -225,8 +224,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from raypp.export.huggingface import export_run
+    from raypp.storage import Location
 
-    print(export_run(options.run_folder, Path(options.to)))
+    print(export_run(options.run_folder, Location.of(options.to, "--to")))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
-from raypp.export.huggingface import load_saved
 from raypp.freezing import freeze
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
@@ -35,7 +34,7 @@ from raypp.plan import make_plan
 from raypp.pruning.dense import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
-from raypp.student import load_student
+from raypp.student import initial_student
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.worker import Worker
 
@@ -63,7 +62,7 @@ def evaluate_command(
     data: str | None = None,
     experiment_file: str | None = None,
     split: str = "dev",
-    out: Path = Path("."),
+    out: str = ".",
     all_checkpoints: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model and prints what it finds; returns the metrics by split (by step and split for checkpoints).
@@ -74,11 +73,13 @@ def evaluate_command(
         data: folder of the official files.
         experiment_file: an experiment whose task and data to use instead.
         split: a split's name; `dev` and `test` stand for all of that kind that the task has.
-        out: folder for predictions (labelled splits) and submission files (unlabelled ones).
+        out: folder on this machine for predictions (labelled splits) and submission files (unlabelled ones).
 
     Raises:
         ConfigError: no such model, task, data or split, or labels that do not match.
     """
+    if "://" in out:
+        raise ConfigError(f"--out: files are written to a folder on this machine, got {out!r}")
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
     found: dict[str, dict[str, float]] = {}
@@ -94,13 +95,14 @@ def evaluate_command(
         features = {name: _features(subject, name, kind, tokenizer) for name in splits}
         order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
-        out.mkdir(parents=True, exist_ok=True)
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in splits:
             predictions = predict(fine_tuned, features[name], kind, Vocabulary.of(tokenizer).pad_id, Worker())
             predictions = replace(predictions, logits=predictions.logits[..., order])
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
-            files = kind.write(name, predictions, out)
+            files = kind.write(name, predictions, folder)
             print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
     _print(found)
     return found
@@ -109,7 +111,7 @@ def evaluate_command(
 def _subject(model: str, task: str | None, data: str | None, experiment_file: str | None, split: str) -> Subject:
     location = Location.of(model, "MODEL") if "://" in model or Path(model).exists() else None
     run = location if location is not None and (location / "experiment.yaml").is_file() else None
-    own = run_experiment(run) if run is not None else None
+    own = run_experiment(run, model, "MODEL") if run is not None else None
     described = load_experiment(experiment_file) if experiment_file else own
     if task is None and described is None:
         raise ConfigError("--task: is missing; a model folder does not say what it was trained for (a run folder does)")
@@ -137,7 +139,7 @@ def _folder(model: str, subject: Subject) -> Iterator[Path]:
     if subject.run is None:
         yield resolve_model(model, None, "MODEL")
         return
-    with local_model(subject.run, model) as folder:
+    with local_model(subject.run, model, "MODEL") as folder:
         yield folder
 
 
@@ -177,15 +179,14 @@ def _checkpoints(
     run: Location, experiment: Experiment, kind: TaskKind, folder: Path
 ) -> Iterator[tuple[int, PreTrainedModel]]:
     """Every whole checkpoint of a run, with the masks it had at its step."""
-    started_as = make_plan(experiment).teacher_folder if experiment.student.start == "teacher" else None
+    trained_teacher = make_plan(experiment).trained_teacher if experiment.student.start == "teacher" else None
     checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
         # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
-        teacher = None if started_as is None else load_saved(started_as, kind)
-        model = load_student(folder, experiment.student, kind.task, experiment.train.seed, teacher)
+        model = initial_student(experiment, kind, folder, trained_teacher)
         freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
         pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)

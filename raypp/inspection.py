@@ -17,13 +17,17 @@ from safetensors import SafetensorError
 
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.plan import make_plan
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
+from raypp.pruning.linear import linear_layers
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
+from raypp.student import initial_student
+from raypp.tasks import resolve_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,18 +61,19 @@ def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
         layers: which linear layers were pruned; None: all that may be.
 
     Raises:
-        ConfigError: no such model, files that cannot be read, or weights of the encoder that they lack.
+        ConfigError: no such model, files that cannot be read, weights of the encoder that they lack, or an encoder
+            without linear layers.
     """
-    model, missing = _load(resolve_model(str(folder), None, "MODEL"))
+    model, missing = _load(resolve_model(str(folder), None, "MODEL"), "MODEL")
     names = None if layers is None else list(select_layers(model, layers))
     return Inspection(type(model).__name__, count_density(model, names), model, missing)
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model as the class that its configuration names, and the names of what its files lack."""
+def _load(folder: Path, field: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model as the class that its configuration names, and the names of what its files lack. Errors say `field`."""
     import transformers
 
-    config = load_model_config(folder, "MODEL")
+    config = load_model_config(folder, field)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     model_class: Any = named if is_model else transformers.AutoModel
@@ -78,11 +83,16 @@ def _load(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="auto"
             )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"MODEL: the weights in {folder} cannot be read: {error}") from error
+        raise ConfigError(f"{field}: the weights in {folder} cannot be read: {error}") from error
+    layers = linear_layers(model)
+    if not layers:
+        raise ConfigError(f"{field}: the encoder of {type(model).__name__} has no linear layer to count")
     missing = tuple(sorted(info["missing_keys"]))
     inside = {name.removeprefix(f"{model.base_model_prefix}.") for name in missing}
-    if lost := sorted(inside.intersection(f"{layer.name}.weight" for layer in count_density(model).layers)):
-        raise ConfigError(f"MODEL: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first")
+    if lost := sorted(inside.intersection(f"{name}.weight" for name in layers)):
+        raise ConfigError(
+            f"{field}: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first"
+        )
     return model, missing
 
 
@@ -110,14 +120,14 @@ def inspection_table(inspection: Inspection) -> Table:
 
 
 def inspection_figure(
-    inspection: Inspection, name: str = FIGURES[0], matrix: str | None = None, initial: Path | None = None
+    inspection: Inspection, name: str = FIGURES[0], matrix: str | None = None, initial: PreTrainedModel | None = None
 ) -> Picture:
     """One of `FIGURES` of a model.
 
     Args:
         name: which.
         matrix: show this matrix alone; None: all matrices together, or the first one's mask.
-        initial: folder of the model before it was pruned, for `movement`.
+        initial: the model before it was pruned, for `movement`.
 
     Raises:
         ConfigError: no such figure or matrix, or nothing to draw it from.
@@ -140,9 +150,8 @@ def inspection_figure(
             near = ", ".join(difflib.get_close_matches(matrix, layers, n=3, cutoff=0.0))
             raise ConfigError(f"--matrix: {matrix!r} is no pruned matrix of this model; the nearest are {near}")
         density = replace(density, layers=(layers[matrix],))
-    before = None if initial is None else _load(initial)[0]
     try:
-        return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, before))
+        return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, initial))
     except (NothingToDraw, DifferentModel) as error:
         raise ConfigError(f"--figure: {error}") from error
 
@@ -159,7 +168,8 @@ def inspect_command(
     """Prints the table of a run or model (folder, URI, hub name or package); saves a figure if a file is named.
 
     Args:
-        figure, matrix, initial: as in `inspection_figure`; a run's initial model is known.
+        figure, matrix: as in `inspection_figure`.
+        initial: the model before it was pruned, for `movement`; a run's own is known.
     """
     console = console or Console()
     if save_to is None:
@@ -174,13 +184,14 @@ def inspect_command(
         inspection = inspect_model(folder, layers)
         if save_to is not None:
             name = figure or FIGURES[0]
-            with contextlib.ExitStack() as stack:
-                before = None
-                if initial is not None:
-                    before = resolve_model(initial, None, "--initial")
-                elif experiment is not None and name == "movement":
-                    before = stack.enter_context(_initial_model(experiment))
-                inspection_figure(inspection, name, matrix, before).save(save_to)
+            before = None
+            if initial is not None:
+                before = _load(resolve_model(initial, None, "--initial"), "--initial")[0]
+            elif experiment is not None and name == "movement":
+                before = _initial_model(experiment)
+            picture, file = inspection_figure(inspection, name, matrix, before), Location.of(save_to, "--save")
+            file.parent.make_folder()
+            picture.save(file)
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)
@@ -194,8 +205,9 @@ def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
     """The local model folder of what the user named, and of a run its experiment."""
     location = Location.of(reference, "MODEL")
     if (location / "experiment.yaml").is_file():
-        with local_model(location, reference) as folder:
-            yield folder, run_experiment(location)
+        experiment = run_experiment(location, reference, "MODEL")
+        with local_model(location, reference, "MODEL") as folder:
+            yield folder, experiment
     elif location.is_local:
         yield resolve_model(reference, None, "MODEL"), None
     else:
@@ -203,14 +215,10 @@ def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
             yield location.download(Path(scratch)), None
 
 
-@contextlib.contextmanager
-def _initial_model(experiment: Experiment) -> Iterator[Path]:
-    """Folder of the model that a run started from, on this machine while it is needed."""
+def _initial_model(experiment: Experiment) -> PreTrainedModel:
+    """The model that a run started from."""
     student = experiment.student
-    if student.start == "pretrained":
-        yield resolve_model(student.model, student.revision, "student.model")
-        return
-    teacher = make_plan(experiment).teacher_folder
-    assert teacher is not None, "a student cannot start as a teacher that there is not"
-    with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-        yield teacher.download(Path(scratch))
+    kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
+    folder = resolve_model(student.model, student.revision, "student.model")
+    trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
+    return initial_student(experiment, kind, folder, trained_teacher)

@@ -110,16 +110,6 @@ class Plan:
         """Where the model of a teacher that is trained first is, or will be; None for any other."""
         return self.teacher_plan.run / "model" if self.teacher_plan else None
 
-    @property
-    def teacher_folder(self) -> Location | None:
-        """Where the teacher's model is, or will be when it is trained; None without a teacher."""
-        settings = self.experiment.teacher
-        if self.trained_teacher is not None:
-            return self.trained_teacher
-        if settings is None or settings.model is None:
-            return None
-        return Location.of(resolve_model(settings.model, settings.revision, "teacher.model"))
-
     def features_key(self, split: str, tokenizer: str) -> str:
         """Content key of a split's features under a tokenizer."""
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=tokenizer)

@@ -17,7 +17,7 @@ from raypp.events import Message
 from raypp.parameter_statistics import parameter_histograms, parameter_statistics
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
-from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker
+from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker, upload_recorded
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ class Recorder:
             (self.run / "metrics.jsonl").write_bytes(self.metrics.path.read_bytes())
 
     def save(self) -> None:
-        """Uploads all that is recorded, where the run's folder is not local."""
+        """Uploads all that is recorded, where the run's folder is not local; once the tracker has finished."""
         if self.worker.is_first and not self.run.is_local:
-            self.run.upload(self.folder)
+            upload_recorded(self.folder, self.run)
 
     def finish(self, result: Mapping[str, Any]) -> str | None:
         """Draws the figures and closes W&B; returns the command that syncs an offline run. On the first worker only."""

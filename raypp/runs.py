@@ -52,14 +52,18 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def local_model(run: Location, named: str) -> Iterator[Path]:
+def local_model(run: Location, named: str, field: str) -> Iterator[Path]:
     """The model that a run left, on this machine while it is needed.
 
+    Args:
+        named: what the user calls the run.
+        field: where, for the error.
+
     Raises:
-        ConfigError: there is none yet; the run is called as the user has `named` it.
+        ConfigError: there is none yet.
     """
     if not (run / "model" / "config.json").is_file():
-        raise ConfigError(f"MODEL: the run {named} has no model yet; `raypp train` finishes it")
+        raise ConfigError(f"{field}: the run {named} has no model yet; `raypp train` finishes it")
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
         yield (run / "model").download(Path(scratch))
 
@@ -120,9 +124,20 @@ def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from None
 
 
-def run_experiment(run: Location) -> Experiment:
-    """The experiment that a run was started with."""
-    return Experiment.model_validate(recorded_settings(run)[0], strict=False)
+def run_experiment(run: Location, named: str, field: str) -> Experiment:
+    """The experiment that a run was started with.
+
+    Args:
+        named: what the user calls the run.
+        field: where, for the errors.
+
+    Raises:
+        ConfigError: it is no run but a sweep, or not what raypp wrote.
+    """
+    experiment = Experiment.model_validate(recorded_settings(run)[0], strict=False)
+    if experiment.sweep is not None:
+        raise ConfigError(f"{field}: {named} is a sweep; name one of its runs, the best of which are in its best.json")
+    return experiment
 
 
 def check_writable(location: Location, field: str) -> None:

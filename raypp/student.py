@@ -11,15 +11,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from raypp.distillation.teacher import load_teacher
 from raypp.errors import ConfigError
-from raypp.kinds import kind_of
+from raypp.kinds import TaskKind, kind_of
 from raypp.models import load_model_config, load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from raypp.config import StudentSettings
+    from raypp.config import Experiment, StudentSettings
+    from raypp.storage import Location
     from raypp.tasks import Task
+
+
+def initial_student(
+    experiment: Experiment, kind: TaskKind, folder: Path, trained_teacher: Location | None
+) -> PreTrainedModel:
+    """The student of an experiment as its training begins, in float32.
+
+    Args:
+        folder: of the pretrained model.
+        trained_teacher: model folder of a teacher that was trained first, for a student that starts as it.
+    """
+    teacher = None
+    if experiment.student.start == "teacher":
+        assert experiment.teacher is not None
+        teacher = load_teacher(experiment.teacher, trained_teacher, kind)
+    return load_student(folder, experiment.student, kind.task, experiment.train.seed, teacher)
 
 
 def load_student(

@@ -12,7 +12,7 @@ from typing import Any
 from raypp.config import Experiment
 from raypp.front import Point, front_rows
 from raypp.storage import Location
-from raypp.tracking import make_tracker
+from raypp.tracking import make_tracker, upload_recorded
 
 
 def tracking_group(folder: Location) -> str:
@@ -55,8 +55,8 @@ def record_sweep(
         numbers = {name: result[name] for name in ("seconds", "device_hours", "teacher") if result[name] is not None}
         tracker.summary({f"best/{result['headline']}": best, "trials": result["counts"]} | numbers)
         tracker.finish(0)
-        if not local and (here / "wandb").is_dir():
-            (folder / "wandb").upload(here / "wandb")
+        if not local:
+            upload_recorded(here, folder)
 
 
 def sync_command(folder: Location) -> str | None:

@@ -5,8 +5,9 @@ own: the training thread only puts work into a queue. A server that cannot be re
 exception inside wandb is said once, aloud, and the run goes on, recorded offline in `<run folder>/wandb/`.
 
 Resuming. A session that resumes a run first repeats what metrics.jsonl holds up to the resumed step. So an offline
-session, which writes a folder of its own, holds the whole run and replaces the folder before it: `wandb sync` of two
-folders of one run would shift the second one's steps past the first one's. An online session continues the run under
+session, which writes a folder of its own, holds the whole run and replaces the folder before it (`upload_recorded` does
+where the run's folder is remote): `wandb sync` of two folders of one run would shift the second one's steps past the
+first one's. An online session continues the run under
 its id, and W&B ignores the steps that it knows. A run that starts from the beginning replaces what is under its id.
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import wandb
 
     from raypp.parameter_statistics import Histogram
+    from raypp.storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +254,20 @@ class WandbTracker(Tracker):
 def make_tracker(settings: TrackingSettings, *, rank: int = 0, **run: Any) -> Tracker:
     """The tracker of one worker: a `WandbTracker(settings, **run)` on rank 0, unless W&B is off."""
     return NullTracker() if rank != 0 or settings.wandb == "off" else WandbTracker(settings, **run)
+
+
+def upload_recorded(folder: Path, destination: Location) -> None:
+    """Uploads a finished session's folder, metrics.jsonl and all, to where sessions before it may be recorded: what it
+    has recorded with W&B replaces their offline folders, as it does where they are local."""
+    wandb = folder / "wandb"
+    for link in wandb.glob("*"):
+        if link.is_symlink():  # `latest-run` and the like, which would be uploaded as a copy
+            link.unlink()
+    destination.upload(folder)
+    own = {path.name for path in wandb.glob("*run-*")}
+    for earlier in (destination / "wandb").children() if own else []:
+        if earlier.name.startswith("offline-run-") and earlier.name not in own:
+            earlier.delete()
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,8 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +44,9 @@ from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, peak_memory
 from raypp.storage import Location
 from raypp.store import Artifact
-from raypp.student import load_student
+from raypp.student import initial_student
 from raypp.tasks import Task
 from raypp.worker import Worker
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this the float16 scaler has halved its scale so often that the run itself is broken.
@@ -127,7 +123,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         }
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
-    model = _initial_student(job, folder).to(worker.device)
+    model = initial_student(experiment, kind, folder, job.trained_teacher).to(worker.device)
     if not kind.cuts_texts and model.config.pad_token_id is None:
         model.config.pad_token_id = job.vocabulary.pad_id  # a decoder's answer is at the last token that is none
     freeze(model, experiment)
@@ -286,7 +282,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         _, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
     density = pruner.density()
     if worker.is_first and experiment.pruning is not None:
-        recorder.statistics = measure(model, density, _initial_student(job, folder))
+        initial = initial_student(experiment, kind, folder, job.trained_teacher)
+        recorder.statistics = measure(model, density, initial)
     plain = pruner.fold()
     return deliver(job, worker, plain, folder, splits, predictions, density, progress, perf, recorder)
 
@@ -313,14 +310,6 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     # On a CPU a dot product reads memory three times as fast as torch's norm.
     flats = [gradient.reshape(-1) for gradient in gradients]
     return torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt()
-
-
-def _initial_student(job: Job, folder: Path) -> PreTrainedModel:
-    experiment, teacher = job.experiment, None
-    if experiment.student.start == "teacher":
-        assert experiment.teacher is not None
-        teacher = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
-    return load_student(folder, experiment.student, job.task, experiment.train.seed, teacher)
 
 
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:

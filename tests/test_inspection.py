@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from raypp.cli import main
 from raypp.config import Experiment, LayerRule
@@ -22,6 +22,8 @@ from raypp.inspection import FIGURES, inspect_command, inspect_model, inspection
 from raypp.mask_figure import mask_box, pixels_per_weight
 from raypp.runs import start_run
 from raypp.storage import Location
+from raypp.student import load_student
+from raypp.tasks import TASKS
 
 MATRIX = re.compile(r"bert\.encoder\.(layer\.\d+\..*dense|layer\.\d+\..*(?:query|key|value))\.weight")
 
@@ -104,6 +106,12 @@ def test_missing_matrices_of_the_encoder_are_an_error(pruned: Path) -> None:
         inspect_model(pruned)
 
 
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "MODEL: the encoder of GPT2LMHeadModel has no linear layer to count" in capsys.readouterr().err
+
+
 def test_damaged_or_absent_models_are_refused(pruned: Path, tmp_path: Path) -> None:
     content = (pruned / "model.safetensors").read_bytes()
     for damaged in (content[: len(content) // 2], b"not safetensors at all"):
@@ -131,7 +139,7 @@ def test_the_table_groups_by_layer_and_ends_with_the_sums(pruned: Path) -> None:
 
 
 def test_the_command_saves_the_figure(pruned: Path, tmp_path: Path) -> None:
-    figure = tmp_path / "density.svg"
+    figure = tmp_path / "new" / "folder" / "density.svg"
     assert f"figure: {figure}\n" in printed(pruned, str(figure))
     assert "attention.self.query" in figure.read_text()
     with pytest.raises(ConfigError, match=r"\.png, \.jpg, \.svg, \.pdf"):
@@ -157,12 +165,38 @@ def test_movement_is_counted_from_the_initial_model(pruned: Path, tmp_path: Path
     shutil.copytree(pruned, initial)
     moved = {name: tensor + (0.25 if MATRIX.fullmatch(name) else 0) for name, tensor in tensors.items()}
     save_file(moved, initial / "model.safetensors", metadata={"format": "pt"})
-    figure = inspection_figure(inspect_model(pruned), "movement", initial=initial)
+    figure = inspection_figure(inspect_model(pruned), "movement", initial=inspect_model(initial).model)
     kept = sum(int((tensor != 0).sum()) for name, tensor in tensors.items() if MATRIX.fullmatch(name))
     (image,) = figure.axes[0].images
     counts = np.ma.filled(image.get_array(), 0)
     assert counts.sum() == kept
     assert counts[0].sum() == kept, "all that is left went down by 0.25, as far as any weight went"
+
+
+@pytest.mark.parametrize("student", [{"layers": [0, 2]}, {"config": {"num_hidden_layers": 2}}, {}])
+def test_movement_of_a_run_is_counted_from_the_student_that_it_began_as(
+    student: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    pretrained = tmp_path / "pretrained"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=20, **sizes)).save_pretrained(
+        pretrained
+    )
+    experiment = Experiment.model_validate(
+        {"name": "tiny", "task": "mrpc", "student": {"model": str(pretrained), **student}}, strict=False
+    )
+    start_run(Location.of(tmp_path / "run").make_folder(), experiment, "digest", {})
+    began = load_student(pretrained, experiment.student, TASKS["mrpc"], experiment.train.seed)
+    began.save_pretrained(tmp_path / "began")
+    with torch.no_grad():
+        for parameter in began.parameters():
+            parameter.sub_(0.25)
+    began.save_pretrained(tmp_path / "run" / "model")
+    files = [str(tmp_path / f"{name}.png") for name in ("known", "named")]
+    inspect_command(str(tmp_path / "run"), files[0], figure="movement")
+    inspect_command(str(tmp_path / "run" / "model"), files[1], figure="movement", initial=str(tmp_path / "began"))
+    assert Path(files[0]).read_bytes() == Path(files[1]).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
-"""The log's window: means over steps, and float16's skipped ones."""
+"""The log's window: means over steps, and float16's skipped ones. What sessions leave in a bucket."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
+from wandb_files import read_run
 
-from raypp.recording import Progress, Window
+from raypp.config import Experiment
+from raypp.front import Point
+from raypp.recording import Progress, Recorder, Window
+from raypp.storage import Location
+from raypp.sweep_tracking import record_sweep
+from raypp.worker import Worker
 
 WEIGHTS = {"hard_loss": 0.25, "soft_loss": 0.75}
 
@@ -59,3 +67,69 @@ def test_a_skipped_step_is_counted_and_spoils_no_mean(broken: tuple[list[float],
     assert metrics["train/skipped_steps"] == 1
     assert (metrics["train/hard_loss"], metrics["train/gradient_norm"]) == (1.0, 1.0)
     assert metrics["perf/step_seconds"] == pytest.approx(0.2)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Location:
+    """A folder that is not local, and yet there to be looked into."""
+    return Location(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "bucket")
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    values = {"name": "tiny", "task": "mrpc", "student": {"model": "tiny"}, "tracking": {"wandb": "offline"}}
+    return Experiment.model_validate(values)
+
+
+def the_offline_run(bucket: Path) -> Path:
+    """The only one there, without copies of it."""
+    (folder,) = (path for path in bucket.rglob("*run-*") if path.is_dir())
+    assert folder.name.startswith("offline-run-")
+    assert len(list(bucket.rglob("*.wandb"))) == 1
+    return folder
+
+
+def test_a_session_that_goes_on_in_a_bucket_replaces_the_offline_run_before_it(
+    bucket: Location, experiment: Experiment, tmp_path: Path
+) -> None:
+    def interrupted_session(resume_step: int | None, step: int) -> None:
+        with Recorder(bucket / "run", experiment, Worker(), None) as recorder:
+            recorder.start(resume_step)
+            recorder.log(step, {"train/loss": 1 / step})
+            raise KeyboardInterrupt
+
+    found = []
+    for resume_step, step in ((None, 1), (1, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_session(resume_step, step)
+        folder = the_offline_run(tmp_path / "bucket")
+        found.append((folder.name, [(row["_step"], row["train/loss"]) for row in read_run(folder)["history"]]))
+    assert found[0][0] != found[1][0]
+    assert [rows for _, rows in found] == [[(1, 1.0)], [(1, 1.0), (2, 0.5)]]
+
+    # A session that records nothing has nothing to replace it with.
+    silent = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"wandb": "off"})})
+    with Recorder(bucket / "run", silent, Worker(), None) as recorder:
+        recorder.start(2)
+        recorder.save()
+    assert the_offline_run(tmp_path / "bucket").name == found[1][0]
+
+
+def test_the_front_of_a_sweep_in_a_bucket_is_recorded_once(
+    bucket: Location, experiment: Experiment, tmp_path: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    folder = (bucket / "sweep-1").make_folder()
+    Figure(figsize=(1, 1)).savefig(tmp_path / "bucket" / "sweep-1" / "front.png")
+    points = [Point(0, {}, density=0.5, metric=0.75, spread=0.0, runs=("run",), on_front=True)]
+    for seconds in (1.0, 2.0):
+        result = {
+            "headline": "eval/accuracy",
+            "seconds": seconds,
+            "device_hours": None,
+            "teacher": None,
+            "counts": {"finished": 1},
+        }
+        record_sweep(folder, experiment, points, result, warn=pytest.fail)
+        assert read_run(the_offline_run(tmp_path / "bucket"))["summary"]["seconds"] == seconds

@@ -11,7 +11,7 @@ import torch
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind, kind_of
 from raypp.models import quiet_loading
-from raypp.runs import run_experiment
+from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 from raypp.tasks import resolve_task
 
@@ -42,7 +42,7 @@ def load_saved(location: Location, kind: TaskKind, device: torch.device | str = 
         return model.to(device).eval()
 
 
-def export_run(reference: str, destination: Path) -> str:
+def export_run(reference: str, destination: Location) -> str:
     """Copies a finished run's model to a folder; returns a line that says so.
 
     Raises:
@@ -51,12 +51,10 @@ def export_run(reference: str, destination: Path) -> str:
     run = Location.of(reference, "RUN")
     if not (run / "result.json").is_file():
         raise ConfigError(f"RUN: {reference} is no finished run (it has no result.json); `raypp train` finishes it")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"--to: {destination} holds something already; give a new or an empty folder")
-    target = Location.of(destination)
-    target.make_folder()
-    for file in (run / "model").files():
-        (target / file.name).write_bytes(file.read_bytes())
-    experiment = run_experiment(run)
+    experiment = run_experiment(run, reference, "RUN")
     kind = kind_of(resolve_task(experiment.task, experiment.data.source))
-    return f"{len(target.files())} files in {destination}; {kind.auto_class}.from_pretrained opens it"
+    with local_model(run, reference, "RUN") as folder:
+        if destination.is_file() or destination.children():
+            raise ConfigError(f"--to: {destination} holds something already; give a new or an empty folder")
+        destination.upload(folder)
+    return f"{len(destination.files())} files in {destination}, a model for {kind.auto_class}.from_pretrained"

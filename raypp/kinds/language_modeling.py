@@ -162,13 +162,21 @@ class LanguageModeling(TaskKind):
         return torch.stack([sums / counts.clamp(min=1), counts.float()], dim=1)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Perplexity: exp of the mean negative log-likelihood over all targets of the split."""
+        """Perplexity: exp of the mean negative log-likelihood over all targets of the split.
+
+        Raises:
+            FloatingPointError: a likelihood is not finite, or their perplexity is not.
+        """
         losses, counts = predictions.logits.astype(np.float64).T
         if not np.isfinite(losses).all():
             raise FloatingPointError(f"{self.task.name}: a likelihood is not finite")
         if counts.sum() == 0:
             raise ValueError(f"metrics of {self.task.name} need at least one token to predict, got none")
-        return {"perplexity": math.exp((losses * counts).sum() / counts.sum())}
+        mean = (losses * counts).sum() / counts.sum()
+        try:
+            return {"perplexity": math.exp(mean)}
+        except OverflowError:
+            raise FloatingPointError(f"{self.task.name}: no perplexity of a mean loss of {mean:.6g}") from None
 
     def table(self, predictions: Mapping[str, Predictions]) -> str:
         lines = ["split\trow\tpiece\ttargets\tnegative_log_likelihood"]

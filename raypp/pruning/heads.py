@@ -32,7 +32,8 @@ class AttentionHeads:
     number: str
     """The layer's number."""
     kept: tuple[int, ...]
-    """Remaining weights of each head: its rows of query, key and value, and its columns of the output matrix."""
+    """Remaining weights of each head: its rows of query, key and value, and its columns of the output matrix. Keys and
+    values that several heads share (grouped-query attention) count for each of them."""
     total: int
     """All weights of a head."""
     survives: tuple[bool, ...]
@@ -47,9 +48,11 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
     Empty for a model whose configuration names no number of heads, or whose attention has not the four matrices under
     one of the names known here (a fused one, for example).
     """
-    number_of_heads = getattr(getattr(encoder_of(model), "config", None), "num_attention_heads", None)
+    config = getattr(encoder_of(model), "config", None)
+    number_of_heads = getattr(config, "num_attention_heads", None)
     if number_of_heads is None:
         return ()
+    number_of_keys = getattr(config, "num_key_value_heads", None) or number_of_heads
     found: dict[tuple[str, str, str], dict[str, nn.Linear | MaskedLinear]] = {}
     layers: dict[str, nn.Linear | MaskedLinear] = {**linear_layers(model), **masked_layers(model)}
     for name, layer in layers.items():
@@ -58,14 +61,18 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
             if match := pattern.fullmatch(kind):
                 found.setdefault((stack, number, match[1]), {})[role] = layer
     return tuple(
-        _heads(stack, number, number_of_heads, matrices)
+        _heads(stack, number, number_of_heads, number_of_keys, matrices)
         for (stack, number, _), matrices in found.items()
         if matrices.keys() == _ROLES.keys()
     )
 
 
-def _heads(stack: str, number: str, heads: int, matrices: dict[str, nn.Linear | MaskedLinear]) -> AttentionHeads:
-    rows = {role: kept_weights(matrices[role]).view(heads, -1) for role in ("query", "key", "value")}
+def _heads(
+    stack: str, number: str, heads: int, keys: int, matrices: dict[str, nn.Linear | MaskedLinear]
+) -> AttentionHeads:
+    rows = {"query": kept_weights(matrices["query"]).view(heads, -1)}
+    for role in ("key", "value"):  # head h has those of number h // (heads // keys)
+        rows[role] = kept_weights(matrices[role]).view(keys, -1).repeat_interleave(heads // keys, dim=0)
     output = kept_weights(matrices["output"])
     rows["output"] = output.view(len(output), heads, -1).transpose(0, 1).reshape(heads, -1)
     counts: dict[str, Tensor] = {role: kept.sum(1) for role, kept in rows.items()}

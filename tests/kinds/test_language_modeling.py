@@ -167,6 +167,16 @@ def test_perplexity_is_over_all_targets_and_not_a_mean_of_means() -> None:
         language.metrics(broken)
 
 
+@pytest.mark.parametrize("loss", [709.0, 710.0])
+def test_a_loss_whose_perplexity_is_beyond_all_numbers_is_not_finite(loss: float) -> None:
+    predictions = Predictions(examples(), np.full((6, 2), (loss, 1.0), np.float32))
+    if loss < np.log(np.finfo(np.float64).max):
+        assert kind().metrics(predictions) == {"perplexity": pytest.approx(np.exp(loss))}
+        return
+    with pytest.raises(FloatingPointError, match="corpus: no perplexity of a mean loss of 710"):
+        kind().metrics(predictions)
+
+
 def test_less_perplexity_is_better() -> None:
     assert lower_is_better(headline_key(kind().task))
     assert not lower_is_better(headline_key(resolve_task("mrpc", None)))

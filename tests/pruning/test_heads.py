@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig, DistilBertConfig, RobertaConfig
+from transformers import AutoModel, BertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
 from transformers.models.albert import AlbertConfig
 from transformers.models.deberta_v2 import DebertaV2Config
 
@@ -53,6 +53,22 @@ def test_a_head_dies_with_its_values_or_its_output(bert: nn.Module, patched: boo
     assert first.kept == (192, 192 - 48, 192 - 48)
     assert second.survives == (True, True, True)
     assert second.kept == (192 - 48, 192, 192 - 36)
+
+
+def test_heads_that_share_keys_and_values_live_and_die_with_them() -> None:
+    sizes = {**SIZES, "hidden_size": 16, "num_attention_heads": 4}
+    model = AutoModel.from_config(LlamaConfig(vocab_size=30, num_key_value_heads=2, **sizes))
+    for layer in linear_layers(model).values():
+        nn.init.constant_(layer.weight, 1.0)
+    cut(model, "layers.0.self_attn.v_proj", slice(4, 8))  # of heads 2 and 3
+    cut(model, "layers.0.self_attn.q_proj", slice(4, 8))  # of head 1
+    cut(model, "layers.1.self_attn.k_proj", slice(0, 1))  # of heads 0 and 1
+    first, second = count_heads(model)
+    assert first.total == second.total == 4 * 4 * 16
+    assert first.survives == (True, True, False, False)
+    assert first.kept == (256, 256 - 64, 256 - 64, 256 - 64)
+    assert second.survives == (True, True, True, True)
+    assert second.kept == (256 - 16, 256 - 16, 256, 256)
 
 
 @pytest.mark.parametrize(
