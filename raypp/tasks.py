@@ -305,9 +305,9 @@ def resolve_task(task: str | OwnTask | LanguageModelingTask, source: Source | No
         return found
     if found.train_split is None:
         raise ConfigError(f"data.source: {found.name} is only a test set; allowed: official, hub; got files")
-    if found.kind == "multiple_choice" and (given := len(source.columns.endings)) != len(found.labels):
+    if found.kind == "multiple_choice" and (endings := len(source.columns.endings)) != len(found.labels):
         raise ConfigError(
-            f"data.source.columns.endings: got {given} columns; {found.name} has {len(found.labels)} endings; for "
+            f"data.source.columns.endings: got {endings} columns; {found.name} has {len(found.labels)} endings; for "
             "another number give a task of your own: {name, kind: multiple_choice}"
         )
     return replace(found, eval_splits=("dev",), test_splits=("test",))
