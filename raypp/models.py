@@ -37,6 +37,11 @@ TOKENIZER_FILES = (
 )
 # What a model folder's behaviour depends on, and what is fetched from the hub.
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
+# The families that count positions from the padding token's id + 1, as RoBERTa does.
+POSITIONS_FROM_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
+    *("longformer", "ibert", "luke", "esm", "markuplm", "lilt"),
+)
 
 
 def resolve_model(reference: str, revision: str | None, field: str) -> Path:
@@ -135,11 +140,17 @@ def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) ->
 
 
 def check_opens(config: Any, kind: TaskKind, field: str) -> None:
-    """ConfigError naming `field` if there is no model of this configuration for tasks of `kind`."""
+    """ConfigError naming `field` if there is no model of this configuration for tasks of `kind`, or none that reads
+    texts as they are padded here."""
     if type(config) not in kind.auto_model()._model_mapping:
         raise ConfigError(
             f"{field}: model_type {config.model_type!r} has no model for {kind.task.name}, none that "
             f"{kind.auto_class} opens"
+        )
+    if config.model_type == "xlnet":  # its heads read the last token
+        raise ConfigError(
+            f"{field}: model_type 'xlnet' needs texts padded at their left; raypp pads at the right: give a model of "
+            "another family"
         )
 
 
@@ -148,10 +159,11 @@ def max_positions(config: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return 1 << 30
-    # RoBERTa's family counts positions from the padding token's id + 1.
-    offset = (
-        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    )
+    offset = 0
+    if config.model_type in POSITIONS_FROM_PADDING:
+        offset = (config.pad_token_id or 0) + 1
+    elif config.model_type == "mpnet":
+        offset = 2  # as there, with 1 for the padding token whatever the configuration says
     return int(positions) - offset
 
 
