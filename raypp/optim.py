@@ -28,7 +28,8 @@ def build_optimizer(
                 continue
             taken.add(id(parameter))
             is_norm = isinstance(module, NORMS) or "norm" in type(module).__name__.lower()
-            (plain if name == "bias" or is_norm else decayed).append(parameter)
+            # DeBERTa has a q_bias and a v_bias beside its layers.
+            (plain if name.endswith("bias") or is_norm else decayed).append(parameter)
     rate, decay = settings.learning_rate, settings.weight_decay
     groups = [
         {"name": "weights", "params": decayed, "peak_rate": rate, "weight_decay": decay},

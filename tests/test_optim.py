@@ -1,4 +1,4 @@
-"""Scores that are running means, against their formula and plain autograd."""
+"""Which parameters decay; scores that are running means, against their formula and plain autograd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import DebertaConfig, DebertaModel
 
 from raypp.config import FisherPruning, LayerRule, TrainSettings
 from raypp.optim import averaged_parameters, build_optimizer, learning_rates, set_learning_rates
@@ -68,3 +69,16 @@ def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() 
     step(0.1)
     assert not torch.equal(scores, before)
     assert scores.isfinite().all()
+
+
+def test_weights_decay_and_neither_biases_nor_norms_do() -> None:
+    """DeBERTa's attention has biases apart from its linear layers, and a norm of its own."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = DebertaModel(DebertaConfig(vocab_size=20, max_position_embeddings=20, **sizes))
+    optimizer = build_optimizer(model, [], TrainSettings(weight_decay=0.1), None)
+    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    names = dict(model.named_parameters())
+    assert "encoder.layer.0.attention.self.q_bias" in names
+    assert {name: decays[id(parameter)] for name, parameter in names.items()} == {
+        name: 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1 for name in names
+    }
