@@ -1,7 +1,8 @@
 """Exact match and F1 of answers, as SQuAD's evaluation defines them (Rajpurkar et al. 2016, section 6.1, and 2018).
 
 Both compare normalized answers: lower case, no punctuation, no articles, single spaces. Of several gold answers the one
-that fits best counts; a question without an answer has the gold answer "".
+that fits best counts. Version 2.0 gives a question without an answer the gold answer "", and differs from version 1.1
+where nothing is left of an answer when it is normalized.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ def exact_match(answer: str, gold: str) -> float:
 
 
 def word_f1(answer: str, gold: str) -> float:
-    """F1 of the words that both have, counted as often as both have them; where one has none, whether both have."""
+    """F1 of the words that both have, counted as often as both have them; 0.0 where they share none."""
     answered, wanted = normalized(answer).split(), normalized(gold).split()
-    if not answered or not wanted:
-        return float(answered == wanted)
     common = (Counter(answered) & Counter(wanted)).total()
-    return 2 * common / (len(answered) + len(wanted))
+    return 2 * common / (len(answered) + len(wanted)) if common else 0.0
+
+
+def word_f1_or_none(answer: str, gold: str) -> float:
+    """`word_f1`, but 1.0 where neither has words: none is the right answer to a question that has none."""
+    return word_f1(answer, gold) if normalized(answer) or normalized(gold) else 1.0
 
 
 ANSWER_METRICS = {"f1": word_f1, "exact_match": exact_match}
@@ -46,21 +50,25 @@ def answer_metrics(answers: Sequence[str], gold: Sequence[Sequence[str]], unansw
     Args:
         answers: one a question; "" for none.
         gold: the answers of each question; none where the context has none.
-        unanswerable: whether there are such questions in the data set. Then also both means over the questions with and
-            without an answer: `has_answer_f1`, … (HasAns in SQuAD's script), `no_answer_f1`, … (NoAns).
+        unanswerable: whether there are such questions in the data set, which is measured as version 2.0 is. Then also
+            both means over the questions with and without an answer: `has_answer_f1`, … (HasAns in SQuAD's script),
+            `no_answer_f1`, … (NoAns).
 
     Raises:
-        ValueError: there are no questions.
+        ValueError: there are no questions, or one has no gold answer in a data set where all are answerable.
     """
     if not answers:
         raise ValueError("metrics need at least one labelled question, got none")
-    # An answer of articles and punctuation alone is none, unless no other is there.
-    wanted = [[text for text in texts if normalized(text)] or [""] for texts in gold]
+    wanted, measures = gold, ANSWER_METRICS
+    if unanswerable:
+        # An answer of articles and punctuation alone is none, unless no other is there.
+        wanted = [[text for text in texts if normalized(text)] or [""] for texts in gold]
+        measures = ANSWER_METRICS | {"f1": word_f1_or_none}
     scores = {
         name: np.array(
             [max(score(answer, text) for text in texts) for answer, texts in zip(answers, wanted, strict=True)]
         )
-        for name, score in ANSWER_METRICS.items()
+        for name, score in measures.items()
     }
     metrics = {name: float(values.mean()) for name, values in scores.items()}
     if unanswerable:

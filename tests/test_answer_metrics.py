@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from raypp.answer_metrics import answer_metrics, exact_match, normalized, word_f1
+from raypp.answer_metrics import answer_metrics, exact_match, normalized, word_f1, word_f1_or_none
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
@@ -18,10 +18,8 @@ def words(answer: str) -> list[str]:
 
 
 def f1_of(answer: str, gold: str) -> float:
-    """Harmonic mean of the precision and recall of words, as bags; 1 for none against none."""
+    """Harmonic mean of the precision and recall of words, as bags."""
     answered, wanted = words(answer), words(gold)
-    if not answered and not wanted:
-        return 1.0
     left, common = list(wanted), 0
     for word in answered:
         if word in left:
@@ -59,6 +57,8 @@ def test_every_answer_is_scored_as_defined() -> None:
         answer, gold = (" ".join(chance.choices(VOCABULARY, k=chance.randint(0, 5))) for _ in range(2))
         assert exact_match(answer, gold) == float(words(answer) == words(gold))
         assert word_f1(answer, gold) == pytest.approx(f1_of(answer, gold))
+        both_none = not words(answer) and not words(gold)
+        assert word_f1_or_none(answer, gold) == pytest.approx(1.0 if both_none else f1_of(answer, gold))
         scores.append(word_f1(answer, gold))
     assert min(scores) == 0.0
     assert max(scores) == 1.0
@@ -71,7 +71,7 @@ def test_every_answer_is_scored_as_defined() -> None:
         ("Denver", "the Denver Broncos", 0.0, 2 / 3),
         ("a cat", "an cat.", 1.0, 1.0),
         ("theory", "ory", 0.0, 0.0),
-        ("the", "", 1.0, 1.0),
+        ("the", "", 1.0, 0.0),
         ("", "Denver", 0.0, 0.0),
         ("cat cat dog", "cat dog dog", 0.0, 2 / 3),
     ],
@@ -89,6 +89,23 @@ def test_the_best_of_several_gold_answers_counts() -> None:
         ["Santa Clara", "five"], [["Levi's Stadium", "Santa Clara, California"], ["5", "five"]], False
     )
     assert metrics == {"f1": pytest.approx((4 / 5 + 1) / 2), "exact_match": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "first", "second"),
+    [
+        ("The", ["the", "a big thing"], (1.0, 0.0), (0.0, 0.0)),
+        ("The", ["The"], (1.0, 0.0), (1.0, 1.0)),
+        ("big", ["the", "a big thing"], (0.0, 2 / 3), (0.0, 2 / 3)),
+    ],
+)
+def test_answers_of_articles_alone_are_what_each_version_of_the_script_says(
+    answer: str, gold: list[str], first: tuple[float, float], second: tuple[float, float]
+) -> None:
+    """Version 1.1 compares them as all others; version 2.0 takes them for none, and none for right where all are."""
+    for unanswerable, expected in ((False, first), (True, second)):
+        metrics = answer_metrics([answer], [gold], unanswerable)
+        assert (metrics["exact_match"], metrics["f1"]) == (expected[0], pytest.approx(expected[1]))
 
 
 def test_questions_with_and_without_an_answer_are_told_apart() -> None:
