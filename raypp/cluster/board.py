@@ -119,7 +119,7 @@ class Board(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row.state = "retrying"
-        self.on_event(Message(f"{row.name} failed and is tried again from its last checkpoint: {_said(trial)}"))
+        self.on_event(Message(f"{row.name} is tried again from its last checkpoint: {_said(trial)}"))
         self._show(row)
         self._end(trial)
 

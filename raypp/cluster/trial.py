@@ -64,6 +64,7 @@ class TrialTask:
 def run_trial(config: dict[str, Any]) -> None:
     """Runs a trial from whatever of it is done. The store has everything it reads."""
     import torch
+    from ray.exceptions import RayActorError
 
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
     task: TrialTask = config["task"]
@@ -99,7 +100,11 @@ def run_trial(config: dict[str, Any]) -> None:
         raise
     except Left as left:
         if notice.drained:
-            raise RunFailed(f"its node is taken away; step {left.step} is saved") from None
+            # By this error Tune tries the trial again elsewhere, as often as it comes: it counts no node that is taken
+            # away among a trial's failures.
+            raise RayActorError(
+                error_msg=f"its node is taken away; step {left.step} is saved", preempted=True
+            ) from None
         line.tell(run.name)
         while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
             time.sleep(STOP_SECONDS)

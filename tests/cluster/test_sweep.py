@@ -187,8 +187,8 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     (broken / "checkpoints").write_text("a file, where checkpoints should go")
     assert main(["sweep", str(experiment)]) == 1
     shown = capsys.readouterr()
-    assert shown.err.count("failed and is tried again from its last checkpoint") == 1
-    assert f"{broken.name} failed and is tried again from its last checkpoint" in shown.err
+    assert shown.err.count("is tried again from its last checkpoint") == 1
+    assert f"{broken.name} is tried again from its last checkpoint" in shown.err
     assert "raypp: 3 of 4 trials failed" in shown.err
     (reason,) = [line for line in shown.out.splitlines() if line.startswith(f"failed: {broken}: ")]
     assert f"{broken} cannot be written to, or what it reads cannot be read" in reason
