@@ -213,6 +213,30 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert last.metric[0] == "eval/accuracy"
 
 
+class FinishedElsewhere(NullDisplay):
+    """Puts a run back when a sweep has planned to run it: as if another sweep had just finished it."""
+
+    def __init__(self, run: Path, kept: Path) -> None:
+        self.run, self.kept = run, kept
+
+    def handle(self, event: Any) -> None:
+        if isinstance(event, TrialAdvanced) and event.trial == self.run.name and self.kept.exists():
+            self.kept.rename(self.run)
+
+
+def test_a_trial_that_another_sweep_has_finished_says_nothing_of_this_ones_overhead(
+    experiment: Path, tmp_path: Path
+) -> None:
+    rewrite(experiment, {"space": {DENSITY: {"choice": [0.5]}}})
+    first = sweep(load_experiment(experiment))
+    assert first["overhead_seconds_per_trial"] > 0
+    run = Path(first["trials"][0]["path"])
+    display = FinishedElsewhere(run, run.rename(tmp_path / "kept"))
+    second = sweep(load_experiment(experiment), display=display)
+    assert second["counts"] == {"finished": 1, "stopped": 0, "failed": 0}
+    assert second["overhead_seconds_per_trial"] is None
+
+
 @pytest.mark.slow
 def test_a_search_writes_down_what_it_draws(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
