@@ -39,7 +39,7 @@ class Row:
     first: tuple[float, float] | None = None
     """When the first report of steps in that try came, and what was done by then."""
     overhead_seconds: float | None = None
-    """What it took beyond training and the final evaluation."""
+    """What it took beyond training and the final evaluation; None until it has finished here."""
 
     def seconds_left(self) -> float | None:
         """Expected from the pace since the first report."""
@@ -107,7 +107,8 @@ class Board(tune.Callback):  # type: ignore[misc]
             row.state, row.reason = "failed", result["failed"]
         if result["finished"]:
             row.state = "finished"
-            row.overhead_seconds = time.monotonic() - row.started - result["work_seconds"]
+            if result["work_seconds"] is not None:
+                row.overhead_seconds = time.monotonic() - row.started - result["work_seconds"]
         self._show(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -119,7 +120,7 @@ class Board(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row.state = "retrying"
-        self.on_event(Message(f"{row.name} failed and is tried again from its last checkpoint: {_said(trial)}"))
+        self.on_event(Message(f"{row.name} is tried again from its last checkpoint: {_said(trial)}"))
         self._show(row)
         self._end(trial)
 

@@ -8,7 +8,8 @@ What a trial reports, always with the same fields:
     metric             the headline metric; None in a report that is no evaluation
     messages           lines for the user since the report before
     placement_group    of its own workers, hex; None without any
-    work_seconds       what training and the final evaluation took in this session; None until the end
+    work_seconds       what training and the final evaluation took in this session; None until the end, and where
+                       the run was finished before
     finished           whether the run is
     failed             None, or what the run failed with, where trying again would not help
 """
@@ -64,6 +65,7 @@ class TrialTask:
 def run_trial(config: dict[str, Any]) -> None:
     """Runs a trial from whatever of it is done. The store has everything it reads."""
     import torch
+    from ray.exceptions import RayActorError
 
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
     task: TrialTask = config["task"]
@@ -82,6 +84,7 @@ def run_trial(config: dict[str, Any]) -> None:
             session.owning(run, wait=True),
         ):
             result = finished_result(run, task.digest)
+            was_finished = result is not None
             if result is None:
                 start_run(run.make_folder(), task.job.experiment, task.digest, versions())
                 reporter.repeat_evaluations()
@@ -99,7 +102,11 @@ def run_trial(config: dict[str, Any]) -> None:
         raise
     except Left as left:
         if notice.drained:
-            raise RunFailed(f"its node is taken away; step {left.step} is saved") from None
+            # By this error Tune tries the trial again elsewhere, as often as it comes: it counts no node that is taken
+            # away among a trial's failures.
+            raise RayActorError(
+                error_msg=f"its node is taken away; step {left.step} is saved", preempted=True
+            ) from None
         line.tell(run.name)
         while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
             time.sleep(STOP_SECONDS)
@@ -108,7 +115,7 @@ def run_trial(config: dict[str, Any]) -> None:
         return
     finally:
         notice.close()
-    reporter.finish(result)
+    reporter.finish(result, was_finished)
 
 
 def _give_memory_back() -> None:
@@ -155,10 +162,10 @@ class _Reporter:
             if headline_key(self.task.job.task) in record:
                 self.on_evaluation(record)
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: dict[str, Any], was_finished: bool) -> None:
         self.fraction, self.density = 1.0, result["density"]["linear"]
         perf = result["perf"]
-        work_seconds = perf["perf/loop_seconds"] + perf["perf/final_evaluation_seconds"]
+        work_seconds = None if was_finished else perf["perf/loop_seconds"] + perf["perf/final_evaluation_seconds"]
         self.report(metric=result["metrics"][result["headline"]], work_seconds=work_seconds, finished=True)
 
     def report(

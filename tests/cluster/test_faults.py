@@ -312,10 +312,49 @@ def test_a_sweep(
             status, output = command.end()
         assert status == 0, output
     else:
-        assert "failed and is tried again from its last checkpoint" in " ".join(output.split())
+        assert "is tried again from its last checkpoint" in " ".join(output.split())
     recovery = Recovery(seconds, done - resumed_after(output))
     recovery.tell(record_property)
     assert recovery.twice == 0 if ends else recovery.twice < done
+    assert_same(outcome(only_run(storage)), expected)
+    assert_tidy(storage)
+
+
+def node_of_trial(cluster: Any, storage: Path) -> Any:
+    """The node on which the sweep's only trial runs; None while it runs nowhere."""
+    try:
+        (lock,) = (file for file in storage.glob("*/*/.lock") if not file.parent.name.startswith("sweep-"))
+        process = json.loads(lock.read_text())["pid"]
+        parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError):  # between two tries
+        return None
+    return {raylet_of(node): node for node in cluster.list_all_nodes()}.get(parent)
+
+
+def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
+    experiment: Path, undisturbed: Undisturbed, cluster: Any, tmp_path: Path
+) -> None:
+    expected = outcome(undisturbed(1, *LONG))
+    cluster.add_node(num_cpus=1, object_store_memory=150 << 20)
+    cluster.wait_for_nodes()
+    path, storage = tmp_path / "sweep.yaml", tmp_path / "runs"
+    path.write_text(experiment.read_text() + SWEEP)
+    words = ("sweep", path, *LONG, f"cluster.storage={storage}")
+    with started(*words, environment={"RAY_ADDRESS": cluster.address}) as command:
+        for step in (45, 90):
+            wait_for(lambda step=step: steps_of(storage) >= step, f"step {step}")
+            node = node_of_trial(cluster, storage)
+            warn_of_the_end_of_node(cluster, node)
+            wait_for(lambda node=node: node_of_trial(cluster, storage) not in (None, node), "a trial elsewhere")
+            kill_node(cluster, node)
+        status, output = command.end()
+    assert status == 0, output
+    shown = " ".join(output.split())
+    saved = re.findall(
+        r"is tried again from its last checkpoint: \S+ its node is taken away; step (\d+) is saved", shown
+    )
+    assert len(saved) == 2, shown
+    assert saved == re.findall(r"goes on after step (\d+)", shown)
     assert_same(outcome(only_run(storage)), expected)
     assert_tidy(storage)
 

@@ -187,8 +187,8 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     (broken / "checkpoints").write_text("a file, where checkpoints should go")
     assert main(["sweep", str(experiment)]) == 1
     shown = capsys.readouterr()
-    assert shown.err.count("failed and is tried again from its last checkpoint") == 1
-    assert f"{broken.name} failed and is tried again from its last checkpoint" in shown.err
+    assert shown.err.count("is tried again from its last checkpoint") == 1
+    assert f"{broken.name} is tried again from its last checkpoint" in shown.err
     assert "raypp: 3 of 4 trials failed" in shown.err
     (reason,) = [line for line in shown.out.splitlines() if line.startswith(f"failed: {broken}: ")]
     assert f"{broken} cannot be written to, or what it reads cannot be read" in reason
@@ -211,6 +211,30 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert (last.stratum, last.fraction, last.density) == ("density 0.5", 1.0, pytest.approx(0.5, abs=1e-4))
     assert last.metric is not None
     assert last.metric[0] == "eval/accuracy"
+
+
+class FinishedElsewhere(NullDisplay):
+    """Puts a run back when a sweep has planned to run it: as if another sweep had just finished it."""
+
+    def __init__(self, run: Path, kept: Path) -> None:
+        self.run, self.kept = run, kept
+
+    def handle(self, event: Any) -> None:
+        if isinstance(event, TrialAdvanced) and event.trial == self.run.name and self.kept.exists():
+            self.kept.rename(self.run)
+
+
+def test_a_trial_that_another_sweep_has_finished_says_nothing_of_this_ones_overhead(
+    experiment: Path, tmp_path: Path
+) -> None:
+    rewrite(experiment, {"space": {DENSITY: {"choice": [0.5]}}})
+    first = sweep(load_experiment(experiment))
+    assert first["overhead_seconds_per_trial"] > 0
+    run = Path(first["trials"][0]["path"])
+    display = FinishedElsewhere(run, run.rename(tmp_path / "kept"))
+    second = sweep(load_experiment(experiment), display=display)
+    assert second["counts"] == {"finished": 1, "stopped": 0, "failed": 0}
+    assert second["overhead_seconds_per_trial"] is None
 
 
 @pytest.mark.slow
