@@ -62,7 +62,7 @@ def evaluate_command(
     data: str | None = None,
     experiment_file: str | None = None,
     split: str = "dev",
-    out: str = ".",
+    out: str | Path = ".",
     all_checkpoints: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model and prints what it finds; returns the metrics by split (by step and split for checkpoints).
@@ -78,8 +78,8 @@ def evaluate_command(
     Raises:
         ConfigError: no such model, task, data or split, or labels that do not match.
     """
-    if "://" in out:
-        raise ConfigError(f"--out: files are written to a folder on this machine, got {out!r}")
+    if "://" in str(out):
+        raise ConfigError(f"--out: files are written to a folder on this machine, got {str(out)!r}")
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
     found: dict[str, dict[str, float]] = {}

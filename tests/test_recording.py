@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -104,6 +105,7 @@ def test_a_session_that_goes_on_in_a_bucket_replaces_the_offline_run_before_it(
             interrupted_session(resume_step, step)
         folder = the_offline_run(tmp_path / "bucket")
         found.append((folder.name, [(row["_step"], row["train/loss"]) for row in read_run(folder)["history"]]))
+        time.sleep(1.1)  # W&B names its folders by the second
     assert found[0][0] != found[1][0]
     assert [rows for _, rows in found] == [[(1, 1.0)], [(1, 1.0), (2, 0.5)]]
 

@@ -309,7 +309,7 @@ def test_a_whole_run_and_the_commands_around_it(
     assert main(["inspect", str(run)]) == 0
     assert "BertForMultipleChoice" in capsys.readouterr().out
     assert main(["export", str(run), "--to", str(tmp_path / "exported")]) == 0
-    assert "AutoModelForMultipleChoice.from_pretrained opens it" in capsys.readouterr().out
+    assert "a model for AutoModelForMultipleChoice.from_pretrained" in capsys.readouterr().out
     assert type(AutoModelForMultipleChoice.from_pretrained(tmp_path / "exported")).__name__ == "BertForMultipleChoice"
 
 

@@ -467,7 +467,7 @@ def test_a_whole_run_and_the_commands_around_it(
     assert main(["inspect", str(run)]) == 0
     assert "BertForQuestionAnswering" in capsys.readouterr().out
     assert main(["export", str(run), "--to", str(tmp_path / "exported")]) == 0
-    assert "AutoModelForQuestionAnswering.from_pretrained opens it" in capsys.readouterr().out
+    assert "a model for AutoModelForQuestionAnswering.from_pretrained" in capsys.readouterr().out
     AutoModelForQuestionAnswering.from_pretrained(tmp_path / "exported")
 
 
