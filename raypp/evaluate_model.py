@@ -95,14 +95,15 @@ def evaluate_command(
         features = {name: _features(subject, name, kind, tokenizer) for name in splits}
         order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+        written_to = Path(out)
+        written_to.mkdir(parents=True, exist_ok=True)
+        pad_id = Vocabulary.of(tokenizer).pad_id
         for name in splits:
-            predictions = predict(fine_tuned, features[name], kind, Vocabulary.of(tokenizer).pad_id, Worker())
+            predictions = predict(fine_tuned, features[name], kind, pad_id, Worker())
             predictions = replace(predictions, logits=predictions.logits[..., order])
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
-            files = kind.write(name, predictions, folder)
+            files = kind.write(name, predictions, written_to)
             print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
     _print(found)
     return found
@@ -166,9 +167,10 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     if unlabelled := [name for name, split in features.items() if not split.labelled.any()]:
         raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
     found: dict[str, dict[str, float]] = {}
+    pad_id = Vocabulary.of(tokenizer).pad_id
     for step, model in _checkpoints(subject.run, subject.experiment, kind, folder):
         for name, split in features.items():
-            predictions = predict(model, split, kind, Vocabulary.of(tokenizer).pad_id, Worker())
+            predictions = predict(model, split, kind, pad_id, Worker())
             found[f"step {step} {name}"] = kind.metrics(predictions)
     if not found:
         raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")

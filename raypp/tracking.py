@@ -7,8 +7,8 @@ exception inside wandb is said once, aloud, and the run goes on, recorded offlin
 Resuming. A session that resumes a run first repeats what metrics.jsonl holds up to the resumed step. So an offline
 session, which writes a folder of its own, holds the whole run and replaces the folder before it (`upload_recorded` does
 where the run's folder is remote): `wandb sync` of two folders of one run would shift the second one's steps past the
-first one's. An online session continues the run under
-its id, and W&B ignores the steps that it knows. A run that starts from the beginning replaces what is under its id.
+first one's. An online session continues the run under its id, and W&B ignores the steps that it knows. A run that
+starts from the beginning replaces what is under its id.
 """
 
 from __future__ import annotations

@@ -108,31 +108,22 @@ def own(world: World, content: str, **task: Any) -> None:
     world.set("data.source", {"kind": "files", "train": train, "dev": dev})
 
 
-def without_padding(world: World) -> str:
-    """The student with a tokenizer such as GPT-2's."""
-    folder = world.model("unpadded", "special_tokens_map.json")
+def with_tokenizer(world: World, name: str, leave_out: str = "", **settings: Any) -> str:
+    """The student with other settings of its tokenizer."""
+    folder = world.model(name, leave_out)
     path = Path(folder, "tokenizer_config.json")
-    plain = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": None,
-    }  # a BertTokenizer has one whatever is said
-    path.write_text(json.dumps(json.loads(path.read_text()) | plain))
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return folder
 
 
-def configured(world: World, **changes: int) -> str:
-    """The student with other settings than its weights were made with."""
-    folder = world.model("configured")
-    path = Path(folder, "config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return folder
+def without_padding(world: World) -> str:
+    """The student with a tokenizer such as GPT-2's; a BertTokenizer has padding whatever is said."""
+    plain = "PreTrainedTokenizerFast"
+    return with_tokenizer(world, "unpadded", "special_tokens_map.json", tokenizer_class=plain, pad_token=None)
 
 
 def another_tokenizer(world: World) -> str:
-    folder = world.model("cased")
-    path = Path(folder, "tokenizer_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
-    return folder
+    return with_tokenizer(world, "cased", do_lower_case=False)
 
 
 def following(world: World, teacher: str | None = None, **distillation: Any) -> None:
@@ -200,7 +191,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         ("student.model", "no_such_package"),
     ),
     "padding that the model takes for text": (
-        lambda w: w.set("student.model", configured(w, pad_token_id=7)),
+        lambda w: w.set("student.model", w.model("configured", pad_token_id=7)),
         ("student.model", "pads with token 0", "pad_token_id in config.json padding is token 7"),
     ),
     "start as a teacher of other tokens": (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from transformers import BertConfig, BertModel
-from whole_runs import assert_same, losses, only_run, outcome, run_command, started
+from whole_runs import assert_same, copy_tokenizer, losses, only_run, outcome, run_command, started
 
 EXPERIMENT = """
 name: small
@@ -56,9 +56,7 @@ def test_two_workers_with_an_online_teacher_equal_one(experiment: Path, minilm_d
     BertModel(
         BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
     ).save_pretrained(student)
-    for file in minilm_dir.glob("*token*"):
-        (student / file.name).write_bytes(file.read_bytes())
-    (student / "vocab.txt").write_bytes((minilm_dir / "vocab.txt").read_bytes())
+    copy_tokenizer(minilm_dir, student)
     overrides = (f"student.model={student}", f"teacher.model={minilm_dir}", "distillation.hidden_weight=1")
     for workers in (1, 2):
         run_command(
