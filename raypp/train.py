@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raypp.attention import use_cpu_attention
 from raypp.checkpoint import Checkpoints, capture, restore
 from raypp.config import Experiment
 from raypp.data.tokenization import Vocabulary
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import Comparison, OnlineTeacher, load_teacher
-from raypp.dropout import set_dropout
+from raypp.dropout import replace_dropout, set_dropout
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
@@ -129,6 +130,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     freeze(model, experiment)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
+    if worker.device.type == "cpu":
+        replace_dropout(model)
+        use_cpu_attention(model)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     teacher = _online_teacher(job, model.config, worker.device)

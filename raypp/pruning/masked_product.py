@@ -1,9 +1,9 @@
 """The product of a weight and its mask, and both gradients of that product: one function each for every device.
 
 On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once, and so does a boolean
-mask's product in float32 on a CPU (`cpu_kernels.py`). Elsewhere, and where there is no C compiler, plain torch does the
-same in more passes. What is computed does not depend on that: a multiplication also where the mask is 0 (infinity gives
-NaN, a negative weight -0.0), in float32 at least, rounded once to the type of the result.
+mask's product in float32 or bfloat16 on a CPU (`cpu_kernels.py`). Elsewhere, and where there is no C compiler, plain
+torch does the same in more passes. What is computed does not depend on that: a multiplication also where the mask is 0
+(infinity gives NaN, a negative weight -0.0), in float32 at least, rounded once to the type of the result.
 
 The selection stays a pass of its own (`masks.py`): whether a comparison with the threshold keeps the requested number
 is known only after counting, and where scores tie, as they do after the first Adam step, its mask is changed then. A
@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from raypp.pruning import cpu_kernels
+from raypp import cpu_kernels
 
 logger = logging.getLogger("raypp")
 
@@ -36,7 +36,7 @@ def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """
     if (kernels := _kernels_for(weight)) is not None:
         kernels.multiply(weight, mask, out)
-    elif mask.dtype == torch.bool and (compiled := cpu_kernels.kernels_for(weight, mask, out)) is not None:
+    elif mask.dtype == torch.bool and (compiled := cpu_kernels.kernels_for(weight, mask, or_bfloat16=out)) is not None:
         compiled.multiply(weight, mask, out)
     elif mask.dtype == torch.bool and out.dtype == weight.dtype:
         return out.copy_(mask).mul_(weight)  # torch's product of two types makes a converted copy of the mask
@@ -72,8 +72,8 @@ def gradients(
         found: tuple[Tensor | None, Tensor | None] = kernels.gradients(gradient, weight, mask, gate_slope, dtypes)
         return found
     if weight is not None and mask is not None and dtypes == (torch.float32, torch.float32):
-        operands = [gradient, weight, mask] if gate_slope is None else [gradient, weight, mask, gate_slope]
-        compiled = cpu_kernels.kernels_for(*operands)
+        factors = [weight, mask] if gate_slope is None else [weight, mask, gate_slope]
+        compiled = cpu_kernels.kernels_for(*factors, or_bfloat16=gradient)
         if compiled is not None and (mask.dtype == torch.bool) == (gate_slope is None):
             return compiled.gradients(gradient, weight, mask, gate_slope)
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

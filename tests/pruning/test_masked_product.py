@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypp.pruning import cpu_kernels, masked_product
+from raypp import cpu_kernels
+from raypp.pruning import masked_product
 from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear
 
@@ -78,7 +79,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plain torch on every device."""
     with monkeypatch.context() as context:
         context.setattr(masked_product, "_kernels_for", lambda tensor: None)
-        context.setattr(cpu_kernels, "kernels_for", lambda *tensors: None)
+        context.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
         yield
 
 

@@ -1,5 +1,5 @@
-"""The passes over all weights that a CPU makes at every step, in C (cpu_kernels.c): each reads its operands and writes
-its results once, on torch's own threads.
+"""The passes over all weights that a CPU makes at every step, and dropout, in C (cpu_kernels.c): each reads its
+operands and writes its results once, on torch's own threads.
 
 Like Triton's, the kernels are compiled on first use with the machine's C compiler, for its very processor, and kept in
 the user's cache. A machine without one trains all the same, in plain torch, which is said once. The callers ask
@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,16 @@ COMPILE_SECONDS = 120.0
 PROCESSOR_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")  # x86, ARM
 
 _SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
+# What a matrix multiplication computes in, and what such kernels' names end in.
+_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "multiply": (None, [_SIZE, _POINTER, _POINTER, _POINTER, _INT]),
-    "gradients": (None, [_SIZE, *[_POINTER] * 5, _INT]),
-    "gate_gradients": (None, [_SIZE, *[_POINTER] * 6, _INT]),
+    **{f"multiply_{name}": (None, [_SIZE, *[_POINTER] * 3, _INT]) for name in _TYPES.values()},
+    **{f"gradients_{name}": (None, [_SIZE, *[_POINTER] * 5, _INT]) for name in _TYPES.values()},
+    **{f"gate_gradients_{name}": (None, [_SIZE, *[_POINTER] * 6, _INT]) for name in _TYPES.values()},
+    **{
+        f"dropout_{name}": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_uint64, ctypes.c_uint32, _FLOAT, _INT])
+        for name in _TYPES.values()
+    },
     "mark_above": (_SIZE, [_SIZE, _POINTER, _FLOAT, _POINTER, _INT]),
     "split": (_SIZE, [_SIZE, _POINTER, _FLOAT, _FLOAT, *[_POINTER] * 3, _INT]),
     "add_sigmoid_gradient": (ctypes.c_double, [_SIZE, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT]),
@@ -54,25 +60,43 @@ class Kernels:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
 
+    def _of(self, name: str, tensor: Tensor) -> Callable[..., None]:
+        """The kernel for a tensor of this type."""
+        function: Callable[..., None] = getattr(self._library, f"{name}_{_TYPES[tensor.dtype]}")
+        return function
+
     def multiply(self, weight: Tensor, mask: Tensor, out: Tensor) -> None:
-        """out = weight * mask, which is bool."""
-        _require(weight, mask, out)
-        self._library.multiply(
+        """out = weight * mask, which is bool; `out` may be bfloat16."""
+        _require(weight, mask, or_bfloat16=out)
+        self._of("multiply", out)(
             weight.numel(), weight.data_ptr(), mask.data_ptr(), out.data_ptr(), torch.get_num_threads()
         )
 
     def gradients(
         self, gradient: Tensor, weight: Tensor, mask: Tensor, gate_slope: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """gradient * mask and gradient * weight; or, of gates, gradient * mask and gradient * weight * gate_slope."""
+        """gradient * mask and gradient * weight; or, of gates, gradient * mask and gradient * weight * gate_slope; in
+        float32, of a gradient in float32 or bfloat16."""
         factors = [weight, mask] if gate_slope is None else [weight, mask, gate_slope]
-        _require(gradient, *factors)
+        _require(*factors, or_bfloat16=gradient)
         assert (mask.dtype == torch.bool) == (gate_slope is None)
-        results = torch.empty_like(gradient), torch.empty_like(gradient)
-        kernel = self._library.gradients if gate_slope is None else self._library.gate_gradients
+        results = torch.empty_like(weight), torch.empty_like(weight)
+        kernel = self._of("gradients" if gate_slope is None else "gate_gradients", gradient)
         pointers = [tensor.data_ptr() for tensor in (gradient, *factors, *results)]
         kernel(gradient.numel(), *pointers, torch.get_num_threads())
         return results
+
+    def dropout(self, inputs: Tensor, probability: float, seed: int) -> Tensor:
+        """The inputs, float32 or bfloat16, of which each is 0 with this probability; the others are scaled, so that the
+        expectation is the same. The seed alone decides which; the probability is rounded to 1/65,536."""
+        _require(or_bfloat16=inputs)
+        dropped = min(round(probability * 2**16), 2**16 - 1)
+        scale = 2**16 / (2**16 - dropped)
+        outputs = torch.empty_like(inputs)
+        self._of("dropout", inputs)(
+            inputs.numel(), inputs.data_ptr(), outputs.data_ptr(), seed, dropped, scale, torch.get_num_threads()
+        )
+        return outputs
 
     def mark_above(self, scores: Tensor, threshold: float) -> tuple[Tensor, int]:
         """scores > threshold, and how many that are."""
@@ -135,24 +159,30 @@ class Kernels:
         return list(zip(gates, slopes, strict=True))
 
 
-def _require(first: Tensor, *others: Tensor) -> None:
+def _require(*tensors: Tensor, or_bfloat16: Tensor | None = None) -> None:
     """What the kernels cannot check themselves."""
-    assert _fit([first, *others])
+    assert _fit(tensors, or_bfloat16)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (_POINTER * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def kernels_for(*tensors: Tensor) -> Kernels | None:
-    """The kernels, where they take these tensors: float32 (masks: bool), contiguous, on the CPU. Else None."""
-    return _kernels() if _fit(tensors) else None
+def kernels_for(*tensors: Tensor, or_bfloat16: Tensor | None = None) -> Kernels | None:
+    """The kernels, where they take these tensors: float32 (masks: bool), contiguous, on the CPU. Else None.
+
+    Args:
+        or_bfloat16: one that may be bfloat16 as well.
+    """
+    return _kernels() if _fit(tensors, or_bfloat16) else None
 
 
-def _fit(tensors: Sequence[Tensor]) -> bool:
-    return all(
-        tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bool) and tensor.is_contiguous()
-        for tensor in tensors
+def _fit(tensors: Sequence[Tensor], or_bfloat16: Tensor | None) -> bool:
+    mixed = [] if or_bfloat16 is None else [or_bfloat16]
+    return (
+        all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (*tensors, *mixed))
+        and all(tensor.dtype in (torch.float32, torch.bool) for tensor in tensors)
+        and all(tensor.dtype in _TYPES for tensor in mixed)
     )
 
 
@@ -169,7 +199,7 @@ def _kernels() -> Kernels | None:
         return Kernels(_load())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        logger.warning("no C kernels, so masks take several passes and a step a tenth longer or more: %s", reason)
+        logger.warning("no C kernels, so masks and dropout take longer, and a step a fifth or more: %s", reason)
         return None
 
 

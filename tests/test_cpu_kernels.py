@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypp.pruning import cpu_kernels, masked_product
+from raypp import cpu_kernels
+from raypp.pruning import masked_product
 from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest
 from raypp.pruning.penalty import add_penalty
 
@@ -40,7 +41,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def without_kernels(context: pytest.MonkeyPatch) -> None:
-    context.setattr(cpu_kernels, "kernels_for", lambda *tensors: None)
+    context.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
 
 
 @needs_compiler
@@ -127,7 +128,8 @@ def compiled_in(environment: dict[str, str]) -> subprocess.CompletedProcess[str]
     """A process of its own that multiplies with a mask, and says whether it had kernels."""
     script = (
         "import logging, torch; logging.basicConfig(format='%(message)s')\n"
-        "from raypp.pruning import cpu_kernels, masked_product\n"
+        "from raypp import cpu_kernels\n"
+        "from raypp.pruning import masked_product\n"
         "weight, mask = torch.tensor([2.0, 3.0]), torch.tensor([True, False])\n"
         "for _ in range(2):\n"
         "    product = masked_product.multiply(weight, mask, torch.empty(2))\n"
@@ -202,7 +204,7 @@ def test_kernels_use_the_threads_of_torch() -> None:
     """A second OpenMP would have threads of its own, which wait for a core on which torch's spin."""
     script = (
         "import torch\n"
-        "from raypp.pruning import cpu_kernels\n"
+        "from raypp import cpu_kernels\n"
         "assert cpu_kernels.kernels_for(torch.ones(2)) is not None\n"
         "print({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})\n"
     )

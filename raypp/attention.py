@@ -1,0 +1,126 @@
+"""Attention for training on a CPU.
+
+For short texts torch's own (`scaled_dot_product_attention`) wastes most of its time there: with dropout it draws random
+numbers on one thread and keeps three tensors of all pairs of tokens; without, its fused kernel's backward pass takes
+several times as long as the products. This one keeps the probabilities alone, and uses `Dropout`'s kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from raypp import cpu_kernels
+from raypp.dropout import draw_seed
+from raypp.models import quiet_loading
+
+NAME = "raypp_cpu"
+
+
+def use_cpu_attention(model: PreTrainedModel) -> None:
+    """Has a model that uses torch's attention train with this one.
+
+    A family that computes its attention itself, or whose configuration asks for another, is left as it is.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
+    with quiet_loading():  # of families that do not let it be set
+        model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers asks of an attention function; anything unusual is left to torch's.
+
+    Args:
+        query: [batch, heads, tokens, features].
+        key: [batch, heads, others, features], as is `value`.
+        attention_mask: [batch, 1 or heads, tokens, others], True where a token sees another; None: it sees all, or
+            where the module is causal those before it.
+        dropout: probability that a weight of attention is dropped.
+        scaling: of the products; None: the features' square root, inverted.
+        others: what some families hand over besides.
+
+    Returns:
+        [batch, tokens, heads, features], and no weights.
+    """
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
+        query, key, value = (each.to(torch.get_autocast_dtype("cpu")) for each in (query, key, value))
+    kernels = cpu_kernels.kernels_for(or_bfloat16=query.contiguous())
+    is_causal = others.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    usual = (
+        module.training
+        and query.dtype == key.dtype == value.dtype
+        and query.shape[1] == key.shape[1]
+        and (not is_causal if attention_mask is None else attention_mask.dtype == torch.bool)
+        and not {name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None}
+        and dropout < 1
+    )
+    if kernels is None or not usual:
+        attended, _ = AttentionInterface()["sdpa"](
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return attended, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bias = None
+    if attention_mask is not None:
+        # Finite, so that a token that sees none gives no NaN: it sees all alike.
+        nothing = torch.zeros(attention_mask.shape, dtype=query.dtype)
+        bias = nothing.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+    seed = draw_seed() if dropout else None
+    attended = _Attention.apply(query, key, value, bias, scale, dropout, seed, kernels)  # type: ignore[no-untyped-call]
+    return attended.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    """dropout(softmax(scale * query key^T + bias)) value, with its gradients in closed form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        probability: float,
+        seed: int | None,
+        kernels: cpu_kernels.Kernels,
+    ) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            products = (query * scale) @ key.transpose(-1, -2)
+            if bias is not None:
+                products += bias
+            weights = torch.softmax(products, -1)
+            ctx.save_for_backward(query, key, value, weights)
+            ctx.scale = scale
+            ctx.dropped = lambda tensor: tensor if seed is None else kernels.dropout(tensor, probability, seed)
+            attended: Tensor = ctx.dropped(weights) @ value
+            return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        query, key, value, weights = ctx.saved_tensors
+        for_value = ctx.dropped(weights).transpose(-1, -2) @ gradient
+        for_weights = ctx.dropped(gradient @ value.transpose(-1, -2))
+        for_products = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+        for_query, for_key = for_products @ key, for_products.transpose(-1, -2) @ query
+        return for_query, for_key, for_value, None, None, None, None, None
