@@ -7,16 +7,18 @@ times as long as the products. This one keeps the probabilities alone, and uses 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from raypp import cpu_kernels
 from raypp.dropout import draw_seed
 from raypp.models import quiet_loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "raypp_cpu"
 
@@ -26,6 +28,8 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
 
     A family that computes its attention itself, or whose configuration asks for another, is left as it is.
     """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     if model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(NAME, attend)
@@ -74,6 +78,8 @@ def attend(
         and (dropout > 0 or query.dtype == torch.bfloat16)
     )
     if kernels is None or not takes:
+        from transformers import AttentionInterface
+
         attended, _ = AttentionInterface()["sdpa"](
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
