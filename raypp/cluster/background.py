@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
-def in_background(work: Callable[[], Any], name: str) -> tuple[threading.Thread, dict[str, Any]]:
-    """Runs `work` in a daemon thread: a command that is interrupted does not wait for it.
-
-    Returns:
-        The thread, and where its `result` or `error` will be when it has ended.
-    """
-    outcome: dict[str, Any] = {}
+def in_background(work: Callable[[], Result], name: str) -> Future[Result]:
+    """Runs `work` in a daemon thread, unlike an executor's: a command that is interrupted does not wait for it."""
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            outcome["result"] = work()
-        except BaseException as error:  # handed to the main thread, which raises it
-            outcome["error"] = error
+            result = work()
+        except BaseException as error:  # handed to whoever asks for the result
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return thread, outcome
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future

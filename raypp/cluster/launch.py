@@ -54,21 +54,13 @@ def train(
 def _checked(experiment: Experiment, session: Session, fresh: bool) -> Draft:
     """Checks the experiment and, where that is certain to be needed, starts Ray meanwhile: in this thread, since Ray's
     processes end with the thread that started them. A cluster is joined when it is needed: that takes no time."""
-    thread, outcome = in_background(lambda: _check(experiment), "plan")
+    checked = in_background(lambda: _check(experiment), "plan")
     problems = Problems()
     starts_ray = experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS")
     if starts_ray and (fresh or not may_be_finished(experiment)):
         with problems.collect():
             session.start()
-    thread.join()
-
-    def checked() -> Draft:
-        if "error" in outcome:
-            raise outcome["error"]
-        draft: Draft = outcome["result"]
-        return draft
-
-    draft = problems.attempt(checked)
+    draft = problems.attempt(checked.result)
     problems.stop()
     assert draft is not None
     return draft

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Container
+from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -298,22 +299,22 @@ def _run(
             shares.update(room, min(at_once, waiting) if plan.is_complete else at_once)
 
     advance()
-    thread, outcome = in_background(tuner.fit, "fit")
+    fitted = in_background(tuner.fit, "fit")
     on_event(PhaseStarted(PHASE, len(plan.trials)))
     try:
-        while thread.is_alive():
+        while not fitted.done():
             advance()
-            thread.join(POLL_SECONDS)
+            wait([fitted], POLL_SECONDS)
     except KeyboardInterrupt:
         on_event(Message(STOPPING))
         _let_trials_leave(line, board)
         board.halted.set()
-        thread.join(STOP_SECONDS)
+        wait([fitted], STOP_SECONDS)
         raise
     with tidying(scratch):
         scratch.delete()
-    if "error" in outcome:
-        raise RunFailed(f"Ray Tune: {outcome['error']}") from outcome["error"]
+    if (error := fitted.exception()) is not None:
+        raise RunFailed(f"Ray Tune: {error}") from error
     advance()
     on_event(PhaseFinished(PHASE))
     return board

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import uuid
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -161,12 +162,12 @@ def _run_group(
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
     worker = functools.partial(train_worker, job, line, may_stop)
     trainer = _trainer(job, session, size, resources, scratch, worker)
-    thread, outcome = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
+    fitted = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
     asked, resizes = False, None
     try:
         ended = False
         while not ended:
-            ended = not thread.is_alive()
+            ended = fitted.done()
             for event in line.take(0 if ended else POLL_SECONDS):
                 if isinstance(event, Reported):
                     on_report(event.metrics)
@@ -186,9 +187,9 @@ def _run_group(
             on_event(Message(STOPPING))
         with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
             line.ask_to_leave()
-        thread.join(STOP_SECONDS)
-        if isinstance(error, KeyboardInterrupt) and "result" in outcome:
-            returned = outcome["result"].return_value
+        wait([fitted], STOP_SECONDS)
+        if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
+            returned = fitted.result().return_value
             if "left" in returned:
                 raise _interrupted(returned["left"]) from None
         raise
@@ -198,11 +199,12 @@ def _run_group(
         line.close()
     with tidying(scratch):
         scratch.delete()
-    if "error" in outcome:
-        if isinstance(outcome["error"], RayActorError):
-            raise outcome["error"]
-        raise _explained(outcome["error"]) from outcome["error"]
-    return {**outcome["result"].return_value, "resizes": resizes}
+    failure = fitted.exception()
+    if isinstance(failure, RayActorError):
+        raise failure
+    if failure is not None:
+        raise _explained(failure) from failure
+    return {**fitted.result().return_value, "resizes": resizes}
 
 
 def _trainer(
