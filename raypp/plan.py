@@ -238,11 +238,15 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     steps = None if lengths is None else problems.attempt(lambda: _steps(experiment, lengths))
     teacher_draft = problems.attempt(lambda: _teacher_draft(experiment, store))
     teacher_model = teacher_draft.student if teacher_draft else teacher
-    compared = problems.attempt(lambda: _comparisons(experiment, student, teacher_model))
-    with problems.collect():
-        _check_vocabularies(kind, student, teacher_model)
-    if experiment.student.start == "teacher" and teacher_model is not None:
-        problems.attempt(lambda: _check_start(kind, student, teacher_model, given=teacher is not None))
+    compared: Mapping[str, Comparison] | None = {}
+    if teacher_model is not None:
+        if experiment.distillation is not None:
+            settings, configs = experiment.distillation, (student.config, teacher_model.config)
+            compared = problems.attempt(lambda: comparisons(settings, *configs))
+        with problems.collect():
+            _check_tokens(experiment, kind, student, teacher_model)
+        if experiment.student.start == "teacher":
+            problems.attempt(lambda: _check_start(kind, student, teacher_model, given=teacher is not None))
     problems.stop()
     assert compared is not None
     return Draft(
@@ -400,11 +404,6 @@ def _given_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
 
 def _check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given: bool) -> None:
     """Refuses a student that cannot take the teacher's weights, or a teacher whose outputs are in another order."""
-    if teacher.tokenizer != student.tokenizer:
-        raise ConfigError(
-            f"student.start: teacher takes the teacher's weights, but the teacher in {teacher.folder} has another "
-            f"tokenizer than the student in {student.folder}; allowed: pretrained"
-        )
     # The whole model: chosen layers of it (student.layers) are taken from the whole teacher.
     configs = load_model_config(student.folder, "student.model"), teacher.config
     shapes = [
@@ -436,38 +435,30 @@ def _teacher_draft(experiment: Experiment, store: Location) -> Draft | None:
     return draft_plan(teacher_experiment(experiment, settings), runs=store / "teachers")
 
 
-def _comparisons(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> Mapping[str, Comparison]:
-    """The terms on hidden states; refuses models that cannot be compared."""
-    settings = experiment.distillation
-    if settings is None or teacher is None:
-        return {}
-    terms = comparisons(settings, student.config, teacher.config)
-    if terms and teacher.tokenizer != student.tokenizer:
+def _check_tokens(experiment: Experiment, kind: TaskKind, student: ModelInput, teacher: ModelInput) -> None:
+    """Refuses a teacher of other tokens than the student's, where the two must read the same."""
+    needs = []  # what needs it, and what is allowed instead
+    if experiment.student.start == "teacher":
+        needs.append(("student.start: teacher takes the teacher's weights", "pretrained"))
+    if (settings := experiment.distillation) is not None and (settings.hidden_weight or settings.cosine_weight):
         field = "hidden_weight" if settings.hidden_weight else "cosine_weight"
+        compares = f"distillation.{field}: {getattr(settings, field):g} compares states token by token"
+        needs.append((compares, "0, or a teacher with the student's tokenizer"))
+    if kind.outputs_per_token or not kind.stores_teacher_logits:
+        needs.append(("teacher: the student follows it token by token", "one with the student's"))
+    if needs and teacher.tokenizer != student.tokenizer:
         raise ConfigError(
-            f"distillation.{field}: {getattr(settings, field):g} compares states token by token, but the teacher "
-            f"in {teacher.folder} has another tokenizer than the student in {student.folder}; allowed: 0, or a teacher "
-            "with the student's tokenizer"
+            [
+                f"{need}, but the teacher in {teacher.folder} has another tokenizer than the student in "
+                f"{student.folder}; allowed: {allowed}"
+                for need, allowed in needs
+            ]
         )
-    return terms
-
-
-def _check_vocabularies(kind: TaskKind, student: ModelInput, teacher: ModelInput | None) -> None:
-    """Refuses a teacher of other tokens, where it is followed token by token."""
-    if teacher is None:
-        return
-    if kind.outputs_per_token and teacher.tokenizer != student.tokenizer:
+    if not kind.stores_teacher_logits and teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
-            f"teacher: the one in {teacher.folder} has another tokenizer than the student in {student.folder}, which "
-            "follows it token by token; give one with the student's"
-        )
-    if kind.stores_teacher_logits:
-        return
-    if (teacher.tokenizer, teacher.config.vocab_size) != (student.tokenizer, student.config.vocab_size):
-        raise ConfigError(
-            f"teacher: the one in {teacher.folder} has another tokenizer or vocabulary ({teacher.config.vocab_size} "
-            f"tokens) than the student in {student.folder} ({student.config.vocab_size}), which follows its "
-            "probabilities of each token; give one with the student's"
+            f"teacher: the student follows its probabilities of each token, but the one in {teacher.folder} knows "
+            f"{teacher.config.vocab_size} tokens, the student in {student.folder} {student.config.vocab_size}; give "
+            "one with the student's vocabulary"
         )
 
 
