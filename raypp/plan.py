@@ -7,12 +7,13 @@ All problems are collected into one `ConfigError`. Nothing is written here but t
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raypp.config import (
     DistillationSettings,
@@ -50,6 +51,9 @@ from raypp.store import Artifact, Store
 from raypp.student import layer_stack, read_config, student_config
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.training_rows import TRAIN_SPLIT, Lengths, TrainingRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Section = TypeVar("Section", bound=Settings)
 
@@ -218,7 +222,7 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     if task is None or task.train_split is None:
         problems.stop()
         raise AssertionError("a task that cannot be trained is a problem")
-    experiment = problems.attempt(lambda: _fill_in(experiment, task)) or experiment
+    experiment = problems.attempt(lambda: fill_in(experiment, task)) or experiment
     problems.stop()
     assert experiment.data.source is not None
     source = experiment.data.source
@@ -304,7 +308,7 @@ def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
         raise ConfigError(problems)
 
 
-def _fill_in(experiment: Experiment, task: Task) -> Experiment:
+def fill_in(experiment: Experiment, task: Task) -> Experiment:
     """Fills in the defaults that depend on another section."""
     changes: dict[str, Any] = {}
     if experiment.data.source is None:
@@ -363,12 +367,18 @@ def _model_input(
     if made is not None:
         config = student_config(config, made)
     check_opens(config, kind, field)
-    tokenizer = load_tokenizer(folder, field)
+    tokenizer, fingerprint = _tokenizer(folder, field)
     check_fit(config, tokenizer, kind.data.max_length, field)
     if problems := kind.problems_with(tokenizer, field):
         raise ConfigError(problems)
-    fingerprint, vocabulary = tokenizer_fingerprint(tokenizer), Vocabulary.of(tokenizer)
-    return ModelInput(folder, model_fingerprint(folder), fingerprint, vocabulary, config)
+    return ModelInput(folder, model_fingerprint(folder), fingerprint, Vocabulary.of(tokenizer), config)
+
+
+@functools.lru_cache(maxsize=32)
+def _tokenizer(folder: Path, field: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """A model's tokenizer and its fingerprint, which the trials of a sweep share."""
+    tokenizer = load_tokenizer(folder, field)
+    return tokenizer, tokenizer_fingerprint(tokenizer)
 
 
 def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:

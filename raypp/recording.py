@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypp.config import Experiment
 from raypp.direction import merit
+from raypp.errors import Left
 from raypp.events import Message
 from raypp.parameter_statistics import parameter_histograms, parameter_statistics
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
@@ -118,8 +119,11 @@ class Recorder:
         with self._scratch:
             self.metrics.close()
             if kind is not None:
-                # By SystemExit(0) Ray Tune ends a trial that the sweep has stopped early: nothing failed.
-                stopped = isinstance(error, SystemExit) and error.code == 0
+                # By SystemExit(0) Ray Tune ends a trial that the sweep has stopped early, and its workers are asked to
+                # leave: nothing failed.
+                stopped = (isinstance(error, SystemExit) and error.code == 0) or (
+                    isinstance(error, Left) and self.worker.is_stopped()
+                )
                 if stopped:
                     self.tracker.summary({"stopped_early": True})
                 self.tracker.finish(0 if stopped else 1)

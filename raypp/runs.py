@@ -166,7 +166,6 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
     if not run.is_local:
         yield
         return
-    Path(run.path).mkdir(parents=True, exist_ok=True)
     path = Path(run.path, ".lock")
     while (file := _try_lock(path)) is None:
         if not wait:
@@ -188,7 +187,11 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
 
 
 def _try_lock(path: Path) -> IO[str] | None:
-    file = path.open("a+")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = path.open("a+")
+    except FileNotFoundError:  # the holder before has removed the empty folder that it held
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before may have removed the file between our opening and locking it.

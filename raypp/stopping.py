@@ -91,7 +91,7 @@ class Halving:
         return Judgement(trial, stratum, reached[-1], fraction, metric, cut, len(metrics), self.lower_is_better)
 
     def note(self, trial: str, stratum: str, evaluations: Iterable[tuple[float, float]]) -> None:
-        """Takes in the (fraction, metric) pairs of a trial that has ended, in order."""
+        """Takes in the (fraction, metric) pairs that a trial had reached before, in order."""
         for fraction, metric in evaluations:
             self.judge(trial, stratum, fraction, metric)
 

@@ -15,9 +15,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 # Waited between one try and the next.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# What pyarrow takes in a URI and nobody else should read.
+SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", "sas_token", "account_key"}
 # These say that a path is not what it should be, which no waiting changes. All else may pass.
 DEFINITE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -78,6 +81,8 @@ class Location:
 
     filesystem: pafs.FileSystem
     path: str
+    options: str = ""
+    """What a URI says of its filesystem, such as `region=us-west-2`: without, nobody could open it by its name."""
 
     @classmethod
     def of(cls, uri: str | Path, field: str = "path") -> Location:
@@ -85,17 +90,26 @@ class Location:
         text = str(uri)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(text))
+        parts = urlsplit(text)
+        if parts.password or SECRET_OPTIONS & parse_qs(parts.query).keys():
+            # Not shown; and it would be recorded with the run, in its files and in W&B.
+            raise ConfigError(
+                f"{field}: the URI of {parts.hostname} has a secret in it; leave it out, and give it by the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as the cloud's own tools read it)"
+            )
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (ValueError, OSError) as error:
             raise ConfigError(f"{field}: {text!r} cannot be opened: {error}") from error
-        return cls(filesystem, path)
+        return cls(filesystem, path, parts.query)
 
     def __truediv__(self, name: str) -> Location:
-        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+        return replace(self, path=f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{self.path}" + (f"?{self.options}" if self.options else "")
 
     @property
     def name(self) -> str:
@@ -103,7 +117,7 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        return Location(self.filesystem, self.path.rstrip("/").rsplit("/", 1)[0])
+        return replace(self, path=self.path.rstrip("/").rsplit("/", 1)[0])
 
     @property
     def is_local(self) -> bool:
@@ -116,10 +130,6 @@ class Location:
     @_patient
     def is_folder(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory)
-
-    @_patient
-    def size_bytes(self) -> int:
-        return int(self.filesystem.get_file_info(self.path).size)
 
     @_patient
     def make_folder(self) -> Location:
@@ -140,7 +150,7 @@ class Location:
         """All files below this folder, by path."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
-        return [Location(self.filesystem, i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
+        return [replace(self, path=i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
 
     @_patient
     def delete(self) -> None:

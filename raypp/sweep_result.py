@@ -148,7 +148,7 @@ def deliver_sweep(
         "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
     }
     record_sweep(folder, experiment, points, result, warn=lambda text: on_event(Message(text)))
-    result["paths"]["wandb_sync"] = sync_command(folder)
+    result["paths"]["wandb_sync"] = sync_command(folder, (each.run for each in outcomes))
     (folder / "result.json").write_json(result)
     return result
 

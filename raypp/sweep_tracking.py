@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,11 @@ def record_sweep(
             upload_recorded(here, folder)
 
 
-def sync_command(folder: Location) -> str | None:
-    """The command that uploads what all trials and the sweep itself have recorded offline; None if there is nothing."""
-    if not any(child.name.startswith("offline-run-") for child in (folder / "wandb").children()):
+def sync_command(folder: Location, runs: Iterable[str]) -> str | None:
+    """The command that uploads what the trials, of these names, and the sweep itself have recorded offline; None if
+    there is nothing."""
+    places = [folder, *(folder.parent / run for run in runs)]
+    recorded = (child.name for place in places for child in (place / "wandb").children())
+    if not any(name.startswith("offline-run-") for name in recorded):
         return None
     return f"wandb sync {shlex.quote(str(folder.parent))}/*/wandb/offline-run-*"

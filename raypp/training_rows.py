@@ -28,7 +28,9 @@ Lengths = npt.NDArray[np.int64]
 TRAIN_SPLIT = "train"
 logger = logging.getLogger("raypp")
 
-_counted: dict[tuple[str, bool], Lengths] = {}  # by content key: the trials of a sweep share their input
+# By content key: the trials of a sweep share their input.
+_counted: dict[tuple[str, bool], Lengths] = {}
+_read: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class TrainingRows:
         for split in self._splits:
             with problems.collect():
                 if not self.kind.cuts_texts and self._stored(split) is None:
-                    rows[split] = sum(batch.num_rows for batch in self.raw.read(split))
+                    rows[split] = self._read(split)
         problems.stop()
         if self.kind.cuts_texts and any(self._stored(split) is None for split in self._splits):
             return None  # a split that leaves no block is found when it is cut
@@ -88,6 +90,12 @@ class TrainingRows:
                     problems.found.append(f"data.source: {self.raw.describe(split)} leaves nothing to learn from")
         problems.stop()
         return lengths[TRAIN_SPLIT]
+
+    def _read(self, split: str) -> int:
+        key = self._key(split)
+        if key not in _read:
+            _read[key] = sum(batch.num_rows for batch in self.raw.read(split))
+        return _read[key]
 
     @property
     def _splits(self) -> tuple[str, ...]:

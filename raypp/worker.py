@@ -39,6 +39,8 @@ class Worker:
     leaves: Callable[[], bool] = _never
     """Whether this process is to leave (a command that ends, a node that is taken away). Asked at every step; one
     worker is enough for all to save that step and raise `Left`."""
+    is_stopped: Callable[[], bool] = _never
+    """Whether a process that leaves does so for good: a sweep does not go on with its run."""
     may_stop: bool = False
     """Whether who takes the reports may end the run there and then, process and all."""
 

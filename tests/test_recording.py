@@ -11,6 +11,7 @@ import pytest
 from wandb_files import read_run
 
 from raypp.config import Experiment
+from raypp.errors import Left
 from raypp.front import Point
 from raypp.recording import Progress, Recorder, Window
 from raypp.storage import Location
@@ -68,6 +69,24 @@ def test_a_skipped_step_is_counted_and_spoils_no_mean(broken: tuple[list[float],
     assert metrics["train/skipped_steps"] == 1
     assert (metrics["train/hard_loss"], metrics["train/gradient_norm"]) == (1.0, 1.0)
     assert metrics["perf/step_seconds"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_workers_of_a_trial_that_is_stopped_early_have_not_failed(
+    stopped: bool, experiment: Experiment, tmp_path: Path
+) -> None:
+    def leave() -> None:
+        worker = Worker(leaves=lambda: True, is_stopped=lambda: stopped)
+        with Recorder(Location.of(tmp_path / "run"), experiment, worker, None) as recorder:
+            recorder.start(None)
+            recorder.log(1, {"train/loss": 1.0})
+            raise Left(1)
+
+    with pytest.raises(Left):
+        leave()
+    recorded = read_run(the_offline_run(tmp_path / "run"))
+    assert recorded["exit_code"] == (0 if stopped else 1)
+    assert recorded["summary"].get("stopped_early", False) == stopped
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
-"""A run's folder, started over."""
+"""A run's folder: held by one process at a time, and started over."""
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raypp.load_config import load_experiment
-from raypp.runs import clear_run, finished_result, start_run
+from raypp.runs import clear_run, finished_result, locked, start_run
 from raypp.storage import Location
 
 
@@ -38,3 +40,22 @@ def test_a_run_that_was_being_started_over_is_not_finished_however_far_that_came
     monkeypatch.undo()
     (tmp_path / "run" / "experiment.yaml").unlink(missing_ok=True)
     assert finished_result(run, "new") is None
+
+
+def test_who_waits_for_a_run_gets_it_also_where_its_holder_leaves_no_folder(tmp_path: Path) -> None:
+    """Which it does where it is refused before it has written anything."""
+    run = Location.of(tmp_path / "runs" / "run")
+    held = []
+
+    def wait() -> None:
+        with locked(run, wait=True):
+            held.append((tmp_path / "runs" / "run" / ".lock").is_file())
+
+    with locked(run):
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        time.sleep(1.2)  # it has looked more than once
+        assert not held
+    assert not (tmp_path / "runs").exists() or held
+    waiting.join(timeout=60)
+    assert held == [True]

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FSSpecHandler
 
 from raypp import storage
+from raypp.errors import ConfigError
 from raypp.metrics_file import MetricsFile
 from raypp.storage import Location
 
@@ -118,3 +119,20 @@ def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tm
     assert log.path.read_bytes() == before
     log.log(2, {"train/loss": 0.25})
     assert [record["step"] for record in log.records()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:{secret}@bucket/runs?region=us-west-2", "abfs://account@host/runs?client_secret={secret}"]
+)
+def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str) -> None:
+    """It would be recorded with every run, in its files and in W&B."""
+    with pytest.raises(ConfigError, match=r"cluster\.storage: the URI of .* has a secret in it") as refused:
+        Location.of(uri.format(secret="hunter2"), "cluster.storage")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_bucket_is_named_by_what_opens_it_again() -> None:
+    uri = "s3://bucket/runs?region=us-west-2&endpoint_override=127.0.0.1%3A9&scheme=http"
+    run = Location.of(uri) / "mrpc" / "run-1"
+    assert str(run) == uri.replace("/runs", "/runs/mrpc/run-1")
+    assert str(Location.of(str(run)).parent) == uri.replace("/runs", "/runs/mrpc")

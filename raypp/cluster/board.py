@@ -37,7 +37,7 @@ class Row:
     started: float = 0.0
     """When its latest try began, on the monotonic clock."""
     first: tuple[float, float] | None = None
-    """When the first report of steps in that try came, and what was done by then."""
+    """When the first report of steps in that try came, after those that it repeats, and what was done by then."""
     overhead_seconds: float | None = None
     """What it took beyond training and the final evaluation; None until it has finished here."""
 
@@ -101,7 +101,7 @@ class Board(tune.Callback):  # type: ignore[misc]
         row.fraction, row.density = result["fraction"], result["density"]
         if result["metric"] is not None:
             row.metric = result["metric"]
-        if row.first is None and row.fraction:
+        if row.fraction and (row.first is None or result["repeated"]):
             row.first = (time.monotonic(), row.fraction)
         if result["failed"] is not None:
             row.state, row.reason = "failed", result["failed"]

@@ -6,7 +6,10 @@ Who trains hears of one more thing here: that its node is about to be taken away
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ class _Exchange:
     def __init__(self) -> None:
         self.events: asyncio.Queue[Any] = asyncio.Queue()
         self.wish = asyncio.Event()
+        self.stopped = False
 
     async def tell(self, event: Any) -> None:
         self.events.put_nowait(event)
@@ -35,12 +39,14 @@ class _Exchange:
             events.append(self.events.get_nowait())
         return events
 
-    async def ask_to_leave(self) -> None:
+    async def ask_to_leave(self, stopped: bool) -> None:
+        self.stopped = stopped
         self.wish.set()
 
-    async def wish_to_leave(self) -> None:
-        """Returns when it is wished."""
+    async def wish_to_leave(self) -> bool:
+        """Returns when it is wished: whether the run is stopped for good."""
         await self.wish.wait()
+        return self.stopped
 
 
 def actor_here(kind: type, *values: Any, name: str | None = None, max_concurrency: int | None = None) -> Any:
@@ -83,11 +89,15 @@ class Line:
 
         return list(ray.get(self.actor.take.remote(timeout_seconds)))
 
-    def ask_to_leave(self) -> None:
-        """Asks all who train to save the step they are at, and leave."""
+    def ask_to_leave(self, *, stopped: bool = False) -> None:
+        """Asks all who train to save the step they are at, and leave.
+
+        Args:
+            stopped: for good: a sweep does not go on with them.
+        """
         import ray
 
-        ray.get(self.actor.ask_to_leave.remote())
+        ray.get(self.actor.ask_to_leave.remote(stopped))
 
     def close(self) -> None:
         import ray
@@ -100,6 +110,7 @@ class Notice:
 
     def __init__(self, line: Line) -> None:
         self.drained = False
+        self.stopped = False
         self._leave = threading.Event()
         self._closed = threading.Event()
         threading.Thread(target=self._listen, args=(line.actor.wish_to_leave.remote(),), daemon=True).start()
@@ -113,6 +124,7 @@ class Notice:
     def _listen(self, wish: Any) -> None:
         import ray
         from ray._private.state import state
+        from ray.exceptions import RayError
 
         node = ray.get_runtime_context().get_node_id()
         while not self._closed.is_set():
@@ -120,5 +132,27 @@ class Notice:
             wished = bool(ray.wait([wish], timeout=NOTICE_POLL_SECONDS)[0])
             self.drained = node in state.get_draining_nodes()
             if wished or self.drained:
+                with contextlib.suppress(RayError):  # the command has ended, which is a wish as well
+                    self.stopped = wished and ray.get(wish)
                 self._leave.set()
                 return
+
+
+@contextlib.contextmanager
+def warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hands raypp's warnings over: the log of a process of Ray's is hidden."""
+    handler = _Handler(tell)
+    logging.getLogger("raypp").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("raypp").removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.tell(record.getMessage())

@@ -191,9 +191,10 @@ def _teacher(
     if plan.teacher_plan is not None:
         own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
         result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
+        if not plan.kind.stores_teacher_logits:
+            return result["metrics"], None
         with plan.teacher_plan.trained_model() as model:
-            kept = plan.kind.stores_teacher_logits
-            return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event) if kept else None
+            return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
     if plan.teacher is None or not plan.kind.stores_teacher_logits:
         return None, None
     own = _features_of(plan, plan.teacher, features, session, on_event)

@@ -37,7 +37,8 @@ class StratifiedHalvingScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        if trial.last_result:
+        # One that is tried again goes on where it was: at the rungs that it has passed it is not judged twice.
+        if trial.last_result and not trial.should_recover():
             self.halving.forget(trial.last_result["trial"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,25 +13,27 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
 
+from raypp.cluster.line import actor_here
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 from raypp.storage import Location
 
-# Read by Ray when it is imported. Its log would drown the progress display; -v shows it.
+# All of these are read by Ray when it is imported. Its log would drown the progress display; -v shows it.
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line says why a trial failed
+}
+ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the session must not start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
-# Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
-TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # A machine of a cloud's takes minutes to start, to pull an image and to install; Ray Train would wait for one.
 AUTOSCALING_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
@@ -42,14 +44,21 @@ class _Owner:
 
 
 @dataclass
+class _Ray:
+    """What a session knows of it."""
+
+    started: bool = False
+    owned: bool = False
+    """Whether the session started it, or joined the cluster: then it leaves it, too."""
+
+
+@dataclass
 class Session:
     """Ray for the length of a command. Use as a context manager; `start` may be called any number of times."""
 
     settings: ClusterSettings
     verbose: bool = False
-    started: bool = field(default=False, init=False)
-    owned: bool = field(default=False, init=False)
-    start_seconds: float = field(default=0.0, init=False)
+    _ray: _Ray = field(default_factory=_Ray)
 
     def __enter__(self) -> Session:
         return self
@@ -57,10 +66,14 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.owned:
+        if self._ray.owned:
             import ray
 
             ray.shutdown()
+
+    def with_settings(self, settings: ClusterSettings) -> Session:
+        """The same session for workers of other settings."""
+        return replace(self, settings=settings)
 
     def start(self) -> None:
         """Connects to the cluster of RAY_ADDRESS, or starts an embedded one; uses one that is there already.
@@ -68,10 +81,9 @@ class Session:
         Raises:
             ConfigError: there is no such cluster, or its nodes do not share the storage.
         """
-        if self.started:
+        if self._ray.started:
             return
-        before = time.monotonic()
-        environment = TRAIN_ENVIRONMENT if self.verbose else QUIET_ENVIRONMENT | TRAIN_ENVIRONMENT
+        environment = ENVIRONMENT if self.verbose else ENVIRONMENT | QUIET_ENVIRONMENT
         if self.settings.autoscaling:
             environment = environment | AUTOSCALING_ENVIRONMENT
         for name, value in environment.items():
@@ -103,10 +115,9 @@ class Session:
                 # Ray puts its own in the command's place, which would end it without a word.
                 if callable(on_terminate) and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, on_terminate)
-            self.owned = True
+            self._ray.owned = True
             check_shared(self._folders())
-        self.started = True
-        self.start_seconds = time.monotonic() - before
+        self._ray.started = True
 
     def _folders(self) -> dict[str, Location]:
         """What all nodes read and write, by setting."""
@@ -131,10 +142,9 @@ class Session:
         self.start()
         import ray
 
-        owner: Any = ray.remote(num_cpus=0)(_Owner)
         while True:
             try:
-                actor = owner.options(name=f"owner of {run}", namespace="raypp").remote()
+                actor = actor_here(_Owner, name=f"owner of {run}")
                 break
             except ValueError:
                 if not wait:
@@ -161,7 +171,7 @@ class Session:
             )
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         wanted = max(1, self.settings.max_workers)
-        fitting = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= wanted]
+        fitting = [each for each in range(1, max(nodes) + 1) if self._groups([cpus // each for cpus in nodes], wanted)]
         return float(max(fitting, default=1))
 
     def worker_resources(self) -> dict[str, float]:
@@ -192,17 +202,45 @@ class Session:
         ]
         if problems:
             raise ConfigError(problems)
-        if (room := self.room()) < least:
+        if not self.groups(least):
+            where = {"strict_pack": " on one node", "strict_spread": " on a node of its own each"}
             raise ConfigError(
-                f"cluster.workers: the nodes have room for {room} workers with "
+                f"cluster.workers: the nodes have room for {self.room()} workers with "
                 + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items())
-                + f", not for {least}; ask for less"
+                + f", not for {least}{where.get(settings.placement, '')}; ask for less"
+                + (", or for another cluster.placement" if settings.placement in where else "")
             )
 
     def room(self) -> int:
         """Workers that fit on the nodes there are; none spreads over two."""
+        return sum(self._room_of_nodes())
+
+    def groups(self, size: int) -> int:
+        """Groups of so many workers that fit on the nodes there are at once, each placed as the settings say."""
+        return self._groups(self._room_of_nodes(), size)
+
+    def _room_of_nodes(self) -> list[int]:
+        """Workers that fit on each node."""
         import ray
 
         asked = self.worker_resources()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(min(math.floor(node.get(name, 0) / each + 1e-9) for name, each in asked.items()) for node in nodes)
+        return [min(_times(node.get(name, 0), each) for name, each in asked.items()) for node in nodes]
+
+    def _groups(self, rooms: list[int], size: int) -> int:
+        match self.settings.placement:
+            case "strict_pack":
+                return sum(room // size for room in rooms)
+            case "strict_spread":  # a node has at most one worker of each group
+                possible = range(1, sum(rooms) // size + 1)
+                return max(
+                    (count for count in possible if sum(min(r, count) for r in rooms) >= count * size), default=0
+                )
+            case _:
+                return sum(rooms) // size
+
+
+def _times(there: float, each: float) -> int:
+    """How often so much fits into what is there: several parts of a GPU into one, but none into two."""
+    whole, fit = (math.floor(there), 1 / each) if each < 1 else (1, there / each)
+    return whole * math.floor(fit + 1e-9)

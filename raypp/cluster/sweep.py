@@ -18,7 +18,6 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Container
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
-from raypp.plan import Plan
+from raypp.plan import Plan, fill_in
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
@@ -95,9 +94,13 @@ class SharedInputs:
             plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
         )
         if needs not in self._inputs:
-            # With the experiment's own settings: no trial runs beside a teacher that trains, so it has all CPUs.
-            session = replace(self.session, settings=plan.experiment.cluster)
-            self._inputs[needs] = prepare_plan(plan, session, self.built)
+            # With the experiment's own settings: no trial runs beside a teacher that trains, so it has all CPUs; but
+            # those that an autoscaling cluster will have are not known.
+            settings = plan.experiment.cluster
+            if settings.autoscaling:
+                own = self.session.settings.cpus_per_worker
+                settings = settings.model_copy(update={"cpus_per_worker": own})
+            self._inputs[needs] = prepare_plan(plan, self.session.with_settings(settings), self.built)
         return self._inputs[needs]
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -155,7 +158,8 @@ def sweep(
             return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
-        write_experiment(plan.folder.make_folder(), experiment, plan.folder.name, versions())
+        resolved = fill_in(experiment, plan.trials[0].plan.task)
+        write_experiment(plan.folder.make_folder(), resolved, plan.folder.name, versions())
         with Spent(plan.folder, began) as spent:
             if left or not plan.is_complete:
                 session.start()
@@ -183,8 +187,10 @@ def prepare_sweep(
         ConfigError: a trial's settings, the input or the cluster do not fit.
     """
     on_event = (display or NullDisplay()).handle
+    check_device(experiment)
     with Session(trial_cluster(experiment), verbose) as session:
         plan = plan_sweep(experiment, preparer(session, on_event))
+        check_stopping(plan)
         shared = SharedInputs(session, Built(on_event), tracking_group(plan.folder))
         artifacts = [artifact for each in plan.trials for artifact in shared.inputs_of(each.plan).artifacts]
     return list({str(artifact.location): artifact for artifact in artifacts}.values())
@@ -226,7 +232,7 @@ def trials_at_once(experiment: Experiment, session: Session) -> int:
     if session.settings.autoscaling:
         assert limit is not None, "a sweep on an autoscaling cluster is planned with a number"
         return limit
-    room = max(1, session.room() // session.settings.min_workers)
+    room = max(1, session.groups(session.settings.min_workers))
     return room if limit is None else min(room, limit)
 
 
@@ -263,7 +269,7 @@ def _run(
         board.stop(judgement)
 
     stopping = plan.space.settings.stopping
-    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping, ended), stop)
+    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop)
     searcher = TrialSearcher(
         plan,
         left,
@@ -367,12 +373,11 @@ def _task(
     )
 
 
-def _halving(plan: SweepPlan, stopping: StoppingSettings, ended: Container[str]) -> Halving:
-    """The rungs as the trials that have ended left them; the others tell theirs when they go on."""
+def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
+    """The rungs as an earlier command left them: a trial that goes on is not judged again where it has passed."""
     halving = Halving(stopping, lower_is_better(headline_key(plan.trials[0].plan.task)))
     for each in plan.trials:
-        if each.name in ended:
-            halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
+        halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
     return halving
 
 

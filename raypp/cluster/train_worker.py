@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from typing import Any
 
-from raypp.cluster.line import Line, Notice
+from raypp.cluster.line import Line, Notice, warnings_to
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.train import Job, fit
@@ -46,12 +44,13 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
         on_report=report,
         leaves=notice,
         may_stop=may_stop,
+        is_stopped=lambda: notice.stopped,
     )
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
-        logging.getLogger("raypp").addHandler(_ToDisplay(tell))
     try:
-        result = fit(job, worker)
+        with warnings_to(lambda text: tell(Message(text)) if first else None):
+            result = fit(job, worker)
         ray.get(told)  # answered after all that was told before: nothing is lost
         return {"result": result}
     except Left as left:
@@ -65,17 +64,6 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
         return {"failed": str(failure)}
     finally:
         notice.close()
-
-
-class _ToDisplay(logging.Handler):
-    """Sends warnings to the display: a worker's own log is hidden."""
-
-    def __init__(self, on_event: Callable[[Any], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.on_event = on_event
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.on_event(Message(record.getMessage()))
 
 
 def _ignore(_: Any) -> None:

@@ -186,7 +186,7 @@ def _run_group(
         if isinstance(error, KeyboardInterrupt):
             on_event(Message(STOPPING))
         with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
-            line.ask_to_leave()
+            line.ask_to_leave(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
         wait([fitted], STOP_SECONDS)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             returned = fitted.result().return_value

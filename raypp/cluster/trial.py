@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from raypp.cluster.line import Line, Notice
+from raypp.cluster.line import Line, Notice, warnings_to
 from raypp.cluster.session import Session
 from raypp.cluster.shares import Share
 from raypp.cluster.trainer import run_job
@@ -79,6 +79,7 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         # What a command that was killed has left may hold the run for some seconds more.
         with (
+            warnings_to(reporter.messages.append),
             Session(task.job.experiment.cluster) as session,
             locked(run, wait=True),
             session.owning(run, wait=True),
@@ -151,16 +152,16 @@ class _Reporter:
                 if event.metric is None and time.monotonic() - self.reported >= REPORT_SECONDS:
                     self.report()
 
-    def on_evaluation(self, metrics: dict[str, Any]) -> None:
+    def on_evaluation(self, metrics: dict[str, Any], repeated: bool = False) -> None:
         self.fraction = metrics["step"] / self.task.total_steps
         self.density = metrics["prune/density"]
-        self.report(metric=metrics[headline_key(self.task.job.task)])
+        self.report(metric=metrics[headline_key(self.task.job.task)], repeated=repeated)
 
     def repeat_evaluations(self) -> None:
         """Tells what an earlier try had evaluated: the driver may be a new one, and may not have heard the last."""
         for record in read_records(self.task.job.run / "metrics.jsonl"):
             if headline_key(self.task.job.task) in record:
-                self.on_evaluation(record)
+                self.on_evaluation(record, repeated=True)
 
     def finish(self, result: dict[str, Any], was_finished: bool) -> None:
         self.fraction, self.density = 1.0, result["density"]["linear"]
@@ -171,6 +172,7 @@ class _Reporter:
     def report(
         self,
         metric: float | None = None,
+        repeated: bool = False,
         work_seconds: float | None = None,
         finished: bool = False,
         failed: str | None = None,
@@ -185,6 +187,7 @@ class _Reporter:
                 "fraction": self.fraction,
                 "density": self.density,
                 "metric": metric,
+                "repeated": repeated,
                 "messages": messages,
                 "placement_group": self.placement_group,
                 "work_seconds": work_seconds,

@@ -85,5 +85,16 @@ def test_a_report_without_an_evaluation_decides_nothing_and_a_failure_is_forgott
     assert report("second", 0.8) == TrialScheduler.STOP
     assert report("first", None, failed="not finite") == TrialScheduler.CONTINUE
     assert report("third", 0.1) == TrialScheduler.STOP, "the second's metric still counts"
-    scheduler.on_trial_error(None, SimpleNamespace(trial_id="second", last_result={"trial": "second"}))
-    assert report("fourth", 0.1) == TrialScheduler.CONTINUE
+
+    def fail(trial: str, tried_again: bool) -> None:
+        last = {"trial": trial}
+        failed = SimpleNamespace(trial_id=trial, last_result=last, should_recover=lambda: tried_again)
+        scheduler.on_trial_error(None, failed)
+
+    fail("second", tried_again=True)
+    assert report("fourth", 0.05) == TrialScheduler.STOP, "it will be back"
+    assert report("second", 0.8) == TrialScheduler.CONTINUE, "what it evaluates again is not judged again"
+    fail("second", tried_again=False)
+    fail("third", tried_again=False)
+    fail("fourth", tried_again=False)
+    assert report("fifth", 0.01) == TrialScheduler.CONTINUE

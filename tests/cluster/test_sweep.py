@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -75,6 +76,14 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     assert [trial["seed"] for trial in before["trials"]] == [42, 43, 42, 43]
     assert {trial["state"] for trial in before["trials"]} == {"finished"}
     assert {trial["path"] for trial in before["trials"]} == set(map(str, runs))
+
+    resolved = yaml.safe_load((swept / "experiment.yaml").read_text())
+    assert resolved["student"]["model"] == str(tmp_path / "encoder")
+    assert resolved["cluster"]["storage"] == str(tmp_path / "runs")
+    (tmp_path / "elsewhere").mkdir()
+    with contextlib.chdir(tmp_path / "elsewhere"):
+        assert main(["sweep", str(swept / "experiment.yaml")]) == 0
+    assert "trials:  finished before" in capsys.readouterr().err, "the same sweep, wherever it is started"
 
     (runs[0] / "result.json").unlink()  # as if it had been killed before its end
     untouched = (runs[1] / "result.json").stat().st_mtime_ns

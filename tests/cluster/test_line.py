@@ -1,0 +1,49 @@
+"""The line between a command and those who train for it: the wish to leave, and warnings for the display."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from raypp.cluster.line import Line, Notice, warnings_to
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("stopped", [True, False])
+def test_who_is_asked_to_leave_hears_whether_it_is_for_good(stopped: bool) -> None:
+    line = Line.open()
+    notice = Notice(line)
+    assert not notice()
+    line.ask_to_leave(stopped=stopped)
+    deadline = time.monotonic() + 30
+    while not notice() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert notice()
+    assert notice.stopped == stopped
+    line.close()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_command_that_ends_is_a_wish_too() -> None:
+    line = Line.open()
+    notice = Notice(line)
+    line.close()
+    deadline = time.monotonic() + 30
+    while not notice() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert notice()
+    assert not notice.stopped
+
+
+def test_warnings_are_handed_over_and_nothing_else() -> None:
+    told: list[str] = []
+    logger = logging.getLogger("raypp.somewhere")
+    with warnings_to(told.append):
+        logger.warning("checkpoint %d is damaged", 4)
+        logger.info("not of interest")
+    logger.warning("too late")
+    assert told == ["checkpoint 4 is damaged"]
