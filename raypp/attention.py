@@ -2,7 +2,7 @@
 
 torch's own (`scaled_dot_product_attention`) wastes time there: with dropout it draws random numbers on one thread and
 keeps three tensors of all pairs of tokens; without, in bfloat16, its fused kernel's backward pass takes two to ten
-times as long as the products. This one keeps the probabilities alone, and uses `Dropout`'s kernels.
+times as long as the products. This one keeps the probabilities alone, and uses `drop`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from raypp import cpu_kernels
-from raypp.dropout import draw_seed
+from raypp.dropout import draw_seed, drop
 from raypp.models import quiet_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "raypp_cpu"
+LONGEST = 512  # tokens, without dropout
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:
@@ -62,22 +62,23 @@ def attend(
     Returns:
         [batch, tokens, heads, features], and no weights.
     """
-    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
-        query, key, value = (each.to(torch.get_autocast_dtype("cpu")) for each in (query, key, value))
-    kernels = cpu_kernels.kernels_for(or_bfloat16=query.contiguous())
     is_causal = others.get("is_causal")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if module.training and query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        query, key, value = (each.to(torch.get_autocast_dtype("cpu")) for each in (query, key, value))
     takes = (
         module.training
+        and query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
+        and query.dtype in (torch.float32, torch.bfloat16)
         and query.shape[1] == key.shape[1]
         and (not is_causal if attention_mask is None else attention_mask.dtype == torch.bool)
         and not {name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None}
-        and dropout < 1
-        and (dropout > 0 or query.dtype == torch.bfloat16)
+        # Without dropout torch's keeps no pairs of tokens, so that long texts need little memory.
+        and (0 < dropout < 1 or (dropout == 0 and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST))
     )
-    if kernels is None or not takes:
+    if not takes:
         from transformers import AttentionInterface
 
         attended, _ = AttentionInterface()["sdpa"](
@@ -88,10 +89,10 @@ def attend(
     bias = None
     if attention_mask is not None:
         # Finite, so that a token that sees none gives no NaN: it sees all alike.
-        nothing = torch.zeros(attention_mask.shape, dtype=query.dtype)
-        bias = nothing.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+        nothing, least = query.new_zeros(()), query.new_full((), torch.finfo(query.dtype).min)
+        bias = torch.where(attention_mask, nothing, least)
     seed = draw_seed() if dropout else None
-    attended = _Attention.apply(query, key, value, bias, scale, dropout, seed, kernels)  # type: ignore[no-untyped-call]
+    attended = _Attention.apply(query, key, value, bias, scale, dropout, seed)  # type: ignore[no-untyped-call]
     return attended.transpose(1, 2).contiguous(), None
 
 
@@ -108,7 +109,6 @@ class _Attention(torch.autograd.Function):
         scale: float,
         probability: float,
         seed: int | None,
-        kernels: cpu_kernels.Kernels,
     ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             products = (query * scale) @ key.transpose(-1, -2)
@@ -117,7 +117,7 @@ class _Attention(torch.autograd.Function):
             weights = torch.softmax(products, -1)
             ctx.save_for_backward(query, key, value, weights)
             ctx.scale = scale
-            ctx.dropped = lambda tensor: tensor if seed is None else kernels.dropout(tensor, probability, seed)
+            ctx.dropped = lambda tensor: tensor if seed is None else drop(tensor, probability, seed)
             attended: Tensor = ctx.dropped(weights) @ value
             return attended
 
@@ -130,4 +130,4 @@ class _Attention(torch.autograd.Function):
         for_weights = ctx.dropped(gradient @ value.transpose(-1, -2))
         for_products = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(ctx.scale)
         for_query, for_key = for_products @ key, for_products.transpose(-1, -2) @ query
-        return for_query, for_key, for_value, None, None, None, None, None
+        return for_query, for_key, for_value, None, None, None, None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Kind = Literal["classification", "regression", "multiple_choice", "question_answering"]
@@ -308,7 +309,7 @@ class TrainSettings(Settings):
     """Steps in which the learning rate rises, before it falls linearly to 0; instead of warmup_fraction."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """AdamW's decoupled decay of weights (never of biases, LayerNorm or scores)."""
-    adam_betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
+    adam_betas: Annotated[tuple[DecayRate, DecayRate], Strict(False)] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's term against division by zero."""

@@ -31,6 +31,7 @@ logger = logging.getLogger("raypp")
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120.0
+CHUNK = 16_384  # elements that share a generator, as in cpu_kernels.c
 PROCESSOR_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")  # x86, ARM
 
 _SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
@@ -86,12 +87,9 @@ class Kernels:
         kernel(gradient.numel(), *pointers, torch.get_num_threads())
         return results
 
-    def dropout(self, inputs: Tensor, probability: float, seed: int) -> Tensor:
-        """The inputs, float32 or bfloat16, of which each is 0 with this probability; the others are scaled, so that the
-        expectation is the same. The seed alone decides which; the probability is rounded to 1/65,536."""
+    def dropout(self, inputs: Tensor, dropped: int, scale: float, seed: int) -> Tensor:
+        """inputs * scale, or 0 where a random number of 16 bits is below `dropped`; float32 or bfloat16."""
         _require(or_bfloat16=inputs)
-        dropped = min(round(probability * 2**16), 2**16 - 1)
-        scale = 2**16 / (2**16 - dropped)
         outputs = torch.empty_like(inputs)
         self._of("dropout", inputs)(
             inputs.numel(), inputs.data_ptr(), outputs.data_ptr(), seed, dropped, scale, torch.get_num_threads()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -16,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from raypp import cpu_kernels
 from raypp.errors import ConfigError
 
-# What modules of transformers call a probability that they hand to torch's functions themselves.
-FUNCTIONAL = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
+# How modules of transformers end the names of probabilities that they hand to torch's functions themselves.
+FUNCTIONAL = ("dropout", "dropout_p")
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -32,9 +34,8 @@ def set_dropout(model: nn.Module, probability: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = probability
             found += 1
-        for name in FUNCTIONAL:
-            value = getattr(module, name, None)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+        for name, value in list(vars(module).items()):
+            if name.endswith(FUNCTIONAL) and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(module, name, probability)
                 found += 1
     if not found:
@@ -50,15 +51,13 @@ def replace_dropout(model: nn.Module) -> None:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, by kernels on a CPU that has them."""
+    """`nn.Dropout`, on a CPU by `drop`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Of any shape, and so the result."""
-        contiguous = inputs.contiguous()
-        kernels = cpu_kernels.kernels_for(or_bfloat16=contiguous)
-        if kernels is None or not self.training or not 0 < self.p < 1:
+        if inputs.device.type != "cpu" or not self.training or not 0 < self.p < 1:
             return super().forward(inputs)
-        dropped: Tensor = _Dropout.apply(contiguous, self.p, draw_seed(), kernels)  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Dropout.apply(inputs, self.p, draw_seed())  # type: ignore[no-untyped-call]
         return dropped
 
 
@@ -67,15 +66,41 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, ()))
 
 
+def drop(inputs: Tensor, probability: float, seed: int) -> Tensor:
+    """The inputs, on a CPU, of which each is 0 with this probability (rounded to 1/65,536); the others are scaled, so
+    that the expectation is the same. The seed alone decides which."""
+    inputs = inputs.contiguous()
+    dropped = min(round(probability * 2**16), 2**16 - 1)
+    scale = 2**16 / (2**16 - dropped)
+    if (kernels := cpu_kernels.kernels_for(or_bfloat16=inputs)) is not None:
+        return kernels.dropout(inputs, dropped, scale, seed)
+    kept = torch.from_numpy(_noise(inputs.numel(), seed) >= dropped).view(inputs.shape)
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    return torch.where(kept, (wide * scale).to(inputs.dtype), 0)
+
+
+def _noise(size: int, seed: int) -> npt.NDArray[np.uint16]:
+    """The kernel's random numbers (DROPOUT in cpu_kernels.c): an SFC64 generator for each piece, seeded with its
+    number."""
+    generator = np.random.SFC64()
+    pieces = []
+    for piece in range(-(-size // cpu_kernels.CHUNK)):
+        state = generator.state
+        state["state"]["state"] = np.array([seed, piece, 0, 1], np.uint64)
+        generator.state = state
+        generator.random_raw(18)
+        pieces.append(generator.random_raw(cpu_kernels.CHUNK // 4).view(np.uint16))
+    return np.concatenate([np.zeros(0, np.uint16), *pieces])[:size]
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, probability: float, seed: int, kernels: cpu_kernels.Kernels) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, probability: float, seed: int) -> Tensor:
         ctx.drawn = probability, seed
-        ctx.kernels = kernels
-        return kernels.dropout(inputs, probability, seed)
+        return drop(inputs, probability, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return ctx.kernels.dropout(gradient.contiguous(), *ctx.drawn), None, None, None
+        return drop(gradient, *ctx.drawn), None, None

@@ -28,6 +28,7 @@ from raypp.models import (
     load_model_config,
     load_tokenizer,
     max_positions,
+    pad_with,
     resolve_model,
 )
 from raypp.plan import make_plan
@@ -98,6 +99,7 @@ def evaluate_command(
         written_to = Path(out)
         written_to.mkdir(parents=True, exist_ok=True)
         pad_id = Vocabulary.of(tokenizer).pad_id
+        pad_with(fine_tuned, kind, pad_id)
         for name in splits:
             predictions = predict(fine_tuned, features[name], kind, pad_id, Worker())
             predictions = replace(predictions, logits=predictions.logits[..., order])
@@ -169,6 +171,7 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     pad_id = Vocabulary.of(tokenizer).pad_id
     for step, model in _checkpoints(subject.run, subject.experiment, kind, folder):
+        pad_with(model, kind, pad_id)
         for name, split in features.items():
             predictions = predict(model, split, kind, pad_id, Worker())
             found[f"step {step} {name}"] = kind.metrics(predictions)

@@ -50,6 +50,11 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
     Raises:
         ConfigError: naming `field`, if there is no such model or it lacks its configuration or safetensors.
     """
+    if revision is not None and (reference.startswith("package:") or Path(reference).is_dir()):
+        raise ConfigError(
+            f"{field.removesuffix('model')}revision: {revision!r} is of a model of the hub, and {reference!r} is none; "
+            "leave it out"
+        )
     if reference.startswith("package:"):
         folder = _package_folder(reference, field)
     elif Path(reference).is_dir():
@@ -152,6 +157,13 @@ def check_opens(config: Any, kind: TaskKind, field: str) -> None:
             f"{field}: model_type 'xlnet' needs texts padded at their left; raypp pads at the right: give a model of "
             "another family"
         )
+    if config.model_type in ("fnet", "nystromformer"):  # they mix all tokens, or take landmarks of the padded length
+        raise ConfigError(
+            f"{field}: model_type {config.model_type!r} reads padding as text, so that what it says of a text would "
+            "depend on the batch; give a model of another family"
+        )
+    if (problem := kind.problem_with(config)) is not None:
+        raise ConfigError(f"{field}: model_type {config.model_type!r} {problem}")
 
 
 def max_positions(config: Any) -> int:
@@ -246,6 +258,13 @@ def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
         )
     fine_tuned: PreTrainedModel = model.eval()
     return fine_tuned
+
+
+def pad_with(model: PreTrainedModel, kind: TaskKind, pad_id: int) -> None:
+    """Tells a model which token pads, where its configuration does not: a decoder's answer is at the last token that is
+    none."""
+    if not kind.cuts_texts and model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_id
 
 
 def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

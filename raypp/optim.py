@@ -68,7 +68,7 @@ class FisherAdamW(torch.optim.AdamW):
             if decay is None:
                 continue
             for score in group["params"]:
-                if not is_left_out:
+                if score.grad is not None and not is_left_out:  # none of a matrix that the model did not use
                     score.mul_(decay).addcmul_(score.grad, score.grad, value=1.0 - decay)
                 score.grad = None  # which is what AdamW passes over
         super().step(closure)

@@ -34,7 +34,7 @@ from raypp.events import Message, PhaseAdvanced
 from raypp.freezing import freeze
 from raypp.inputs import step_inputs
 from raypp.kinds import TaskKind, kind_of
-from raypp.models import max_positions, require_tokenizer, resolve_model
+from raypp.models import max_positions, pad_with, require_tokenizer, resolve_model
 from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
@@ -125,8 +125,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
     model = initial_student(experiment, kind, folder, job.trained_teacher).to(worker.device)
-    if not kind.cuts_texts and model.config.pad_token_id is None:
-        model.config.pad_token_id = job.vocabulary.pad_id  # a decoder's answer is at the last token that is none
+    pad_with(model, kind, job.vocabulary.pad_id)
     freeze(model, experiment)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
@@ -327,6 +326,7 @@ def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeach
         return None
     assert experiment.teacher is not None
     model = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
+    pad_with(model, job.kind, job.vocabulary.pad_id)
     terms, width, seed = job.comparisons, student.hidden_size, experiment.train.seed
     return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=with_logits)
 

@@ -24,11 +24,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from raypp import attention, cpu_kernels
+from raypp import attention
 from raypp.attention import attend, use_cpu_attention
 from raypp.dropout import Dropout, set_dropout
 
-needs_compiler = pytest.mark.skipif(cpu_kernels._kernels() is None, reason="no C compiler here")
 BATCH, HEADS, TOKENS, FEATURES = 3, 2, 70, 8
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -80,7 +79,6 @@ def results(output: Tensor, gradient: Tensor, leaves: list[Tensor]) -> list[Tens
     return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
 
 
-@needs_compiler
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -99,7 +97,6 @@ def test_it_is_torchs_attention_with_its_gradients(masked: bool, scaling: float 
         torch.testing.assert_close(found.float(), wanted, **tolerance)
 
 
-@needs_compiler
 def test_dropped_weights_are_those_of_dropout_and_so_are_the_gradients() -> None:
     leaves, mask, gradient = inputs()
     torch.manual_seed(5)
@@ -114,7 +111,21 @@ def test_dropped_weights_are_those_of_dropout_and_so_are_the_gradients() -> None
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@needs_compiler
+def keeps_pairs(tokens: int, dropout: float, dtype: torch.dtype) -> bool:
+    """Whether the attention's memory is that of all pairs of tokens: whether it is not torch's own."""
+    query, key, value = (torch.randn(1, 2, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    output, _ = attend(Module().train(), query, key, value, None, dropout=dropout)
+    return "_Attention" in str(output.grad_fn.next_functions[0][0].next_functions)
+
+
+def test_where_torchs_needs_less_memory_and_no_more_time_it_is_torchs() -> None:
+    assert keeps_pairs(512, 0.0, torch.bfloat16)
+    assert not keeps_pairs(513, 0.0, torch.bfloat16)
+    assert keeps_pairs(513, 0.1, torch.bfloat16), "with dropout torch's keeps them as well"
+    assert keeps_pairs(100, 0.1, torch.float32)
+    assert not keeps_pairs(100, 0.0, torch.float32)
+
+
 def test_under_autocast_it_computes_in_bfloat16_whatever_it_is_given() -> None:
     (query, key, value), mask, gradient = inputs()
     with torch.autocast("cpu", torch.bfloat16):
@@ -143,7 +154,6 @@ def loss_and_gradients(model: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
     return loss.detach(), list(gradients)
 
 
-@needs_compiler
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_of_any_family_trains_as_before(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

@@ -271,6 +271,18 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: (w.set("student.start", "teacher"), w.set("teacher", {"model": turned(w)})),
         ("student.start", "['equivalent', 'not_equivalent']", "not in the order of mrpc"),
     ),
+    "a momentum that never forgets": (
+        lambda w: w.set("train.adam_betas", [1.0, 0.999]),
+        ("train.adam_betas.0", "less than 1", "1.0"),
+    ),
+    "a revision of a model that is a folder": (
+        lambda w: w.set("student.revision", "v2"),
+        ("student.revision: 'v2'", "of a model of the hub", "leave it out"),
+    ),
+    "a model that reads padding": (
+        lambda w: w.set("student.model", w.model("fourier", model_type="fnet")),
+        ("student.model: model_type 'fnet' reads padding as text", "another family"),
+    ),
     "storage that cannot be written": (
         lambda w: w.set("cluster.storage", w.write("file", "") + "/runs"),
         ("cluster.storage", "cannot be written"),

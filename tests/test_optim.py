@@ -82,3 +82,15 @@ def test_weights_decay_and_neither_biases_nor_norms_do() -> None:
     assert {name: decays[id(parameter)] for name, parameter in names.items()} == {
         name: 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1 for name in names
     }
+
+
+def test_a_matrix_that_the_model_does_not_use_keeps_its_running_mean() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(6, 5), "unused": nn.Linear(6, 5)})
+    settings = FisherPruning(method="fisher", fisher_decay=DECAY)
+    scores = dict(Pruner(model, settings).scores())
+    optimizer = build_optimizer(model, list(scores.values()), TrainSettings(learning_rate=1e-2), settings)
+    before = {name: score.detach().clone() for name, score in scores.items()}
+    model["used"](torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(scores["used"], before["used"])
+    assert torch.equal(scores["unused"], before["unused"])

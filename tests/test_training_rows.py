@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from transformers import AutoTokenizer
 from raypp.cli import main
 from raypp.config import DataSettings, FilesSource, OwnTask
 from raypp.data.features import Features
+from raypp.data.raw import RawData
 from raypp.data.sources import open_source
 from raypp.kinds import kind_of
+from raypp.load_config import load_experiment
+from raypp.sweep_plan import plan_sweep
 from raypp.tasks import resolve_task
 from raypp.training_rows import TrainingRows
 
@@ -153,3 +158,25 @@ def test_what_is_wrong_is_told_before_any_feature_is_made(
     assert main(["sweep" if bad == "a trial" else "train", write(tmp_path, values)]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.parquet"))
+
+
+def test_the_trials_of_a_sweep_read_their_input_once(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    read = RawData.read
+
+    def counted(raw: RawData, split: str) -> Iterator[Any]:
+        reads[split] += 1
+        return read(raw, split)
+
+    monkeypatch.setattr(RawData, "read", counted)
+    rows = [{"sentence1": f"number {number} is fine.", "label": number % 2} for number in range(40)]
+    for split, count in (("train", 40), ("dev", 20)):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    task = {"name": "numbers", "kind": "classification", "labels": ["odd", "even"]}
+    source = {"kind": "files", **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev")}}
+    values |= {"task": task, "data": {"source": source, "max_length": 32}, "run": None, "sweep": SWEEP}
+    plan = plan_sweep(load_experiment(write(tmp_path, values)))
+    assert len(plan.trials) == 3
+    assert reads == {"train": 1, "dev": 1}

@@ -204,9 +204,12 @@ class _Teacher:
         import ray
         import torch
 
+        from raypp.models import pad_with
+
         torch.set_num_threads(self.threads or 1)
         self.device = torch.device("cpu" if self.threads else "cuda")
         self.model = ray.get(self.model).to(self.device).eval()
+        pad_with(self.model, self.kind, self.features.extra["pad_token_id"])
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         part = batch["part"][0].as_py()

@@ -32,6 +32,7 @@ class TextData(RawData):
         super().__init__(task, (TRAIN, DEV), max_train_rows)
         self.held_out_fraction = held_out_fraction
         """None: the source has a dev split of its own."""
+        self._content: dict[str, object] | None = None
 
     @abstractmethod
     def texts(self, split: str) -> Iterator[str]:
@@ -52,7 +53,9 @@ class TextData(RawData):
     def identity(self, split: str) -> dict[str, object]:
         if self.held_out_fraction is None:
             return self.content(split)
-        return {**self.content(TRAIN), "held_out": self.held_out_fraction, "split": split}
+        if self._content is None:  # it reads all there is
+            self._content = self.content(TRAIN)
+        return {**self._content, "held_out": self.held_out_fraction, "split": split}
 
 
 def _is_held_out(number: int, fraction: float) -> bool:

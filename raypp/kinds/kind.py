@@ -54,6 +54,10 @@ class TaskKind(ABC):
     cuts_texts: ClassVar[bool] = False
     """Whether a row of the source gives several examples or none, so that their number follows from `tokenize`."""
 
+    def problem_with(self, config: Any) -> str | None:
+        """What makes models of this configuration unfit for the task, though the Auto class opens them."""
+        return None
+
     def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
         """What of a tokenizer, that of `field`, and of the settings does not suit the task."""
         if tokenizer.pad_token_id is None:

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from raypp.predictions import Predictions
     from raypp.store import Artifact
 
+# Encoders that AutoModelForCausalLM opens all the same, and which predict what they see unless they are made decoders.
+BIDIRECTIONAL = (
+    *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
+    *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta"),
+    *("xlm-roberta-xl", "xmod"),
+)
 EVALUATION_SEED = 0
 """Of the masks of every evaluation, whatever a run's own."""
 
@@ -198,9 +204,20 @@ class MaskedLanguageModeling(LanguageModeling):
 
     auto_class = "AutoModelForMaskedLM"
 
+    def problem_with(self, config: Any) -> str | None:
+        if config.model_type == "mobilebert":
+            return "has a head that does not take chosen tokens alone; allowed: another family"
+        return None
+
 
 @dataclass(frozen=True)
 class CausalLanguageModeling(LanguageModeling):
     """CLM."""
 
     auto_class = "AutoModelForCausalLM"
+
+    def problem_with(self, config: Any) -> str | None:
+        looks_back = getattr(config, "causal" if config.model_type == "xlm" else "is_decoder", False)
+        if config.model_type in BIDIRECTIONAL and not looks_back:
+            return "sees the tokens that follow, and so those that it is to predict; allowed: objective: masked"
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class AttentionHeads:
     """What is left of the heads of one attention layer."""
 
     stack: str
-    """The dotted name before the layer's number; empty where there is none."""
+    """The dotted name before the layer's number, empty where there is none; of a layer with two attentions, which of
+    them as well."""
     number: str
     """The layer's number."""
     kept: tuple[int, ...]
@@ -48,23 +50,42 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
     Empty for a model whose configuration names no number of heads, or whose attention has not the four matrices under
     one of the names known here (a fused one, for example).
     """
-    config = getattr(encoder_of(model), "config", None)
-    number_of_heads = getattr(config, "num_attention_heads", None)
-    if number_of_heads is None:
+    encoder = encoder_of(model)
+    config = getattr(encoder, "config", None)
+    usual_heads = getattr(config, "num_attention_heads", None)
+    if usual_heads is None:
         return ()
-    number_of_keys = getattr(config, "num_key_value_heads", None) or number_of_heads
     found: dict[tuple[str, str, str], dict[str, nn.Linear | MaskedLinear]] = {}
+    heads: dict[tuple[str, str, str], int] = {}
     layers: dict[str, nn.Linear | MaskedLinear] = {**linear_layers(model), **masked_layers(model)}
     for name, layer in layers.items():
         stack, number, kind = split_layer_name(name)
         for role, pattern in _ATTENTION.items():
             if match := pattern.fullmatch(kind):
                 found.setdefault((stack, number, match[1]), {})[role] = layer
-    return tuple(
-        _heads(stack, number, number_of_heads, number_of_keys, matrices)
-        for (stack, number, _), matrices in found.items()
-        if matrices.keys() == _ROLES.keys()
-    )
+                if role == "query":  # a decoder may have another number than its encoder
+                    heads[stack, number, match[1]] = _own_heads(encoder, name) or usual_heads
+    whole = {
+        place: matrices
+        for place, matrices in found.items()
+        # One whose output reads more than its heads (ConvBERT's, a convolution as well) has no columns of theirs.
+        if matrices.keys() == _ROLES.keys() and matrices["output"].in_features == matrices["query"].out_features
+    }
+    per_layer = Counter((stack, number) for stack, number, _ in whole)
+    counted = []
+    for (stack, number, attention), matrices in whole.items():
+        own = heads[stack, number, attention]
+        keys = (getattr(config, "num_key_value_heads", None) or own) if own == usual_heads else own
+        label = stack if per_layer[stack, number] == 1 else f"{attention} of {stack}"
+        counted.append(_heads(label, number, own, keys, matrices))
+    return tuple(counted)
+
+
+def _own_heads(encoder: nn.Module, name: str) -> int | None:
+    """What the attention module of a layer says of its number of heads, as the families call it."""
+    module = encoder.get_submodule(name.rpartition(".")[0])
+    names = ("num_attention_heads", "num_heads", "n_heads")
+    return next((value for value in (getattr(module, each, None) for each in names) if isinstance(value, int)), None)
 
 
 def _heads(

@@ -13,6 +13,7 @@ import pytest
 from raypp.config import GlueTextSource, LanguageModelingTask, OfficialSource, TextSource
 from raypp.data.sources import open_source
 from raypp.errors import ConfigError
+from raypp.storage import Location
 from raypp.tasks import find_task, resolve_task
 
 
@@ -95,3 +96,13 @@ def test_text_and_labelled_tasks_are_not_mixed_up(tmp_path: Path) -> None:
     task = LanguageModelingTask(name="corpus", kind="language_modeling")
     with pytest.raises(ConfigError, match="corpus needs kind: text, hub_text or glue_text, got null"):
         resolve_task(task, None)
+
+
+def test_texts_that_are_held_out_are_hashed_with_the_others(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    sha256 = Location.sha256
+    monkeypatch.setattr(Location, "sha256", lambda file: (hashed.append(file.name), sha256(file))[1])
+    source = TextSource(kind="text", files=(str(lines),), held_out_fraction=0.1)
+    raw = open_source(resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source), source)
+    assert raw.fingerprint("train") != raw.fingerprint("dev")
+    assert hashed == ["lines.txt"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch.nn import functional
+from transformers import BertConfig, GPT2Config, MobileBertConfig, XLMConfig
 
 from raypp.config import DataSettings, DistillationSettings, LanguageModelingTask, TextSource
 from raypp.corpus.blocks import Blocks
@@ -18,9 +19,11 @@ from raypp.corpus.targets import NOT_PREDICTED, Masker
 from raypp.direction import lower_is_better, merit
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import OnlineTeacher, comparisons
+from raypp.errors import ConfigError
 from raypp.evaluate import headline_key
 from raypp.inputs import Counts
 from raypp.kinds import kind_of
+from raypp.models import check_opens
 from raypp.predictions import Predictions
 from raypp.tasks import resolve_task
 
@@ -181,3 +184,22 @@ def test_less_perplexity_is_better() -> None:
     assert lower_is_better(headline_key(kind().task))
     assert not lower_is_better(headline_key(resolve_task("mrpc", None)))
     assert merit("eval/perplexity", 3.0) > merit("eval/perplexity", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "config", "reason"),
+    [
+        ("causal", BertConfig(), "sees the tokens that follow"),
+        ("causal", XLMConfig(), "sees the tokens that follow"),
+        ("masked", MobileBertConfig(), "does not take chosen tokens alone"),
+        ("causal", BertConfig(is_decoder=True), None),
+        ("causal", GPT2Config(), None),
+        ("masked", BertConfig(), None),
+    ],
+)
+def test_a_model_that_could_not_learn_the_task_is_refused(objective: Any, config: Any, reason: str | None) -> None:
+    if reason is None:
+        check_opens(config, kind(objective), "student.model")
+        return
+    with pytest.raises(ConfigError, match=rf"student\.model: model_type '{config.model_type}' .*{reason}"):
+        check_opens(config, kind(objective), "student.model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
+from transformers import AutoModel, BartConfig, BertConfig, ConvBertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
 from transformers.models.albert import AlbertConfig
 from transformers.models.deberta_v2 import DebertaV2Config
 
@@ -53,6 +53,33 @@ def test_a_head_dies_with_its_values_or_its_output(bert: nn.Module, patched: boo
     assert first.kept == (192, 192 - 48, 192 - 48)
     assert second.survives == (True, True, True)
     assert second.kept == (192 - 48, 192, 192 - 36)
+
+
+def test_a_decoder_may_have_other_heads_and_two_attentions_a_layer() -> None:
+    config = BartConfig(
+        vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=4, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
+    )  # fmt: skip
+    model = AutoModel.from_config(config)
+    for layer in linear_layers(model).values():
+        nn.init.constant_(layer.weight, 1.0)
+    cut(model, "decoder.layers.0.encoder_attn.v_proj", slice(0, 4))
+    found = {layer.stack: layer for layer in count_heads(model)}
+    assert found.keys() == {"encoder.layers", "self_attn of decoder.layers", "encoder_attn of decoder.layers"}
+    assert found["encoder.layers"].survives == (True, True)
+    assert found["self_attn of decoder.layers"].survives == (True, True, True, True)
+    assert found["encoder_attn of decoder.layers"].survives == (False, True, True, True)
+    assert found["encoder_attn of decoder.layers"].total == 4 * 4 * 16
+
+
+def test_an_attention_that_is_half_a_convolution_is_not_counted() -> None:
+    config = ConvBertConfig(
+        vocab_size=30,
+        embedding_size=16,
+        max_position_embeddings=16,
+        **SIZES | {"hidden_size": 24, "num_attention_heads": 4},
+    )
+    assert count_heads(AutoModel.from_config(config)) == ()
 
 
 def test_heads_that_share_keys_and_values_live_and_die_with_them() -> None:
