@@ -31,7 +31,7 @@ PADDED_STEPS = 10  # every one costs the same
 TARGETS = {"mrpc": 0.5, "sst2": 0.25}
 
 
-class _Clock(TrainerCallback):
+class _Clock(TrainerCallback):  # type: ignore[misc]
     """Notes when each step of Trainer begins."""
 
     def __init__(self) -> None:
@@ -55,7 +55,8 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
 def trainer_seconds(workload: Workload, batches: list[dict[str, torch.Tensor]], warm: int) -> list[float]:
     """Seconds of each of Trainer's steps on these batches, in its own shuffled order, without the first few."""
     model = load_pretrained(resolve_model(ENCODER, None, "student.model"), workload.task, seed=0)
-    embeddings_of(model).requires_grad_(False)
+    for module in embeddings_of(model):
+        module.requires_grad_(False)
     clock = _Clock()
     arguments = TrainingArguments(
         output_dir=str(workload.scratch / "trainer"),

@@ -49,7 +49,8 @@ class SortedLinear(nn.Module):
         else:
             # In float64: in float32 many scores near the threshold have the same sigmoid.
             mask = (torch.sigmoid(self.mask_scores.detach().double()) > self.value).float()
-        return F.linear(inputs, self.weight * StraightThrough.apply(self.mask_scores, mask), self.bias)
+        gate = StraightThrough.apply(self.mask_scores, mask)  # type: ignore[no-untyped-call]
+        return F.linear(inputs, self.weight * gate, self.bias)
 
 
 def cubic(step: int, total: int, warmup: int, initial: float, final: float, before: int, after: int) -> float:
