@@ -197,7 +197,7 @@ def _kernels() -> Kernels | None:
         return Kernels(_load())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        logger.warning("no C kernels, so masks and dropout take longer, and a step a fifth or more: %s", reason)
+        logger.warning("no C kernels, so masks and dropout take longer: %s", reason)
         return None
 
 
