@@ -162,7 +162,7 @@ def check_opens(config: Any, kind: TaskKind, field: str) -> None:
             f"{field}: model_type {config.model_type!r} reads padding as text, so that what it says of a text would "
             "depend on the batch; give a model of another family"
         )
-    if (problem := kind.problem_with(config)) is not None:
+    if (problem := kind.misfit_of(config)) is not None:
         raise ConfigError(f"{field}: model_type {config.model_type!r} {problem}")
 
 

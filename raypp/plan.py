@@ -33,6 +33,7 @@ from raypp.freezing import freeze
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
 from raypp.kinds.kind import KIND_SETTINGS
+from raypp.load_config import PATH_FIELDS
 from raypp.models import (
     check_fit,
     check_opens,
@@ -222,7 +223,7 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     if task is None or task.train_split is None:
         problems.stop()
         raise AssertionError("a task that cannot be trained is a problem")
-    experiment = problems.attempt(lambda: fill_in(experiment, task)) or experiment
+    experiment = problems.attempt(lambda: _fill_in(experiment, task)) or experiment
     problems.stop()
     assert experiment.data.source is not None
     source = experiment.data.source
@@ -308,7 +309,7 @@ def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
         raise ConfigError(problems)
 
 
-def fill_in(experiment: Experiment, task: Task) -> Experiment:
+def _fill_in(experiment: Experiment, task: Task) -> Experiment:
     """Fills in the defaults that depend on another section."""
     changes: dict[str, Any] = {}
     if experiment.data.source is None:
@@ -318,39 +319,41 @@ def fill_in(experiment: Experiment, task: Task) -> Experiment:
         changes["student"] = experiment.student.model_copy(update={"config": values})
     if experiment.teacher is not None and experiment.distillation is None:
         changes["distillation"] = DistillationSettings()
-    return _with_absolute_paths(experiment.model_copy(update=changes))
+    return with_absolute_paths(experiment.model_copy(update=changes))
 
 
-def _with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Local paths from the root: Ray's workers start in folders of their own."""
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """Local paths from the root: Ray's workers start in folders of their own, and what is recorded is read anywhere."""
 
-    def file(text: str | None) -> str | None:
-        return text if text is None or "://" in text else os.path.abspath(text)
-
-    def model(text: str | None) -> str | None:  # what is no folder is the name of a model
-        return file(text) if text is not None and Path(text).is_dir() else text
-
-    def changed(section: Section, make: Callable[[str | None], str | None], *names: str) -> Section:
-        present = {name: getattr(section, name) for name in names if hasattr(section, name)}
-        made = {
-            name: tuple(map(make, value)) if isinstance(value, tuple) else make(value)
-            for name, value in present.items()
-        }
+    def changed(place: str, section: Settings) -> Settings:
+        fields = [name for name in PATH_FIELDS if name.rpartition(".")[0] == place]
+        values = {name: getattr(section, name.rpartition(".")[2], None) for name in fields}
+        made = {name.rpartition(".")[2]: _absolute(name, value) for name, value in values.items() if value is not None}
         return section.model_copy(update=made)
 
-    source = experiment.data.source
-    assert source is not None, "filled in before"
-    teacher = experiment.teacher
-    return experiment.model_copy(
-        update={
-            "data": experiment.data.model_copy(
-                update={"source": changed(source, file, "directory", "train", "dev", "test", "files", "dev_files")}
-            ),
-            "student": changed(experiment.student, model, "model"),
-            "teacher": None if teacher is None else changed(teacher, model, "model"),
-            "cluster": changed(experiment.cluster, file, "storage", "store"),
+    source, teacher, sweep = experiment.data.source, experiment.teacher, experiment.sweep
+    update: dict[str, Any] = {name: changed(name, getattr(experiment, name)) for name in ("student", "cluster")}
+    if source is not None:
+        update["data"] = experiment.data.model_copy(update={"source": changed("data.source", source)})
+    if teacher is not None:
+        update["teacher"] = changed("teacher", teacher)
+    if sweep is not None:
+        space = {
+            name: axis.model_copy(update={axis.kind: _absolute(name, axis.values)}) if name in PATH_FIELDS else axis
+            for name, axis in sweep.space.items()
         }
-    )
+        update["sweep"] = sweep.model_copy(update={"space": space})
+    return experiment.model_copy(update=update)
+
+
+def _absolute(field: str, value: Any) -> Any:
+    """A value of one of PATH_FIELDS, or several."""
+    if isinstance(value, tuple):
+        return tuple(_absolute(field, each) for each in value)
+    if not isinstance(value, str) or "://" in value:
+        return value
+    # What is no folder is the name of a model.
+    return value if field.endswith(".model") and not Path(value).is_dir() else os.path.abspath(value)
 
 
 def _micro_batches(experiment: Experiment) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,13 @@ class Progress:
         value = metrics[headline]
         if eligible and (self.best is None or merit(headline, value) > merit(headline, self.best["value"])):
             self.best = {"step": step, "value": value}
+
+
+def moved(command: str, here: Path, there: Location) -> str:
+    """A command on files below one folder, for the same files below another."""
+    words = [Path(word) for word in shlex.split(command)]
+    places = [there / word.relative_to(here).as_posix() if word.is_relative_to(here) else word for word in words]
+    return shlex.join(map(str, places))
 
 
 class Recorder:
@@ -187,7 +195,7 @@ class Recorder:
         self.save()
         command = self.tracker.sync_command()
         # Of a remote run, the files lie in the run's folder now, and are to be fetched from there first.
-        return command and command.replace(str(self.folder), str(self.run))
+        return command if command is None or self.run.is_local else moved(command, self.folder, self.run)
 
     def _draw(self, folder: Path) -> None:
         # Only here: matplotlib takes its time to import, which the first step would wait for.

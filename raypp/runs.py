@@ -187,10 +187,12 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
 
 
 def _try_lock(path: Path) -> IO[str] | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except FileNotFoundError:  # the holder before has removed the empty folder that it held
+    except (FileNotFoundError, FileExistsError):  # the holder before is removing the empty folder that it held
+        if path.parent.exists() and not path.parent.is_dir():
+            raise
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,7 +33,7 @@ CHUNK_BYTES = 1 << 20
 # Waited between one try and the next.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 # What pyarrow takes in a URI and nobody else should read.
-SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", "sas_token", "account_key"}
+SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", "sig"}
 # These say that a path is not what it should be, which no waiting changes. All else may pass.
 DEFINITE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -90,7 +90,10 @@ class Location:
         text = str(uri)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(text))
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise ConfigError(f"{field}: {text!r} cannot be opened: {error}") from error
         if parts.password or SECRET_OPTIONS & parse_qs(parts.query).keys():
             # Not shown; and it would be recorded with the run, in its files and in W&B.
             raise ConfigError(

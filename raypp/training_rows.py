@@ -30,7 +30,7 @@ logger = logging.getLogger("raypp")
 
 # By content key: the trials of a sweep share their input.
 _counted: dict[tuple[str, bool], Lengths] = {}
-_read: dict[str, int] = {}
+_rows: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class TrainingRows:
 
     def _read(self, split: str) -> int:
         key = self._key(split)
-        if key not in _read:
-            _read[key] = sum(batch.num_rows for batch in self.raw.read(split))
-        return _read[key]
+        if key not in _rows:
+            _rows[key] = sum(batch.num_rows for batch in self.raw.read(split))
+        return _rows[key]
 
     @property
     def _splits(self) -> tuple[str, ...]:

@@ -287,6 +287,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: w.set("cluster.storage", w.write("file", "") + "/runs"),
         ("cluster.storage", "cannot be written"),
     ),
+    "storage that is no URI": (lambda w: w.set("cluster.storage", "s3://[x/y"), ("cluster.storage", "s3://[x/y")),
     "storage of an unknown kind": (lambda w: w.set("cluster.storage", "ftp://x/y"), ("cluster.storage", "ftp://x/y")),
 }  # fmt: skip
 

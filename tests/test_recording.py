@@ -13,7 +13,7 @@ from wandb_files import read_run
 from raypp.config import Experiment
 from raypp.errors import Left
 from raypp.front import Point
-from raypp.recording import Progress, Recorder, Window
+from raypp.recording import Progress, Recorder, Window, moved
 from raypp.storage import Location
 from raypp.sweep_tracking import record_sweep
 from raypp.worker import Worker
@@ -154,3 +154,11 @@ def test_the_front_of_a_sweep_in_a_bucket_is_recorded_once(
         }
         record_sweep(folder, experiment, points, result, warn=pytest.fail)
         assert read_run(the_offline_run(tmp_path / "bucket"))["summary"]["seconds"] == seconds
+
+
+def test_a_command_on_recorded_files_names_them_where_they_are() -> None:
+    run = Location.of("s3://bucket/runs/mrpc/run-1?region=us-west-2&scheme=http")
+    command = moved("wandb sync --include-online '/tmp/a b/wandb/run-1'", Path("/tmp/a b"), run)
+    assert (
+        command == "wandb sync --include-online 's3://bucket/runs/mrpc/run-1/wandb/run-1?region=us-west-2&scheme=http'"
+    )

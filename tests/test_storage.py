@@ -122,7 +122,7 @@ def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tm
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://KEY:{secret}@bucket/runs?region=us-west-2", "abfs://account@host/runs?client_secret={secret}"]
+    "uri", ["s3://KEY:{secret}@bucket/runs?region=us-west-2", "abfs://account@host/runs?sv=2&sig={secret}"]
 )
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str) -> None:
     """It would be recorded with every run, in its files and in W&B."""

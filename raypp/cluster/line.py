@@ -1,4 +1,5 @@
-"""The line between a command and those who train for it: events one way, the wish that they leave the other way.
+"""The line between a command and those who train for it: events and warnings one way, the wish that they leave the
+other way.
 
 Who trains hears of one more thing here: that its node is about to be taken away, as a spot machine is.
 """
@@ -155,4 +156,7 @@ class _Handler(logging.Handler):
         self.tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.tell(record.getMessage())
+        try:
+            self.tell(record.getMessage())
+        except Exception:  # what was to be warned of must not fail by it: a dead command is heard of at the next event
+            self.handleError(record)

@@ -225,7 +225,7 @@ class Session:
 
         asked = self.worker_resources()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return [min(_times(node.get(name, 0), each) for name, each in asked.items()) for node in nodes]
+        return [min(_times(name, node.get(name, 0), each) for name, each in asked.items()) for node in nodes]
 
     def _groups(self, rooms: list[int], size: int) -> int:
         match self.settings.placement:
@@ -240,7 +240,8 @@ class Session:
                 return sum(rooms) // size
 
 
-def _times(there: float, each: float) -> int:
-    """How often so much fits into what is there: several parts of a GPU into one, but none into two."""
-    whole, fit = (math.floor(there), 1 / each) if each < 1 else (1, there / each)
-    return whole * math.floor(fit + 1e-9)
+def _times(name: str, there: float, each: float) -> int:
+    """How often so much of a resource fits into what is there: several parts of a GPU into one, but none over two."""
+    if name == "GPU" and each < 1:
+        return math.floor(there) * math.floor(1 / each + 1e-9)
+    return math.floor(there / each + 1e-9)

@@ -36,7 +36,7 @@ from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
-from raypp.plan import Plan, fill_in
+from raypp.plan import Plan, with_absolute_paths
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
@@ -158,8 +158,8 @@ def sweep(
             return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
         failures: dict[str, str] = {}
-        resolved = fill_in(experiment, plan.trials[0].plan.task)
-        write_experiment(plan.folder.make_folder(), resolved, plan.folder.name, versions())
+        written = with_absolute_paths(experiment)
+        write_experiment(plan.folder.make_folder(), written, plan.folder.name, versions())
         with Spent(plan.folder, began) as spent:
             if left or not plan.is_complete:
                 session.start()

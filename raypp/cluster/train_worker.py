@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from raypp.cluster.line import Line, Notice, warnings_to
@@ -22,13 +23,15 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
     context = ray.train.get_context()
     first = context.get_world_rank() == 0
     told: list[Any] = []
+    telling = threading.Lock()  # the thread that writes checkpoints warns, too
 
     def tell(event: Any) -> None:
         # Waiting for the answer would cost some milliseconds that a step should not take. So it is looked at before the
         # next event; it is an error when the command has ended.
-        if told and ray.wait(told, timeout=0)[0]:
-            ray.get(told.pop())
-        told[:] = [line.tell(event)]
+        with telling:
+            if told and ray.wait(told, timeout=0)[0]:
+                ray.get(told.pop())
+            told[:] = [line.tell(event)]
 
     def report(metrics: dict[str, Any]) -> None:
         ray.train.report(metrics)
@@ -49,7 +52,7 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
     try:
-        with warnings_to(lambda text: tell(Message(text)) if first else None):
+        with warnings_to(lambda text: worker.on_event(Message(text))):
             result = fit(job, worker)
         ray.get(told)  # answered after all that was told before: nothing is lost
         return {"result": result}

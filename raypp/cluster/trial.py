@@ -79,7 +79,7 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         # What a command that was killed has left may hold the run for some seconds more.
         with (
-            warnings_to(reporter.messages.append),
+            warnings_to(reporter.warn),
             Session(task.job.experiment.cluster) as session,
             locked(run, wait=True),
             session.owning(run, wait=True),
@@ -138,10 +138,14 @@ class _Reporter:
     placement_group: str | None = None
     reported: float = -REPORT_SECONDS
 
+    def warn(self, text: str) -> None:
+        """Says it with the next report. (From any thread: only the trial's own may report.)"""
+        self.messages.append(text)
+
     def on_event(self, event: Any) -> None:
         match event:
             case Message():
-                self.messages.append(event.text)
+                self.warn(event.text)
                 if self.task.shares is not None:
                     self.report()  # at once: it may be that it waits for workers
             case WorkersPlaced():

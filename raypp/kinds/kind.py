@@ -54,7 +54,7 @@ class TaskKind(ABC):
     cuts_texts: ClassVar[bool] = False
     """Whether a row of the source gives several examples or none, so that their number follows from `tokenize`."""
 
-    def problem_with(self, config: Any) -> str | None:
+    def misfit_of(self, config: Any) -> str | None:
         """What makes models of this configuration unfit for the task, though the Auto class opens them."""
         return None
 

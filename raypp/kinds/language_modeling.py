@@ -204,7 +204,7 @@ class MaskedLanguageModeling(LanguageModeling):
 
     auto_class = "AutoModelForMaskedLM"
 
-    def problem_with(self, config: Any) -> str | None:
+    def misfit_of(self, config: Any) -> str | None:
         if config.model_type == "mobilebert":
             return "has a head that does not take chosen tokens alone; allowed: another family"
         return None
@@ -216,7 +216,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     auto_class = "AutoModelForCausalLM"
 
-    def problem_with(self, config: Any) -> str | None:
+    def misfit_of(self, config: Any) -> str | None:
         looks_back = getattr(config, "causal" if config.model_type == "xlm" else "is_decoder", False)
         if config.model_type in BIDIRECTIONAL and not looks_back:
             return "sees the tokens that follow, and so those that it is to predict; allowed: objective: masked"

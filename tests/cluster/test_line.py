@@ -47,3 +47,12 @@ def test_warnings_are_handed_over_and_nothing_else() -> None:
         logger.info("not of interest")
     logger.warning("too late")
     assert told == ["checkpoint 4 is damaged"]
+
+
+def test_what_is_warned_of_does_not_fail_where_nobody_hears(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(text: str) -> None:
+        raise OSError(f"nobody hears {text!r}")
+
+    with warnings_to(refuse):
+        logging.getLogger("raypp.somewhere").warning("storage fails")
+    assert "nobody hears 'storage fails'" in capsys.readouterr().err, "which is no secret either"

@@ -75,6 +75,8 @@ def test_parts_of_a_gpu_do_not_spread_over_two(monkeypatch: pytest.MonkeyPatch) 
     assert session(gpus_per_worker=0.4).room() == 4
     assert session(gpus_per_worker=0.5).room() == 4
     assert session(gpus_per_worker=1).room() == 2
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(3))
+    assert session(cpus_per_worker=0.4).room() == 7, "those of a CPU may"
 
 
 @pytest.mark.parametrize(
