@@ -71,7 +71,7 @@ def attend(
         module.training
         and query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
-        and query.dtype in (torch.float32, torch.bfloat16)
+        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and query.shape[1] == key.shape[1]
         and (not is_causal if attention_mask is None else attention_mask.dtype == torch.bool)
         and not {name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None}

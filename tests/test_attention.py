@@ -81,7 +81,7 @@ def results(output: Tensor, gradient: Tensor, leaves: list[Tensor]) -> list[Tens
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_is_torchs_attention_with_its_gradients(masked: bool, scaling: float | None, dtype: torch.dtype) -> None:
     leaves, mask, gradient = inputs()
     given = mask if masked else None
@@ -123,6 +123,7 @@ def test_where_torchs_needs_less_memory_and_no_more_time_it_is_torchs() -> None:
     assert not keeps_pairs(513, 0.0, torch.bfloat16)
     assert keeps_pairs(513, 0.1, torch.bfloat16), "with dropout torch's keeps them as well"
     assert keeps_pairs(100, 0.1, torch.float32)
+    assert keeps_pairs(100, 0.1, torch.float16), "what is dropped does not depend on the precision"
     assert not keeps_pairs(100, 0.0, torch.float32)
 
 

@@ -266,6 +266,7 @@ def test_a_decoder_finds_the_last_token_where_its_configuration_names_no_padding
     assert delivered["pad_token_id"] == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_path: Path) -> None:
     teacher = AutoModelForSequenceClassification.from_pretrained(finished / "model")
     plain, turned = tmp_path / "plain", tmp_path / "turned"

@@ -107,7 +107,10 @@ def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("method", "teacher"), [("topk", True), ("sigmoid_threshold", False)])
+@pytest.mark.parametrize(
+    ("method", "teacher"),
+    [("topk", True), pytest.param("sigmoid_threshold", False, marks=pytest.mark.slow)],
+)
 def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     method: str, teacher: bool, settings: Experiment, tmp_path: Path, minilm_dir: Path, glue_dir: Path
 ) -> None:
@@ -205,7 +208,13 @@ def assert_same(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
         assert np.array_equal(value, weights(resumed)[name]), name
 
 
-@pytest.mark.parametrize("teacher", ["given, as wide as the student", "trained first, wider than the student"])
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        pytest.param("given, as wide as the student", marks=pytest.mark.slow),
+        "trained first, wider than the student",
+    ],
+)
 def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     teacher: str, settings: Experiment, tmp_path: Path, minilm_dir: Path
 ) -> None:
@@ -326,8 +335,9 @@ def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_learns_alike(precision: str, settings: Experiment) -> None:
-    train_settings = settings()["train"]
-    exact = losses(run(settings()))
+    # Of four seeds, bfloat16's second loss is 0.001 to 0.015 from float32's, float16's up to 0.003.
+    train_settings = {**settings()["train"], "seed": 2}
+    exact = losses(run(settings(train=train_settings)))
     rounded = losses(run(settings(train={**train_settings, "precision": precision})))
     # Rounding alone, before it has moved a weight; then what it comes to. Single losses later on differ by processor:
     # where a gradient is near 0, its rounding decides the sign of a whole step of Adam.
@@ -418,6 +428,7 @@ def test_a_student_may_start_as_its_teacher(settings: Experiment, minilm_dir: Pa
     assert result["run"] != run(values | {"student": {"model": str(minilm_dir)}})["run"], "it is another run"
 
 
+@pytest.mark.slow
 def test_dropout_is_the_settings_where_they_have_one(settings: Experiment, minilm_dir: Path, tmp_path: Path) -> None:
     bare = without_dropout(minilm_dir, tmp_path / "bare")
     short = {"max_steps": 3, "batch_size": 16, "log_every_steps": 1, "learning_rate": 1e-4}

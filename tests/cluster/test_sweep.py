@@ -233,6 +233,7 @@ class FinishedElsewhere(NullDisplay):
             self.kept.rename(self.run)
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_sweep_has_finished_says_nothing_of_this_ones_overhead(
     experiment: Path, tmp_path: Path
 ) -> None:
