@@ -1,6 +1,6 @@
 """What pruning and distillation add to a fine-tuning step: every method with soft loss, against our own dense step.
 
-Same batches, same frozen embeddings, float32. The dense run is measured before and after each method.
+Same batches, same frozen embeddings, float32, in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from workload import Workload, median, report
+from workload import Workload, report_in_turn
 
 METHODS: dict[str, dict[str, Any]] = {
     "topk": {"method": "topk", "final_density": 0.15},
@@ -32,13 +32,12 @@ def main(tasks: list[str], methods: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         for task in tasks:
             workload = Workload(task, Path(scratch))
-            dense = workload.step_seconds()
+            teacher = {"model": str(workload.teacher)}
+            runs = {method: {"pruning": METHODS[method], "teacher": teacher} for method in methods}
+            seconds = workload.in_turn({"dense": {}, **runs})
             for method in methods:
-                pruned = workload.step_seconds(pruning=METHODS[method], teacher={"model": str(workload.teacher)})
-                after = workload.step_seconds()
                 target = TARGETS[task].get(method, USUAL_TARGETS[task])
-                report(f"step {task} {method}", median(pruned), median(dense + after), "s", f"target <= {target}")
-                dense = after
+                report_in_turn(f"step {task} {method}", seconds[method], seconds["dense"], f"target <= {target}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """What the benchmarks share: real GLUE rows, a real encoder, a teacher, and raypp's own loop on them.
 
-A benchmark compares two figures of one run of its script, alternately measured, since machines are noisy; it prints one
-line a question: both figures, the ratio, the target. Data: the official files under GLUE_DIR.
+A benchmark compares two figures of one run of its script; it prints one line a question: both figures, the ratio, the
+target. Data: the official files under GLUE_DIR.
+
+Machines are noisy, and from minute to minute: so loops that are compared run side by side and take turns, step by step
+(`Workload.in_turn`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
+import queue
 import statistics
+from collections.abc import Mapping
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +66,19 @@ class _Enough(Exception):
     """Ends a run that has made its steps."""
 
 
-class _Stop(NullDisplay):
+class _Turns(NullDisplay):
+    """Ends a run that has made its steps; where several take turns, lets another one make a step after each."""
+
+    def __init__(self, own: Semaphore | None = None, following: Semaphore | None = None) -> None:
+        self.own, self.following = own, following
+
     def handle(self, event: Event) -> None:
-        if isinstance(event, PhaseAdvanced) and event.phase == "student" and event.done >= STEPS:
+        if not isinstance(event, PhaseAdvanced) or event.phase != "student":
+            return
+        if self.own and self.following:
+            self.following.release()
+            self.own.acquire()
+        if event.done >= STEPS:
             raise _Enough
 
 
@@ -78,17 +95,48 @@ class Workload:
         model, tokenizer = load_pretrained(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
         save_model(model, tokenizer, Location.of(self.teacher))
 
-    def step_seconds(self, **sections: Any) -> list[float]:
+    def in_turn(self, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+        """`step_seconds` of several runs, each in a process of its own, which make their steps in turn: all make their
+        first step, then all make their second one.
+
+        Args:
+            runs: the sections of the experiment of each, by its name.
+        """
+        context = multiprocessing.get_context("spawn")
+        turns = [context.Semaphore(0) for _ in runs]
+        results = context.Queue()
+        processes = [
+            context.Process(
+                target=_run_in_turn,
+                args=(self, place, sections, turns[place], turns[(place + 1) % len(turns)], results),
+                daemon=True,
+            )
+            for place, sections in enumerate(runs.values())
+        ]
+        for process in processes:
+            process.start()
+        turns[0].release()
+        seconds: dict[int, list[float]] = {}
+        while len(seconds) < len(runs):
+            with contextlib.suppress(queue.Empty):
+                seconds |= [results.get(timeout=1)]
+            if any(process.exitcode for process in processes):
+                raise SystemExit("a run of the benchmark failed")
+        return {name: seconds[place] for place, name in enumerate(runs)}
+
+    def step_seconds(self, run: str = "stopped", display: NullDisplay | None = None, **sections: Any) -> list[float]:
         """Seconds of every counted optimizer step of a run in this process, which is stopped when there are enough.
 
         Args:
+            run: its name.
+            display: stops it.
             sections: of the experiment, over the benchmark's own.
         """
         files = {split: str(self.scratch / f"{split}.parquet") for split in ("train", "dev")}
         experiment = experiment_from(
             {
                 "name": "benchmark",
-                "run": "stopped",
+                "run": run,
                 "task": self.task.name,
                 "data": {"source": {"kind": "files", **files}},
                 "student": {"model": ENCODER},
@@ -106,16 +154,39 @@ class Workload:
             }
         )
         with contextlib.suppress(_Enough):
-            train(experiment, fresh=True, display=_Stop())
-        lines = (self.scratch / "runs/benchmark/stopped/metrics.jsonl").read_text().splitlines()
+            train(experiment, fresh=True, display=display or _Turns())
+        lines = (self.scratch / "runs/benchmark" / run / "metrics.jsonl").read_text().splitlines()
         seconds = [record["perf/step_seconds"] for record in map(json.loads, lines)]
         assert len(seconds) == STEPS, "a line a step"
         return seconds[WARM_STEPS:]
 
 
+def _run_in_turn(
+    workload: Workload,
+    place: int,
+    sections: Mapping[str, Any],
+    own: Semaphore,
+    following: Semaphore,
+    results: multiprocessing.Queue[tuple[int, list[float]]],
+) -> None:
+    own.acquire()
+    results.put((place, workload.step_seconds(f"run-{place}", _Turns(own, following), **sections)))
+    following.release()
+
+
 def report(question: str, ours: float, reference: float, unit: str, target: str) -> None:
     """One line: both figures, and the ratio to the reference."""
-    print(f"{question}: {ours:.4g} {unit}, reference {reference:.4g} {unit}, ratio {ours / reference:.3f} ({target})")
+    _print(question, ours, reference, unit, ours / reference, target)
+
+
+def report_in_turn(question: str, ours: list[float], reference: list[float], target: str) -> None:
+    """One line of the steps of two runs that took turns: both medians, and the median of the steps' ratios."""
+    ratios = [one / other for one, other in zip(ours, reference, strict=True)]
+    _print(question, median(ours), median(reference), "s", median(ratios), target)
+
+
+def _print(question: str, ours: float, reference: float, unit: str, ratio: float, target: str) -> None:
+    print(f"{question}: {ours:.4g} {unit}, reference {reference:.4g} {unit}, ratio {ratio:.3f} ({target})", flush=True)
 
 
 def median(seconds: list[float]) -> float:

@@ -2,11 +2,13 @@
    each, on torch's own threads.
 
    Plain C with OpenMP, compiled on first use and called through ctypes by cpu_kernels.py, which says what is passed.
-   Matrices are contiguous, so a matrix is a pointer and a size. */
+   Matrices are contiguous, so a matrix is a pointer and a size. A mask is bytes of 0 or 1: gcc does not vectorize a loop
+   that reads a bool. */
 
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { BLOCK = 64, CHUNK = 16384, NOISE = 512 }; /* CHUNK a multiple of BLOCK, NOISE of the 4 gates that a random word makes */
@@ -58,7 +60,7 @@ static inline bfloat16 to_bfloat16(float x) {
 
 /* out = weight * mask */
 #define MULTIPLY(NAME, TYPE)                                                                                           \
-    void NAME(int64_t size, const float *weight, const bool *mask, TYPE *out, int threads) {                           \
+    void NAME(int64_t size, const float *weight, const uint8_t *mask, TYPE *out, int threads) {                           \
         _Pragma("omp parallel for simd num_threads(threads)")                                                          \
         for (int64_t i = 0; i < size; i++) out[i] = to_##TYPE(weight[i] * (float)mask[i]);                             \
     }
@@ -67,7 +69,7 @@ MULTIPLY(multiply_bfloat16, bfloat16)
 
 /* for_weight = gradient * mask, for_scores = gradient * weight */
 #define GRADIENTS(NAME, TYPE)                                                                                          \
-    void NAME(int64_t size, const TYPE *gradient, const float *weight, const bool *mask, float *for_weight,            \
+    void NAME(int64_t size, const TYPE *gradient, const float *weight, const uint8_t *mask, float *for_weight,            \
               float *for_scores, int threads) {                                                                        \
         _Pragma("omp parallel for simd num_threads(threads)")                                                          \
         for (int64_t i = 0; i < size; i++) {                                                                           \
@@ -93,8 +95,68 @@ GRADIENTS(gradients_bfloat16, bfloat16)
 GATE_GRADIENTS(gate_gradients_float, float)
 GATE_GRADIENTS(gate_gradients_bfloat16, bfloat16)
 
+/* mean = decay * mean + (1 - decay) * gradient^2 */
+void average_squares(int64_t size, float *mean, const float *gradient, float decay, int threads) {
+    float rest = 1 - decay;
+#pragma omp parallel for simd num_threads(threads)
+    for (int64_t i = 0; i < size; i++) mean[i] = decay * mean[i] + rest * (gradient[i] * gradient[i]);
+}
+
+/* The sum of the squares of all values. */
+double sum_squares(int64_t tensors, const int64_t *sizes, const float *const *values, int threads) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < tensors; t++) total += sizes[t];
+    double sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
+    for (int part = 0; part < threads; part++) {
+        int64_t begin = total * part / threads, end = total * (part + 1) / threads;
+        for (int64_t t = 0, offset = 0; t < tensors; offset += sizes[t++]) {
+            int64_t from = begin > offset ? begin - offset : 0;
+            int64_t to = end - offset < sizes[t] ? end - offset : sizes[t];
+            const float *value = values[t];
+            for (int64_t start = from; start < to; start += NOISE) {
+                int64_t stop = start + NOISE < to ? start + NOISE : to;
+                float squares = 0;
+#pragma omp simd reduction(+ : squares)
+                for (int64_t i = start; i < stop; i++) squares += value[i] * value[i];
+                sum += squares;
+            }
+        }
+    }
+    return sum;
+}
+
+/* A step of AdamW (Loshchilov and Hutter 2019, algorithm 2) with gradients times `scale`; `steps` counts this one. */
+void adamw(int64_t tensors, const int64_t *sizes, float *const *parameters, const float *const *gradients,
+           float *const *means, float *const *squares, const double *steps, double rate, double weight_decay,
+           double beta1, double beta2, double epsilon, double scale, int threads) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < tensors; t++) total += sizes[t];
+    float factor = scale, shrink = 1 - rate * weight_decay, margin = epsilon;
+    float rest1 = 1 - beta1, keep2 = beta2, rest2 = 1 - beta2;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) {
+        int64_t begin = total * part / threads, end = total * (part + 1) / threads;
+        for (int64_t t = 0, offset = 0; t < tensors; offset += sizes[t++]) {
+            int64_t from = begin > offset ? begin - offset : 0;
+            int64_t to = end - offset < sizes[t] ? end - offset : sizes[t];
+            if (from >= to) continue;
+            float *parameter = parameters[t], *mean = means[t], *square = squares[t];
+            const float *gradient = gradients[t];
+            float size = rate / (1 - pow(beta1, steps[t])), correction = 1 / sqrt(1 - pow(beta2, steps[t]));
+#pragma omp simd
+            for (int64_t i = from; i < to; i++) {
+                float slope = gradient[i] * factor;
+                mean[i] += rest1 * (slope - mean[i]);
+                square[i] = keep2 * square[i] + rest2 * (slope * slope);
+                parameter[i] = parameter[i] * shrink - size * mean[i] / (sqrtf(square[i]) * correction + margin);
+            }
+        }
+    }
+}
+
 /* Marks the scores above a threshold; returns how many that are. */
-int64_t mark_above(int64_t size, const float *scores, float threshold, bool *mask, int threads) {
+int64_t mark_above(int64_t size, const float *scores, float threshold, uint8_t *mask, int threads) {
     int64_t above = 0;
 #pragma omp parallel for simd num_threads(threads) reduction(+ : above)
     for (int64_t i = 0; i < size; i++) {
@@ -105,41 +167,121 @@ int64_t mark_above(int64_t size, const float *scores, float threshold, bool *mas
     return above;
 }
 
-/* Marks the scores above `high`, writes the places of those from `low` to `high` in order (room for all), and returns
-   how many places there are. Scores are looked at in blocks, so few that most blocks have none near the threshold. */
-int64_t split(int64_t size, const float *scores, float low, float high, bool *mask, int64_t *places, int64_t *above,
-              int threads) {
-    int64_t chunks = (size + CHUNK - 1) / CHUNK;
-    int64_t found_of[chunks > 0 ? chunks : 1];
-    int64_t total = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : total)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        int64_t first = chunk * CHUNK, end = first + CHUNK < size ? first + CHUNK : size;
-        int64_t found = 0;
-        for (int64_t start = first; start < end; start += BLOCK) {
-            int64_t stop = start + BLOCK < end ? start + BLOCK : end;
-            int32_t block_above = 0, block_reached = 0;
-            for (int64_t i = start; i < stop; i++) {
-                mask[i] = scores[i] > high;
-                block_above += scores[i] > high;
-                block_reached += scores[i] >= low;
-            }
-            total += block_above;
-            if (block_above == block_reached) continue;
-            for (int64_t i = start; i < stop; i++) {
-                places[first + found] = i; /* overwritten by the next one, unless this one counts: no branch */
-                found += (scores[i] >= low) & (scores[i] <= high);
+/* A score that is near its selection's threshold, and its place in its matrix. */
+typedef struct {
+    float score;
+    uint32_t place;
+} Near;
+
+/* The `rank`-th smallest value, counted from 0, by quickselect; values are reordered. */
+static float nth_smallest(float *values, int64_t size, int64_t rank) {
+    int64_t low = 0, high = size - 1;
+    while (low < high) {
+        float pivot = values[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] < pivot) i++;
+            while (values[j] > pivot) j--;
+            if (i > j) break;
+            float value = values[i];
+            values[i++] = values[j];
+            values[j--] = value;
+        }
+        if (rank <= j) high = j;
+        else if (rank >= i) low = i;
+        else break;
+    }
+    return values[rank];
+}
+
+/* For each selection the threshold above and at which its matrices together have `counts` scores, looked for from `lows`
+   to `highs`; its masks mark what is at or above it, and `kept` says how many that are, matrix by matrix. The threshold
+   is NaN where it is not there; the masks mean nothing then.
+
+   Selection s is of the matrices first[s] to first[s + 1] - 1, all of fewer than 2**32 scores; `near` has room for all
+   scores. All matrices are read once, in as many equal parts as there are threads; then each selection takes its few
+   scores near the threshold. Scores are looked at in blocks, so few that most blocks have none of those. */
+void select_near(int64_t selections, const int64_t *first, const int64_t *counts, const float *lows, const float *highs,
+                 const int64_t *sizes, const float *const *scores, uint8_t *const *masks, Near *near, float *thresholds,
+                 int64_t *kept, int threads) {
+    int64_t matrices = first[selections], total = 0;
+    for (int64_t m = 0; m < matrices; m++) total += sizes[m];
+    struct {
+        int64_t start, found, above; /* where in `near`, how many there, and how many above it */
+    } tallies[matrices][threads];
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) {
+        int64_t begin = total * part / threads, end = total * (part + 1) / threads;
+        int64_t next = begin, offset = 0;
+        for (int64_t s = 0; s < selections; s++) {
+            float low = lows[s], high = highs[s];
+            for (int64_t m = first[s]; m < first[s + 1]; offset += sizes[m++]) {
+                int64_t from = begin > offset ? begin - offset : 0;
+                int64_t to = end - offset < sizes[m] ? end - offset : sizes[m];
+                const float *score = scores[m];
+                uint8_t *mask = masks[m];
+                int64_t before = next, above = 0;
+                for (int64_t block = from; block < to; block += BLOCK) {
+                    int64_t stop = block + BLOCK < to ? block + BLOCK : to;
+                    int32_t block_above = 0, block_near = 0;
+                    uint8_t is_near[BLOCK] = {0};
+                    for (int64_t i = block; i < stop; i++) {
+                        bool is_above = score[i] > high, is_reached = score[i] >= low;
+                        mask[i] = is_above;
+                        is_near[i - block] = is_reached & !is_above;
+                        block_above += is_above;
+                        block_near += is_reached & !is_above;
+                    }
+                    above += block_above;
+                    for (int word = 0; block_near && word < BLOCK / 8; word++) {
+                        uint64_t bytes; /* the first one lowest */
+                        memcpy(&bytes, is_near + 8 * word, sizeof bytes);
+                        for (; bytes; bytes &= bytes - 1) {
+                            int64_t i = block + 8 * word + __builtin_ctzll(bytes) / 8;
+                            near[next++] = (Near){score[i], i};
+                        }
+                    }
+                }
+                tallies[m][part].start = before;
+                tallies[m][part].found = next - before;
+                tallies[m][part].above = above;
             }
         }
-        found_of[chunk] = found;
     }
-    int64_t found = 0;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        memmove(places + found, places + chunk * CHUNK, found_of[chunk] * sizeof *places);
-        found += found_of[chunk];
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t s = 0; s < selections; s++) {
+        int64_t found = 0, above = 0;
+        for (int64_t m = first[s]; m < first[s + 1]; m++)
+            for (int part = 0; part < threads; part++) {
+                found += tallies[m][part].found;
+                above += tallies[m][part].above;
+            }
+        thresholds[s] = NAN;
+        int64_t rank = found - (counts[s] - above);
+        if (rank < 0 || rank >= found) continue;
+        float *values = malloc(found * sizeof *values);
+        if (!values) continue;
+        int64_t gathered = 0;
+        for (int64_t m = first[s]; m < first[s + 1]; m++)
+            for (int part = 0; part < threads; part++)
+                for (int64_t i = 0; i < tallies[m][part].found; i++)
+                    values[gathered++] = near[tallies[m][part].start + i].score;
+        float threshold = nth_smallest(values, found, rank);
+        free(values);
+        for (int64_t m = first[s]; m < first[s + 1]; m++) {
+            kept[m] = 0;
+            for (int part = 0; part < threads; part++) {
+                const Near *each = near + tallies[m][part].start;
+                kept[m] += tallies[m][part].above;
+                for (int64_t i = 0; i < tallies[m][part].found; i++) {
+                    bool is_kept = each[i].score >= threshold;
+                    masks[m][each[i].place] = is_kept;
+                    kept[m] += is_kept;
+                }
+            }
+        }
+        thresholds[s] = threshold;
     }
-    *above = total;
-    return found;
 }
 
 /* gradient += factor * d sigmoid(scores + shift) / d scores; returns the sum of the sigmoids. */

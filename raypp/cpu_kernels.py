@@ -13,11 +13,13 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +48,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         for name in _TYPES.values()
     },
     "mark_above": (_SIZE, [_SIZE, _POINTER, _FLOAT, _POINTER, _INT]),
-    "split": (_SIZE, [_SIZE, _POINTER, _FLOAT, _FLOAT, *[_POINTER] * 3, _INT]),
+    "select_near": (None, [_SIZE, *[_POINTER] * 10, _INT]),
+    "sum_squares": (ctypes.c_double, [_SIZE, _POINTER, _POINTER, _INT]),
+    "adamw": (None, [_SIZE, *[_POINTER] * 6, *[ctypes.c_double] * 6, _INT]),
+    "average_squares": (None, [_SIZE, _POINTER, _POINTER, _FLOAT, _INT]),
     "add_sigmoid_gradient": (ctypes.c_double, [_SIZE, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT]),
     "sample_gates": (None, [_SIZE, *[_POINTER] * 3, *[_FLOAT] * 4, _POINTER, _POINTER, _INT]),
 }
@@ -104,28 +109,89 @@ class Kernels:
             scores.numel(), scores.data_ptr(), threshold, mask.data_ptr(), torch.get_num_threads()
         )
 
-    def split(self, scores: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, int]:
-        """What is above `high`, the places (int64) of what is from `low` to `high`, and how many are above.
+    def select_near(
+        self, groups: Sequence[Sequence[Tensor]], counts: Sequence[int], ranges: Sequence[tuple[float, float]]
+    ) -> list[tuple[float, list[Tensor], list[int]] | None]:
+        """Of each group the threshold, the masks of what is at or above it, and how many that are in each matrix.
 
         Args:
-            scores: [n].
-            low: rounded to float32, as is `high`.
-            high: no less than `low`.
+            groups: vectors of fewer than 2**32 scores.
+            counts: one a group: the threshold is the so-many-th largest score of its vectors together.
+            ranges: one a group: from where to where the threshold is looked for, rounded to float32; None is found
+                where it is not there.
         """
-        mask, places = torch.empty(scores.shape, dtype=torch.bool), torch.empty(scores.shape, dtype=torch.int64)
-        _require(scores, mask)
-        above = _SIZE()
-        found = self._library.split(
-            scores.numel(),
-            scores.data_ptr(),
-            low,
-            high,
-            mask.data_ptr(),
-            places.data_ptr(),
-            ctypes.byref(above),
+        scores = [matrix for group in groups for matrix in group]
+        masks = [torch.empty(matrix.shape, dtype=torch.bool) for matrix in scores]
+        _require(*scores, *masks)
+        sizes = np.array([matrix.numel() for matrix in scores], np.int64)
+        first = np.cumsum([0, *[len(group) for group in groups]], dtype=np.int64)
+        lows, highs = np.array(ranges, np.float32).T.copy()
+        wanted, kept = np.array(counts, np.int64), np.empty(len(scores), np.int64)
+        thresholds = np.empty(len(groups), np.float32)
+        near = torch.empty(int(sizes.sum()), dtype=torch.int64)  # only as much of it is touched as is near
+        self._library.select_near(
+            len(groups),
+            *[array.ctypes.data for array in (first, wanted, lows, highs, sizes)],
+            _pointers(scores),
+            _pointers(masks),
+            near.data_ptr(),
+            thresholds.ctypes.data,
+            kept.ctypes.data,
             torch.get_num_threads(),
         )
-        return mask, places[:found], above.value
+        return [
+            None if math.isnan(threshold) else (threshold, masks[begin:end], kept[begin:end].tolist())
+            for threshold, begin, end in zip(thresholds.tolist(), first[:-1].tolist(), first[1:].tolist(), strict=True)
+        ]
+
+    def average_squares(self, mean: Tensor, gradient: Tensor, decay: float) -> None:
+        """mean = decay * mean + (1 - decay) * gradient^2, in place."""
+        _require(mean, gradient)
+        self._library.average_squares(
+            mean.numel(), mean.data_ptr(), gradient.data_ptr(), decay, torch.get_num_threads()
+        )
+
+    def sum_squares(self, tensors: Sequence[Tensor]) -> float:
+        """The sum of the squares of all numbers."""
+        _require(*tensors)
+        total: float = self._library.sum_squares(
+            len(tensors), _sizes(tensors), _pointers(tensors), torch.get_num_threads()
+        )
+        return total
+
+    def adamw(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        means: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        steps: Sequence[float],
+        *,
+        rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        epsilon: float,
+        scale: float,
+    ) -> None:
+        """A step of AdamW in place: parameters and both moments.
+
+        Args:
+            steps: how many each parameter has made, with this one.
+            scale: what the gradients are multiplied by.
+        """
+        _require(*parameters, *gradients, *means, *squares)
+        self._library.adamw(
+            len(parameters),
+            _sizes(parameters),
+            *[_pointers(tensors) for tensors in (parameters, gradients, means, squares)],
+            (ctypes.c_double * len(steps))(*steps),
+            rate,
+            weight_decay,
+            *betas,
+            epsilon,
+            scale,
+            torch.get_num_threads(),
+        )
 
     def add_sigmoid_gradient(self, scores: Tensor, shift: float, factor: float, gradient: Tensor) -> float:
         """gradient += factor * d sigmoid(scores + shift) / d scores; returns the sum of the sigmoids."""
@@ -144,7 +210,7 @@ class Kernels:
         gates, slopes = ([torch.empty_like(matrix) for matrix in matrices] for _ in range(2))
         self._library.sample_gates(
             len(matrices),
-            (_SIZE * len(matrices))(*[matrix.numel() for matrix in matrices]),
+            _sizes(matrices),
             _pointers(matrices),
             states.ctypes.data,
             lift,
@@ -160,6 +226,10 @@ class Kernels:
 def _require(*tensors: Tensor, or_bfloat16: Tensor | None = None) -> None:
     """What the kernels cannot check themselves."""
     assert _fit(tensors, or_bfloat16)
+
+
+def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    return (_SIZE * len(tensors))(*[tensor.numel() for tensor in tensors])
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
@@ -189,9 +259,9 @@ def _kernels() -> Kernels | None:
     """The kernels, compiled if they never were on this machine; None where they cannot be.
 
     On Linux alone, where gcc and torch share OpenMP's library and so its threads. (Clang brings a library of its own,
-    whose threads would wait for the cores that torch's are on.)
+    whose threads would wait for the cores that torch's are on.) The kernels read bytes out of words, lowest first.
     """
-    if platform.system() != "Linux":
+    if platform.system() != "Linux" or sys.byteorder != "little":
         return None
     try:
         return Kernels(_load())

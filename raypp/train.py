@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from raypp.freezing import freeze
 from raypp.inputs import step_inputs
 from raypp.kinds import TaskKind, kind_of
 from raypp.models import max_positions, pad_with, require_tokenizer, resolve_model
-from raypp.optim import averaged_parameters, build_optimizer, learning_rates, rate_factor, set_learning_rates
+from raypp.optim import build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
@@ -139,8 +139,6 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     learned = nn.ModuleList([model, objective.projections])
     optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, experiment.pruning)
     parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
-    averaged = averaged_parameters(optimizer)
-    descending = [parameter for parameter in parameters if parameter not in averaged]
     autocast, scaler = _precision(settings.precision, worker.device)
     longest = min(max_positions(each.config) for each in (model, *([teacher.model] if teacher else [])))
 
@@ -209,7 +207,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             numbers = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
             sums = worker.sum_gradients(parameters, torch.cat([sums, numbers.to(worker.device)]))
             scaler.unscale_(optimizer)
-            norm = clip_gradients(descending, settings.max_gradient_norm)
+            norm = optimizer.clip_gradients(settings.max_gradient_norm)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
             scaler.step(optimizer)
@@ -295,24 +293,6 @@ def seed_of(*parts: int) -> int:
     """A seed for torch from numbers such as (seed, step, share): far apart for near numbers, the same everywhere."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
-    """Scales all gradients together down to `max_norm`; returns their norm before that."""
-    total = _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    norm = float(total)
-    if max_norm is not None and norm + 1e-6 > max_norm:  # torch's own term; else it would multiply all by 1
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
-    return norm
-
-
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all of them together, a scalar on their device."""
-    if not gradients or gradients[0].device.type != "cpu":
-        return nn.utils.get_total_norm(gradients)
-    # On a CPU a dot product reads memory three times as fast as torch's norm.
-    flats = [gradient.reshape(-1) for gradient in gradients]
-    return torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt()
 
 
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -94,6 +95,51 @@ def test_a_selection_is_that_of_a_full_search(size: int, plain: pytest.MonkeyPat
         without_kernels(plain)
     assert [int(mask.sum()) for mask in found] == [int(mask.sum()) for mask in expected]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_selections_that_are_made_together_are_those_of_each_alone(threads: int) -> None:
+    """Matrices smaller and larger than a thread's part, over steps; the first of a selection all alike."""
+    sizes = [[7, 40_000, 1], [16_384], [300, 300, 5_000], [2, 9]]
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        generator = torch.Generator().manual_seed(0)
+        scores = [[torch.randn(size, generator=generator) for size in each] for each in sizes]
+        hints = [ThresholdHint() for _ in sizes]
+        for step in range(8):
+            for each in scores:
+                for matrix in each[1:] or each:
+                    matrix += 1e-3 * torch.randn(len(matrix), generator=generator)
+            counts = [max(1, (10 - step) * sum(each) // 20) for each in sizes]
+            seeds = [list(range(len(each))) for each in sizes]
+            rows = list(zip(scores, counts, seeds, strict=True))
+            together = keep_largest([Selection(*row, hint) for row, hint in zip(rows, hints, strict=True)])
+            for row, masks in zip(rows, together, strict=True):
+                (alone,) = keep_largest([Selection(*row)])
+                assert all(torch.equal(one, other) for one, other in zip(masks, alone, strict=True))
+    finally:
+        torch.set_num_threads(usual)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_norm_is_torchs_and_shows_what_is_not_finite(threads: int) -> None:
+    kernels = cpu_kernels._kernels()
+    assert kernels is not None
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        tensors = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (1, 513, 100_003)]
+        expected = sum(float(tensor.double().square().sum()) for tensor in tensors)
+        assert kernels.sum_squares(tensors) == pytest.approx(expected, rel=1e-6)
+        tensors[2][77_777] = torch.inf
+        assert kernels.sum_squares(tensors) == torch.inf
+        tensors[0][0] = torch.nan
+        assert math.isnan(kernels.sum_squares(tensors))
+    finally:
+        torch.set_num_threads(usual)
 
 
 @needs_compiler

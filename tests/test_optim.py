@@ -1,4 +1,5 @@
-"""Which parameters decay; scores that are running means, against their formula and plain autograd."""
+"""Steps with clipping against torch's own; which parameters decay; scores that are running means, against their formula
+and plain autograd."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DebertaConfig, DebertaModel
 
+from raypp import cpu_kernels
 from raypp.config import FisherPruning, LayerRule, TrainSettings
-from raypp.optim import averaged_parameters, build_optimizer, learning_rates, set_learning_rates
+from raypp.optim import build_optimizer, learning_rates, set_learning_rates
 from raypp.pruning.pruner import Pruner
 from raypp.pruning.schedule import SchedulePoint
 
@@ -24,7 +26,6 @@ def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and
     pruner = Pruner(model, settings)
     ((_, scores),) = pruner.scores()
     optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
-    assert averaged_parameters(optimizer) == {scores}
     layer = pruner.layers["0"]
     expected = torch.zeros(5, 6)
     for step, density in enumerate((1.0, 0.6, 0.3, 0.5)):
@@ -69,6 +70,64 @@ def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() 
     step(0.1)
     assert not torch.equal(scores, before)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_steps_with_clipping_are_torchs(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients above and below the norm they are clipped to, a parameter without one, a state that is taken over."""
+    if compiled and cpu_kernels._kernels() is None:
+        pytest.skip("no C compiler here")
+    if not compiled:
+        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+    settings = TrainSettings(learning_rate=1e-2, weight_decay=0.1, adam_betas=(0.8, 0.99), adam_epsilon=1e-7)
+    ours, theirs = (nn.ModuleList([nn.Linear(70, 50), nn.LayerNorm(50), nn.Linear(50, 1)]) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(ours, [], settings, None)
+    weights = [parameter for parameter in theirs.parameters() if parameter.dim() == 2]
+    plain = [parameter for parameter in theirs.parameters() if parameter.dim() == 1]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.99), eps=1e-7)
+    generator, norms = torch.Generator().manual_seed(0), []
+    for step, size in enumerate((1.0, 1e-4, 3.0, 1e-3, 0.5, 0.01)):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            other.grad = size * torch.randn(other.shape, generator=generator)
+            one.grad = other.grad.clone()
+        if step % 2:
+            ours[1].weight.grad = theirs[1].weight.grad = None
+        set_learning_rates(optimizer, 1 / (step + 1))
+        for group in reference.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        norms.append(float(nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)))
+        reference.step()
+        assert optimizer.clip_gradients(0.3) == pytest.approx(norms[-1], rel=1e-5)
+        optimizer.step()
+        if step == 3:
+            taken_over = build_optimizer(ours, [], settings, None)
+            taken_over.load_state_dict(optimizer.state_dict())
+            optimizer = taken_over
+    assert min(norms) < 0.3 < max(norms)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_without_clipping_takes_gradients_as_they_are() -> None:
+    """… also after one that was clipped."""
+    models = [nn.Linear(5, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    clips, never = (build_optimizer(model, [], TrainSettings(adam_epsilon=1.0), None) for model in models)
+    for step in range(2):
+        for model in models:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, 0.01 if step == 0 else 10.0)
+        if step == 0:
+            clips.clip_gradients(1e6)
+        clips.step()
+        never.step()
+    torch.testing.assert_close(models[0].weight, models[1].weight, rtol=0, atol=0)
+    clips.clip_gradients(None)
+    clips.step()
+    never.step()
+    torch.testing.assert_close(models[0].weight, models[1].weight, rtol=0, atol=0)
 
 
 def test_weights_decay_and_neither_biases_nor_norms_do() -> None:

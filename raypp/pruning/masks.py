@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raypp import cpu_kernels
@@ -124,22 +123,20 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     """
     if not selections:
         return []
-    cuts = [_cut(selection) for selection in selections]
-    device = cuts[0].flats[0].device
-    # All counts come to the host together.
-    numbers = [torch.as_tensor(cut.kept, device=device) for cut in cuts]
-    for selection, cut in zip(selections, cuts, strict=True):
-        if selection.minimums:
-            numbers += [mask.count_nonzero().to(device) for mask in cut.masks]
-    kept = torch.stack(numbers).tolist()
-    of_each = iter(kept[len(cuts) :])
+    cuts = [cut or _cut(selection) for selection, cut in zip(selections, _cuts_near(selections), strict=True)]
+    counted = [number for cut in cuts for number in cut.kept]
+    if any(isinstance(number, Tensor) for number in counted):  # all counts come to the host together
+        device = cuts[0].flats[0].device
+        counted = torch.stack([torch.as_tensor(number, device=device) for number in counted]).tolist()
+    numbers = iter(counted)
     chosen = []
-    for selection, cut, number in zip(selections, cuts, kept, strict=False):
-        each = [next(of_each) for _ in selection.minimums]
-        if number > selection.count:
-            _drop_last_ties(cut, number - selection.count, selection.tie_seeds)
-            each = [int(mask.count_nonzero()) for mask in cut.masks[: len(each)]]
-        short = {place for place, least in enumerate(selection.minimums) if each[place] < least}
+    for selection, cut in zip(selections, cuts, strict=True):
+        kept = [int(next(numbers)) for _ in cut.masks]
+        if (surplus := sum(kept) - selection.count) > 0:
+            _drop_last_ties(cut, surplus, selection.tie_seeds)
+            if selection.minimums:
+                kept = [int(mask.count_nonzero()) for mask in cut.masks]
+        short = {place for place, least in enumerate(selection.minimums) if kept[place] < least}
         chosen.append(_with_minimums(selection, short) if short else _shaped(cut.masks, selection))
     return chosen
 
@@ -177,69 +174,89 @@ class _Cut:
     """What is at or above the threshold."""
     threshold: Tensor
     """The k-th largest of all values, a scalar; without meaning where all or nothing is kept."""
-    kept: int | Tensor
-    """How many that are, on the host or as an int64 scalar on the device."""
+    kept: Sequence[int | Tensor]
+    """How many that are in each matrix, on the host or as int64 scalars on the device."""
 
 
 def _cut(selection: Selection) -> _Cut:
-    flats, k = [matrix.detach().reshape(-1) for matrix in selection.scores], selection.count
+    """By looking at all values."""
+    flats, k = _flats(selection), selection.count
     total = sum(flat.numel() for flat in flats)
     if not 0 <= k <= total:
         raise ValueError(f"cannot keep {k} of {total} weights")
+    hint = selection.hint
     if k in (0, total):
-        if selection.hint is not None:
-            selection.hint.found = None
-        return _Cut(flats, [torch.full_like(flat, k > 0, dtype=torch.bool) for flat in flats], flats[0][:1].sum(), k)
-    hint = selection.hint if all(_in_numpy(flat) for flat in flats) else None
-    if hint is not None and (found := _cut_near(flats, k, hint)) is not None:
-        cut = found
-    else:
-        threshold = kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
-        masks = [flat >= threshold for flat in flats]
-        kept = torch.stack([mask.count_nonzero().to(threshold.device) for mask in masks]).sum()
-        cut = _Cut(flats, masks, threshold, kept)
+        if hint is not None:
+            hint.found = None
+        masks = [torch.full_like(flat, k > 0, dtype=torch.bool) for flat in flats]
+        return _Cut(flats, masks, flats[0][:1].sum(), [flat.numel() if k else 0 for flat in flats])
+    threshold = kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
+    masks = [flat >= threshold for flat in flats]
     if hint is not None:
-        hint.note(float(cut.threshold))
-    if selection.hint is not None:
-        selection.hint.found = cut.threshold.clone()  # of its own: it may be a view of all scores
-    return cut
+        hint.found = threshold.clone()  # of its own: it may be a view of all scores
+        if all(_in_numpy(flat) for flat in flats):
+            hint.note(float(threshold))
+    return _Cut(flats, masks, threshold, [mask.count_nonzero().to(threshold.device) for mask in masks])
 
 
-def _cut_near(flats: list[Tensor], k: int, hint: ThresholdHint) -> _Cut | None:
-    """The same, from the few scores near the expected threshold alone; None where the threshold is not among them."""
-    if not math.isfinite(hint.expected):
-        return None
-    near = [_split(flat, hint.expected - hint.reach, hint.expected + hint.reach) for flat in flats]
-    values = [flat.numpy()[places] for flat, (_, places, _) in zip(flats, near, strict=True)]
+def _cuts_near(selections: Sequence[Selection]) -> list[_Cut | None]:
+    """The same, from the few scores near each expected threshold alone; None where the threshold is not among them."""
+    flats = [_flats(selection) for selection in selections]
+    expecting = {
+        place: selection.hint
+        for place, selection in enumerate(selections)
+        if selection.hint is not None
+        and math.isfinite(selection.hint.expected)
+        and all(_in_numpy(flat) for flat in flats[place])
+        and 0 < selection.count < sum(flat.numel() for flat in flats[place])
+    }
+    cuts: list[_Cut | None] = [None] * len(selections)
+    if not expecting:
+        return cuts
+    near = _select_near(
+        [flats[place] for place in expecting],
+        [selections[place].count for place in expecting],
+        [(hint.expected - hint.reach, hint.expected + hint.reach) for hint in expecting.values()],
+    )
+    for (place, hint), found in zip(expecting.items(), near, strict=True):
+        if found is not None:
+            threshold, masks, kept = found
+            hint.note(threshold)
+            hint.found = torch.tensor(threshold, dtype=flats[place][0].dtype)
+            cuts[place] = _Cut(flats[place], masks, hint.found, kept)
+    return cuts
+
+
+def _flats(selection: Selection) -> list[Tensor]:
+    return [matrix.detach().reshape(-1) for matrix in selection.scores]
+
+
+def _select_near(
+    groups: Sequence[Sequence[Tensor]], counts: Sequence[int], ranges: Sequence[tuple[float, float]]
+) -> Sequence[tuple[float, list[Tensor], list[int]] | None]:
+    """`Kernels.select_near`; without kernels in numpy, which finds the places of a mask several times faster than
+    torch."""
+    if (kernels := cpu_kernels.kernels_for(*[flat for group in groups for flat in group])) is not None:
+        return kernels.select_near(groups, counts, ranges)
+    return [_select_in_numpy(*each) for each in zip(groups, counts, ranges, strict=True)]
+
+
+def _select_in_numpy(
+    group: Sequence[Tensor], count: int, limits: tuple[float, float]
+) -> tuple[float, list[Tensor], list[int]] | None:
+    low, high = limits
+    numbers = [flat.numpy() for flat in group]
+    masks = [scores > high for scores in numbers]
+    places = [np.flatnonzero((scores >= low) ^ mask) for scores, mask in zip(numbers, masks, strict=True)]
+    values = [scores[near] for scores, near in zip(numbers, places, strict=True)]
     candidates = np.concatenate(values)
-    kept = sum(above for _, _, above in near)
-    rank = len(candidates) - (k - kept)  # of the threshold among them, from the smallest, counted from 0
+    rank = len(candidates) - (count - sum(int(np.count_nonzero(mask)) for mask in masks))
     if not 0 <= rank < len(candidates):
         return None
     threshold = np.partition(candidates, rank)[rank]
-    for (mask, places, _), value in zip(near, values, strict=True):
-        chosen = places[value >= threshold]
-        mask.numpy()[chosen] = True
-        kept += len(chosen)
-    return _Cut(flats, [mask for mask, _, _ in near], torch.as_tensor(threshold), kept)
-
-
-def _split(scores: Tensor, low: float, high: float) -> tuple[Tensor, NDArray[np.int64], int]:
-    """What is above `high`, the places of what is from `low` to `high`, and how many are above, of a vector.
-
-    Without kernels in numpy, which finds the places of a mask several times faster than torch.
-    """
-    if (kernels := cpu_kernels.kernels_for(scores)) is not None:
-        mask, places, above = kernels.split(scores, low, high)
-        return mask, places.numpy(), above
-    numbers = scores.numpy()
-    above_high = numbers > high
-    near = numbers >= low
-    return (
-        torch.from_numpy(above_high),
-        np.flatnonzero(np.logical_xor(near, above_high, out=near)),
-        int(np.count_nonzero(above_high)),
-    )
+    for mask, near, value in zip(masks, places, values, strict=True):
+        mask[near[value >= threshold]] = True
+    return threshold.item(), [torch.from_numpy(mask) for mask in masks], [int(np.count_nonzero(mask)) for mask in masks]
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
