@@ -33,11 +33,11 @@ def main(tasks: list[str], methods: list[str]) -> None:
         for task in tasks:
             workload = Workload(task, Path(scratch))
             teacher = {"model": str(workload.teacher)}
-            runs = {method: {"pruning": METHODS[method], "teacher": teacher} for method in methods}
-            seconds = workload.in_turn({"dense": {}, **runs})
             for method in methods:
+                runs = {"dense": {}, method: {"pruning": METHODS[method], "teacher": teacher}}
+                dense, pruned = workload.in_turn(runs).values()
                 target = TARGETS[task].get(method, USUAL_TARGETS[task])
-                report_in_turn(f"step {task} {method}", seconds[method], seconds["dense"], f"target <= {target}")
+                report_in_turn(f"step {task} {method}", pruned, dense, f"target <= {target}")
 
 
 if __name__ == "__main__":

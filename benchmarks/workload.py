@@ -3,8 +3,8 @@
 A benchmark compares two figures of one run of its script; it prints one line a question: both figures, the ratio, the
 target. Data: the official files under GLUE_DIR.
 
-Machines are noisy, and from minute to minute: so loops that are compared run side by side and take turns, step by step
-(`Workload.in_turn`).
+Machines are noisy, and from minute to minute: so two loops of ours run side by side and take turns, step by step
+(`Workload.in_turn`); what is not ours is measured before and after, or between.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ class Workload:
                 seconds |= [results.get(timeout=1)]
             if any(process.exitcode for process in processes):
                 raise SystemExit("a run of the benchmark failed")
+        for process in processes:
+            process.join()
         return {name: seconds[place] for place, name in enumerate(runs)}
 
     def step_seconds(self, run: str = "stopped", display: NullDisplay | None = None, **sections: Any) -> list[float]:

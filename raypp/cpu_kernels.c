@@ -1,5 +1,5 @@
-/* What a step does to every weight for pruning, and to every hidden state for dropout, on a CPU: one pass over memory
-   each, on torch's own threads.
+/* What a step does to every weight for pruning and in the optimizer, and to every hidden state for dropout, on a CPU: one
+   pass over memory each, on torch's own threads.
 
    Plain C with OpenMP, compiled on first use and called through ctypes by cpu_kernels.py, which says what is passed.
    Matrices are contiguous, so a matrix is a pointer and a size. A mask is bytes of 0 or 1: gcc does not vectorize a loop
@@ -11,7 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 64, CHUNK = 16384, NOISE = 512 }; /* CHUNK a multiple of BLOCK, NOISE of the 4 gates that a random word makes */
+enum {
+    BLOCK = 64,      /* scores that are compared with a threshold at a time; a multiple of 8 */
+    CHUNK = 16384,   /* hidden states that share a generator */
+    NOISE = 512,     /* random numbers that are drawn at a time, 4 from a word */
+    ADDED = 512,     /* numbers that are added in float before their sum goes into a double */
+    SUMMED = 131072, /* … and into a double of their own */
+};
 
 /* exp(x) for |x| <= 80, to the last bit or two: 2**n times the series of the rest. Vectorized, as expf is not. */
 static inline float exponential(float x) {
@@ -60,7 +66,7 @@ static inline bfloat16 to_bfloat16(float x) {
 
 /* out = weight * mask */
 #define MULTIPLY(NAME, TYPE)                                                                                           \
-    void NAME(int64_t size, const float *weight, const uint8_t *mask, TYPE *out, int threads) {                           \
+    void NAME(int64_t size, const float *weight, const uint8_t *mask, TYPE *out, int threads) {                        \
         _Pragma("omp parallel for simd num_threads(threads)")                                                          \
         for (int64_t i = 0; i < size; i++) out[i] = to_##TYPE(weight[i] * (float)mask[i]);                             \
     }
@@ -69,7 +75,7 @@ MULTIPLY(multiply_bfloat16, bfloat16)
 
 /* for_weight = gradient * mask, for_scores = gradient * weight */
 #define GRADIENTS(NAME, TYPE)                                                                                          \
-    void NAME(int64_t size, const TYPE *gradient, const float *weight, const uint8_t *mask, float *for_weight,            \
+    void NAME(int64_t size, const TYPE *gradient, const float *weight, const uint8_t *mask, float *for_weight,         \
               float *for_scores, int threads) {                                                                        \
         _Pragma("omp parallel for simd num_threads(threads)")                                                          \
         for (int64_t i = 0; i < size; i++) {                                                                           \
@@ -96,33 +102,37 @@ GATE_GRADIENTS(gate_gradients_float, float)
 GATE_GRADIENTS(gate_gradients_bfloat16, bfloat16)
 
 /* mean = decay * mean + (1 - decay) * gradient^2 */
-void average_squares(int64_t size, float *mean, const float *gradient, float decay, int threads) {
-    float rest = 1 - decay;
+void average_squares(int64_t size, float *mean, const float *gradient, double decay, int threads) {
+    float keep = decay, rest = 1 - decay;
 #pragma omp parallel for simd num_threads(threads)
-    for (int64_t i = 0; i < size; i++) mean[i] = decay * mean[i] + rest * (gradient[i] * gradient[i]);
+    for (int64_t i = 0; i < size; i++) mean[i] = keep * mean[i] + rest * (gradient[i] * gradient[i]);
 }
 
-/* The sum of the squares of all values. */
+/* The sum of the squares of all values, the same for every number of threads: chunk by chunk of all tensors in a row. */
 double sum_squares(int64_t tensors, const int64_t *sizes, const float *const *values, int threads) {
     int64_t total = 0;
     for (int64_t t = 0; t < tensors; t++) total += sizes[t];
-    double sum = 0;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
-    for (int part = 0; part < threads; part++) {
-        int64_t begin = total * part / threads, end = total * (part + 1) / threads;
-        for (int64_t t = 0, offset = 0; t < tensors; offset += sizes[t++]) {
+    int64_t chunks = total / SUMMED + 1;
+    double sums[chunks];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        int64_t begin = chunk * SUMMED, end = begin + SUMMED;
+        sums[chunk] = 0;
+        for (int64_t t = 0, offset = 0; t < tensors && offset < end; offset += sizes[t++]) {
             int64_t from = begin > offset ? begin - offset : 0;
             int64_t to = end - offset < sizes[t] ? end - offset : sizes[t];
             const float *value = values[t];
-            for (int64_t start = from; start < to; start += NOISE) {
-                int64_t stop = start + NOISE < to ? start + NOISE : to;
+            for (int64_t start = from; start < to; start += ADDED) {
+                int64_t stop = start + ADDED < to ? start + ADDED : to;
                 float squares = 0;
 #pragma omp simd reduction(+ : squares)
                 for (int64_t i = start; i < stop; i++) squares += value[i] * value[i];
-                sum += squares;
+                sums[chunk] += squares;
             }
         }
     }
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) sum += sums[chunk];
     return sum;
 }
 
@@ -207,8 +217,10 @@ void select_near(int64_t selections, const int64_t *first, const int64_t *counts
     int64_t matrices = first[selections], total = 0;
     for (int64_t m = 0; m < matrices; m++) total += sizes[m];
     struct {
-        int64_t start, found, above; /* where in `near`, how many there, and how many above it */
-    } tallies[matrices][threads];
+        int64_t start, found, above; /* where in `near`, how many there, and how many above the range */
+    } (*tallies)[threads] = malloc(matrices * sizeof *tallies);
+    for (int64_t s = 0; s < selections; s++) thresholds[s] = NAN;
+    if (!tallies) return;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int part = 0; part < threads; part++) {
         int64_t begin = total * part / threads, end = total * (part + 1) / threads;
@@ -256,7 +268,6 @@ void select_near(int64_t selections, const int64_t *first, const int64_t *counts
                 found += tallies[m][part].found;
                 above += tallies[m][part].above;
             }
-        thresholds[s] = NAN;
         int64_t rank = found - (counts[s] - above);
         if (rank < 0 || rank >= found) continue;
         float *values = malloc(found * sizeof *values);
@@ -282,6 +293,7 @@ void select_near(int64_t selections, const int64_t *first, const int64_t *counts
         }
         thresholds[s] = threshold;
     }
+    free(tallies);
 }
 
 /* gradient += factor * d sigmoid(scores + shift) / d scores; returns the sum of the sigmoids. */
@@ -289,8 +301,8 @@ double add_sigmoid_gradient(int64_t size, const float *scores, float shift, floa
                             int threads) {
     double total = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : total) schedule(static)
-    for (int64_t start = 0; start < size; start += NOISE) {
-        int64_t stop = start + NOISE < size ? start + NOISE : size;
+    for (int64_t start = 0; start < size; start += ADDED) {
+        int64_t stop = start + ADDED < size ? start + ADDED : size;
         float part = 0;
 #pragma omp simd reduction(+ : part)
         for (int64_t i = start; i < stop; i++) {

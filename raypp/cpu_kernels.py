@@ -1,5 +1,5 @@
-"""The passes over all weights that a CPU makes at every step, and dropout, in C (cpu_kernels.c): each reads its
-operands and writes its results once, on torch's own threads.
+"""The passes over all weights that a CPU makes at every step, for pruning and in the optimizer, and dropout, in C
+(cpu_kernels.c): each reads its operands and writes its results once, on torch's own threads.
 
 Like Triton's, the kernels are compiled on first use with the machine's C compiler, for its very processor, and kept in
 the user's cache. A machine without one trains all the same, in plain torch, which is said once. The callers ask
@@ -51,7 +51,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "select_near": (None, [_SIZE, *[_POINTER] * 10, _INT]),
     "sum_squares": (ctypes.c_double, [_SIZE, _POINTER, _POINTER, _INT]),
     "adamw": (None, [_SIZE, *[_POINTER] * 6, *[ctypes.c_double] * 6, _INT]),
-    "average_squares": (None, [_SIZE, _POINTER, _POINTER, _FLOAT, _INT]),
+    "average_squares": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_double, _INT]),
     "add_sigmoid_gradient": (ctypes.c_double, [_SIZE, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT]),
     "sample_gates": (None, [_SIZE, *[_POINTER] * 3, *[_FLOAT] * 4, _POINTER, _POINTER, _INT]),
 }
@@ -112,7 +112,7 @@ class Kernels:
     def select_near(
         self, groups: Sequence[Sequence[Tensor]], counts: Sequence[int], ranges: Sequence[tuple[float, float]]
     ) -> list[tuple[float, list[Tensor], list[int]] | None]:
-        """Of each group the threshold, the masks of what is at or above it, and how many that are in each matrix.
+        """Of each group the threshold, the masks of what is at or above it, and how many that are in each vector.
 
         Args:
             groups: vectors of fewer than 2**32 scores.
@@ -120,12 +120,13 @@ class Kernels:
             ranges: one a group: from where to where the threshold is looked for, rounded to float32; None is found
                 where it is not there.
         """
-        scores = [matrix for group in groups for matrix in group]
-        masks = [torch.empty(matrix.shape, dtype=torch.bool) for matrix in scores]
+        scores = [vector for group in groups for vector in group]
+        masks = [torch.empty(vector.shape, dtype=torch.bool) for vector in scores]
         _require(*scores, *masks)
-        sizes = np.array([matrix.numel() for matrix in scores], np.int64)
+        sizes = np.array([vector.numel() for vector in scores], np.int64)
         first = np.cumsum([0, *[len(group) for group in groups]], dtype=np.int64)
-        lows, highs = np.array(ranges, np.float32).T.copy()
+        with np.errstate(over="ignore"):  # beyond float32's range: infinity
+            lows, highs = np.array(ranges, np.float32).T.copy()
         wanted, kept = np.array(counts, np.int64), np.empty(len(scores), np.int64)
         thresholds = np.empty(len(groups), np.float32)
         near = torch.empty(int(sizes.sum()), dtype=torch.int64)  # only as much of it is touched as is near
@@ -267,7 +268,7 @@ def _kernels() -> Kernels | None:
         return Kernels(_load())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        logger.warning("no C kernels, so masks and dropout take longer: %s", reason)
+        logger.warning("no C kernels, so masks, dropout and the optimizer take longer: %s", reason)
         return None
 
 

@@ -4,7 +4,7 @@ and decay of the rates."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,11 +62,17 @@ class AdamW(torch.optim.AdamW):
     """
 
     _scale = 1.0
+    """What the next step multiplies the gradients by; it is for that one alone."""
 
     @torch.no_grad()
-    def clip_gradients(self, max_norm: float | None) -> float:
-        """The norm of all gradients that parameters take a step by; if it is more than `max_norm`, the next step takes
-        them scaled down to that. The gradients themselves stay as they are."""
+    def clip_gradients(self, max_norm: float | None, *, at_once: bool = False) -> float:
+        """Scales all gradients that parameters take a step by together down to a norm of `max_norm`, and returns their
+        norm before that.
+
+        Args:
+            max_norm: None scales none.
+            at_once: so that the gradients can be looked at; else the next step does it on its way.
+        """
         gradients = [
             parameter.grad
             for group in self.param_groups
@@ -74,43 +80,56 @@ class AdamW(torch.optim.AdamW):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if gradients and (kernels := cpu_kernels.kernels_for(*gradients)) is not None:
-            norm = math.sqrt(kernels.sum_squares(gradients))
-        else:
-            norm = float(nn.utils.get_total_norm(gradients))
+        norm = _norm(gradients)
         # torch's own term against division by 0
         self._scale = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+        if at_once:
+            self._scale_gradients(gradients)
         return norm
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        scale, self._scale = self._scale, 1.0
-        # A fused optimizer leaves a step whose gradients overflow out by itself: a loss scaler only tells it of them.
-        overflows = getattr(self, "found_inf", None)
-        is_left_out = overflows is not None and bool(overflows.item())
+        """A step of all groups; those with a `fisher_decay` are left without gradients."""
+        assert closure is None
         for group in self.param_groups:
-            decay = group.get("fisher_decay")
-            if decay is None:
-                continue
-            for score in group["params"]:
-                if score.grad is not None and not is_left_out:  # none of a matrix that the model did not use
-                    _average_squares(score, score.grad, decay)
-                score.grad = None  # which is what AdamW passes over
+            if "fisher_decay" in group:
+                self._average(group)
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        everything = [tensor for parameters in moved for p in parameters for tensor in (p, p.grad)]
-        kernels = cpu_kernels.kernels_for(*everything)
-        if kernels is None or overflows is not None or getattr(self, "grad_scale", None) is not None:
-            if scale != 1.0:
-                torch._foreach_mul_([p.grad for parameters in moved for p in parameters], scale)
-            super().step(closure)
+        gradients = [p.grad for parameters in moved for p in parameters if p.grad is not None]
+        kernels = cpu_kernels.kernels_for(*[p for parameters in moved for p in parameters], *gradients)
+        if kernels is None or self._overflows() is not None:
+            self._scale_gradients(gradients)
+            super().step()
             return
+        scale, self._scale = self._scale, 1.0
         for group, parameters in zip(self.param_groups, moved, strict=True):
             if parameters:
                 self._step_on_cpu(kernels, group, parameters, scale)
 
+    def _overflows(self) -> Tensor | None:
+        """What a loss scaler says: not 0 if a gradient has overflowed. A fused optimizer leaves such a step out by
+        itself; a loss scaler only tells it of them."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        return found
+
+    def _average(self, group: dict[str, Any]) -> None:
+        overflows = self._overflows()
+        is_left_out = overflows is not None and bool(overflows.item())
+        for score in group["params"]:
+            if score.grad is not None and not is_left_out:  # none of a matrix that the model did not use
+                _average_squares(score, score.grad, group["fisher_decay"])
+            score.grad = None  # which is what AdamW passes over
+
+    def _scale_gradients(self, gradients: list[Tensor]) -> None:
+        if self._scale != 1.0:
+            torch._foreach_mul_(gradients, self._scale)
+        self._scale = 1.0
+
     def _step_on_cpu(
         self, kernels: Kernels, group: dict[str, Any], parameters: list[nn.Parameter], scale: float
     ) -> None:
+        assert not group["amsgrad"]
+        assert not group["maximize"]
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:  # as torch's own
@@ -131,6 +150,17 @@ class AdamW(torch.optim.AdamW):
             scale=scale,
         )
         torch.autograd.graph.increment_version(parameters)
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """The 2-norm of all of them together."""
+    if not gradients or gradients[0].device.type != "cpu":
+        return float(nn.utils.get_total_norm(gradients))
+    if (kernels := cpu_kernels.kernels_for(*gradients)) is not None:
+        return math.sqrt(kernels.sum_squares(gradients))
+    # On a CPU a dot product reads memory three times as fast as torch's norm.
+    flats = [gradient.reshape(-1) for gradient in gradients]
+    return float(torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt())
 
 
 def _average_squares(mean: nn.Parameter, gradient: Tensor, decay: float) -> None:

@@ -170,7 +170,10 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     for step in range(start, steps.total):
         began = time.perf_counter()
         assert upcoming is not None, "there is a batch for every step"
+        done = step + 1
         inputs, counts = upcoming, objective.counts(upcoming.counts)
+        every = experiment.tracking.statistics_every_steps
+        records = every is not None and done % every == 0
         point = schedule.at(step)
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
@@ -207,7 +210,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             numbers = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
             sums = worker.sum_gradients(parameters, torch.cat([sums, numbers.to(worker.device)]))
             scaler.unscale_(optimizer)
-            norm = optimizer.clip_gradients(settings.max_gradient_norm)
+            norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
             scaler.step(optimizer)
@@ -215,7 +218,6 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
 
-        done = step + 1
         if step == start:
             # The clock of another node, or one that was set back, may be behind.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
@@ -233,7 +235,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
-        if (every := experiment.tracking.statistics_every_steps) and done % every == 0:
+        if records:
             recorder.log_parameters(done, model)
         if steps.evaluates_after(done):
             point = controller.at(schedule.at(done))

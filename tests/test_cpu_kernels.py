@@ -124,22 +124,36 @@ def test_selections_that_are_made_together_are_those_of_each_alone(threads: int)
 
 
 @needs_compiler
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_norm_is_torchs_and_shows_what_is_not_finite(threads: int) -> None:
+def test_a_norm_is_torchs_whatever_the_threads_and_shows_what_is_not_finite() -> None:
     kernels = cpu_kernels._kernels()
     assert kernels is not None
-    usual = torch.get_num_threads()
+    sizes = (1, 513, 100_003, 131_072, 300_000)
+    tensors = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in sizes]
+    expected = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    usual, found = torch.get_num_threads(), set()
     try:
-        torch.set_num_threads(threads)
-        tensors = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (1, 513, 100_003)]
-        expected = sum(float(tensor.double().square().sum()) for tensor in tensors)
-        assert kernels.sum_squares(tensors) == pytest.approx(expected, rel=1e-6)
-        tensors[2][77_777] = torch.inf
-        assert kernels.sum_squares(tensors) == torch.inf
-        tensors[0][0] = torch.nan
-        assert math.isnan(kernels.sum_squares(tensors))
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.add(kernels.sum_squares(tensors))
     finally:
         torch.set_num_threads(usual)
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(expected, rel=1e-6)
+    tensors[2][77_777] = torch.inf
+    assert kernels.sum_squares(tensors) == torch.inf
+    tensors[0][0] = torch.nan
+    assert math.isnan(kernels.sum_squares(tensors))
+
+
+@needs_compiler
+@pytest.mark.parametrize("decay", [0.5, 0.9999, 1 - 1e-9])
+def test_a_running_mean_is_torchs(decay: float) -> None:
+    kernels = cpu_kernels._kernels()
+    assert kernels is not None
+    mean, gradient = torch.rand(1001, generator=torch.Generator().manual_seed(1)), numbers(1001, 2)
+    expected = mean.clone().mul_(decay).addcmul_(gradient, gradient, value=1.0 - decay)
+    kernels.average_squares(mean, gradient, decay)
+    torch.testing.assert_close(mean, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @needs_compiler

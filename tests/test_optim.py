@@ -110,6 +110,26 @@ def test_steps_with_clipping_are_torchs(compiled: bool, monkeypatch: pytest.Monk
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_gradients_that_are_looked_at_are_clipped_already(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """… and are not clipped again by the step."""
+    if compiled and cpu_kernels._kernels() is None:
+        pytest.skip("no C compiler here")
+    if not compiled:
+        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+    models = [nn.Linear(5, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for at_once, model in zip((True, False), models, strict=True):
+        optimizer = build_optimizer(model, [], TrainSettings(adam_epsilon=1.0), None)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+        assert optimizer.clip_gradients(0.5, at_once=at_once) == pytest.approx(3 * 24**0.5)
+        if at_once:
+            assert float(nn.utils.get_total_norm([p.grad for p in model.parameters()])) == pytest.approx(0.5)
+        optimizer.step()
+    torch.testing.assert_close(models[0].weight, models[1].weight)
+
+
 def test_a_step_without_clipping_takes_gradients_as_they_are() -> None:
     """… also after one that was clipped."""
     models = [nn.Linear(5, 4) for _ in range(2)]

@@ -123,7 +123,9 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     """
     if not selections:
         return []
-    cuts = [cut or _cut(selection) for selection, cut in zip(selections, _cuts_near(selections), strict=True)]
+    flats = [[matrix.detach().reshape(-1) for matrix in selection.scores] for selection in selections]
+    near = _cuts_near(selections, flats)
+    cuts = [found or _cut(*whole) for whole, found in zip(zip(selections, flats, strict=True), near, strict=True)]
     counted = [number for cut in cuts for number in cut.kept]
     if any(isinstance(number, Tensor) for number in counted):  # all counts come to the host together
         device = cuts[0].flats[0].device
@@ -178,9 +180,9 @@ class _Cut:
     """How many that are in each matrix, on the host or as int64 scalars on the device."""
 
 
-def _cut(selection: Selection) -> _Cut:
+def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
     """By looking at all values."""
-    flats, k = _flats(selection), selection.count
+    k = selection.count
     total = sum(flat.numel() for flat in flats)
     if not 0 <= k <= total:
         raise ValueError(f"cannot keep {k} of {total} weights")
@@ -199,9 +201,8 @@ def _cut(selection: Selection) -> _Cut:
     return _Cut(flats, masks, threshold, [mask.count_nonzero().to(threshold.device) for mask in masks])
 
 
-def _cuts_near(selections: Sequence[Selection]) -> list[_Cut | None]:
+def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> list[_Cut | None]:
     """The same, from the few scores near each expected threshold alone; None where the threshold is not among them."""
-    flats = [_flats(selection) for selection in selections]
     expecting = {
         place: selection.hint
         for place, selection in enumerate(selections)
@@ -225,10 +226,6 @@ def _cuts_near(selections: Sequence[Selection]) -> list[_Cut | None]:
             hint.found = torch.tensor(threshold, dtype=flats[place][0].dtype)
             cuts[place] = _Cut(flats[place], masks, hint.found, kept)
     return cuts
-
-
-def _flats(selection: Selection) -> list[Tensor]:
-    return [matrix.detach().reshape(-1) for matrix in selection.scores]
 
 
 def _select_near(
