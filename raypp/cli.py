@@ -158,14 +158,12 @@ def _sweep(options: argparse.Namespace) -> None:
     from raypp.cluster.sweep import plan_resources, sweep
     from raypp.progress import Display
     from raypp.summary import print_front, print_trials
-    from raypp.sweep_plan import check_stopping, plan_sweep
+    from raypp.sweep_plan import plan_sweep
 
     experiment = _experiment(options)
     if options.dry_run:
         check_device(experiment)
-        plan = plan_sweep(experiment)
-        check_stopping(plan)
-        print_trials(plan, plan_resources(experiment))
+        print_trials(plan_sweep(experiment), plan_resources(experiment))
         return
     with Display() as display:
         result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)

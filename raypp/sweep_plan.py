@@ -109,9 +109,12 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
     space, known = Space.of(experiment), trials_of(experiment)
     _check_comparable(known)
     if space.settings.search == "optuna":
-        return _plan_search(space, prepare)
-    trials = plan_trials(known, prepare)
-    return SweepPlan(space, _folder(trials, _stopping(space)), trials)
+        plan = _plan_search(space, prepare)
+    else:
+        trials = plan_trials(known, prepare)
+        plan = SweepPlan(space, _folder(trials, _stopping(space)), trials)
+    _check_stopping(plan)
+    return plan
 
 
 def _check_comparable(trials: Iterable[Trial]) -> None:
@@ -178,7 +181,7 @@ def plan_trials(trials: Iterable[Trial], prepare: Prepare | None = None) -> list
     return list(planned.values())
 
 
-def check_stopping(plan: SweepPlan) -> None:
+def _check_stopping(plan: SweepPlan) -> None:
     """Refuses stopping early where no trial is evaluated between the first rung and its end."""
     stopping = plan.space.settings.stopping
     if stopping is None or any(_is_judged(each.plan.steps, stopping.grace_fraction) for each in plan.trials):

@@ -42,7 +42,7 @@ from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
 from raypp.storage import tidying
 from raypp.store import Artifact
-from raypp.sweep_plan import PlannedTrial, SweepPlan, check_stopping, plan_sweep
+from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweep_tracking import tracking_group
@@ -138,7 +138,6 @@ def sweep(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))
         plan = plan_sweep(experiment, preparer(session, built, trains=True))
-        check_stopping(plan)
         stack.enter_context(locked(plan.folder))
         stack.enter_context(session.owning(plan.folder))
         if fresh:
@@ -190,7 +189,6 @@ def prepare_sweep(
     check_device(experiment)
     with Session(trial_cluster(experiment), verbose) as session:
         plan = plan_sweep(experiment, preparer(session, on_event))
-        check_stopping(plan)
         shared = SharedInputs(session, Built(on_event), tracking_group(plan.folder))
         artifacts = [artifact for each in plan.trials for artifact in shared.inputs_of(each.plan).artifacts]
     return list({str(artifact.location): artifact for artifact in artifacts}.values())
