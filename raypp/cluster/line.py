@@ -114,15 +114,20 @@ class Notice:
         self.stopped = False
         self._leave = threading.Event()
         self._closed = threading.Event()
-        threading.Thread(target=self._listen, args=(line.actor.wish_to_leave.remote(),), daemon=True).start()
+        self._wish = line.actor.wish_to_leave.remote()
+        threading.Thread(target=self._listen, daemon=True).start()
 
     def __call__(self) -> bool:
         return self._leave.is_set()
 
     def close(self) -> None:
-        self._closed.set()
+        """Ends the waiting: else the line would keep a place for it, and Ray this process, which has called it."""
+        import ray
 
-    def _listen(self, wish: Any) -> None:
+        self._closed.set()
+        ray.cancel(self._wish)
+
+    def _listen(self) -> None:
         import ray
         from ray._private.state import state
         from ray.exceptions import RayError
@@ -130,11 +135,13 @@ class Notice:
         node = ray.get_runtime_context().get_node_id()
         while not self._closed.is_set():
             # ray.train.get_preemption_info() says the same, but all workers have to wait for each other in it.
-            wished = bool(ray.wait([wish], timeout=NOTICE_POLL_SECONDS)[0])
+            wished = bool(ray.wait([self._wish], timeout=NOTICE_POLL_SECONDS)[0])
+            if self._closed.is_set():
+                return
             self.drained = node in state.get_draining_nodes()
             if wished or self.drained:
                 with contextlib.suppress(RayError):  # the command has ended, which is a wish as well
-                    self.stopped = wished and ray.get(wish)
+                    self.stopped = wished and ray.get(self._wish)
                 self._leave.set()
                 return
 

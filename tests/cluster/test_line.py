@@ -6,8 +6,9 @@ import logging
 import time
 
 import pytest
+import ray
 
-from raypp.cluster.line import Line, Notice, warnings_to
+from raypp.cluster.line import Line, Notice, _Exchange, actor_here, warnings_to
 
 
 @pytest.mark.ray
@@ -37,6 +38,21 @@ def test_a_command_that_ends_is_a_wish_too() -> None:
         time.sleep(0.1)
     assert notice()
     assert not notice.stopped
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_line_outlasts_more_trainers_than_it_has_places() -> None:
+    """A sweep's line serves all its trials."""
+    line = Line(actor_here(_Exchange, max_concurrency=2))
+    for number in range(4):
+        notice = Notice(line)
+        ray.get(line.tell(number), timeout=30)
+        notice.close()
+    assert line.take(0) == [0, 1, 2, 3]
+    last = Notice(line)
+    line.close()
+    last.close()  # also where the command has ended
 
 
 def test_warnings_are_handed_over_and_nothing_else() -> None:
