@@ -129,6 +129,7 @@ class Checkpoints:
         self._orders: list[_Order] = []
         self._pending: list[Future[None]] = []
         self._skipped = False
+        self._best_steps: dict[int, int | None] = {}
 
     def write(
         self, checkpoint: Checkpoint, best_step: int | None = None, before: Callable[[], None] = _nothing
@@ -232,10 +233,23 @@ class Checkpoints:
         self._delete_old(checkpoint.step, best_step)
 
     def _delete_old(self, newest_step: int, best_step: int | None) -> None:
-        """Keeps the newest few and the best; what lies ahead of the newest was left by a run that was cut back."""
+        """Keeps the newest few, and the best of each: a run that goes back to an older one delivers that one's best.
+        What lies ahead of the newest was left by a run that was cut back."""
         written = [child for child in self.location.children() if child.name.startswith("step-")]
         steps = sorted(int(child.name.removeprefix("step-")) for child in written)
-        kept = {best_step, *[step for step in steps if step <= newest_step][-self.keep :]}
+        self._best_steps[newest_step] = best_step
+        kept: set[int | None] = set([step for step in steps if step <= newest_step][-self.keep :])
+        kept |= {self._best_step(step) for step in kept if step is not None}
         for step in steps:
             if step not in kept:
                 (self.location / f"step-{step:08d}").delete()
+
+    def _best_step(self, step: int) -> int | None:
+        """Of a checkpoint that is kept; one that this process has not written is asked for it."""
+        if step not in self._best_steps:
+            try:
+                best = (self.location / f"step-{step:08d}" / "state.json").read_json()["progress"]["best"]
+                self._best_steps[step] = best and int(best["step"])
+            except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: `latest` passes it over
+                self._best_steps[step] = None
+        return self._best_steps[step]

@@ -754,9 +754,8 @@ class ClusterSettings(Settings):
     """Newest checkpoints that are kept for resuming; the one of the best evaluation at the final density is kept,
     too."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers that a run outlives; one more ends it. In a sweep a trial of one worker, or of a fixed
-    number, is tried again once, whatever this says. Without workers (0) there is nobody to try again but the same
-    command."""
+    """Failures of workers that a run, or a trial of a sweep, outlives; one more ends it. Without workers (0) there is
+    nobody to try again but the same command."""
 
     @property
     def min_workers(self) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from raypp.errors import RunFailed
 from raypp.evaluate import evaluate, headline_key
@@ -78,7 +77,7 @@ def deliver(
         "steps": progress.steps,
         "seconds": progress.seconds,
         "device": worker.device_name,
-        "device_hours": _device_hours(job, worker, progress.seconds),
+        "device_hours": progress.device_seconds / 3600,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "perf": dict(perf),
         "best": progress.best,
@@ -96,9 +95,3 @@ def deliver(
         result["paths"]["wandb_sync"] = recorder.finish(result)
         (job.run / "result.json").write_json(result)
     return dict(worker.gather(result)[0])
-
-
-def _device_hours(job: Job, worker: Worker, seconds: float) -> float:
-    """GPU-hours, or CPU-hours on the CPU (threads count), as if all sessions had had as many workers as this one."""
-    each = job.experiment.cluster.gpus_per_worker if worker.device.type == "cuda" else torch.get_num_threads()
-    return seconds * each * worker.world_size / 3600

@@ -61,6 +61,10 @@ class WorkersLost(RunFailed):
     """A worker, or who watches over them, died or failed in a way that is not the run's. Trying again may help."""
 
 
+class WorkersTaken(WorkersLost):
+    """… because a node was taken away that had been warned of it: nobody's failure, however often."""
+
+
 class Left(Exception):
     """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
 

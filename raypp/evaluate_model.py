@@ -75,6 +75,7 @@ def evaluate_command(
         experiment_file: an experiment whose task and data to use instead.
         split: a split's name; `dev` and `test` stand for all of that kind that the task has.
         out: folder on this machine for predictions (labelled splits) and submission files (unlabelled ones).
+        all_checkpoints: of a run: metrics alone, of each checkpoint.
 
     Raises:
         ConfigError: no such model, task, data or split, or labels that do not match.
@@ -119,9 +120,11 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     if task is None and described is None:
         raise ConfigError("--task: is missing; a model folder does not say what it was trained for (a run folder does)")
     wanted = task if task is not None else described.task  # type: ignore[union-attr]
-    source: Any = described.data.source if described is not None and task is None else None
+    source: Any = None if described is None else described.data.source
     if data is not None:
         source = OfficialSource(kind="official", directory=data)
+    elif described is not None and task is not None and task != resolve_task(described.task, source).name:
+        source = None  # of another task's data nothing is known
     found = resolve_task(wanted, source)
     kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
     splits = _splits(found, split)

@@ -12,7 +12,7 @@ from raypp.figures import Picture
 from raypp.front_figure import Front, front_figure
 from raypp.metrics_file import read_records
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
-from raypp.published import published_curves
+from raypp.published import published_curves, published_student
 from raypp.run_figures import overview_figure, run_figures
 from raypp.runs import recorded_settings
 from raypp.space import varies
@@ -64,7 +64,7 @@ class Finished:
             name: what it is called in the figure; None: the experiment's name.
         """
         result, settings = self.result, self.settings
-        student = None if self.varies("student.model") else settings["student"]["model"]
+        student = published_student(settings["student"], settings["sweep"]["space"])
         published = published_curves(result["task"], student, result["headline"])
         return Front(name or result["name"], finished_points(result), result["teacher"], published)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raypp.storage import Location, patiently
 
+logger = logging.getLogger("raypp")
+
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, on disk before `log` returns.
+    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, in the file before `log` returns,
+    and on the disk after `sync`.
 
     It stays open, and `cut` puts a new file in its place: a worker whose node is taken for dead may live for some
     seconds more, and what it still writes goes into the old file, which nobody sees any more.
@@ -46,6 +51,11 @@ class MetricsFile:
                 file.truncate(before)
             raise
 
+    def sync(self) -> None:
+        """Has all that was logged so far on the disk, so that it outlasts a loss of power; from any thread."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes the file; the next line opens it again."""
         if self._file is not None:
@@ -57,20 +67,33 @@ class MetricsFile:
         return read_records(Location.of(self.path))
 
     def cut(self, step: int) -> None:
-        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line."""
+        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line.
+
+        A line within that is not one, which a loss of power can leave, is left out and said aloud: the run is worth
+        more than a report of it.
+        """
         self.close()
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
-        Location.of(self.path).write_text("".join(kept))
+        file = Location.of(self.path)
+        records = read_records(file, damaged=lambda problem: logger.warning("%s; it is left out", problem))
+        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+        file.write_text("".join(kept))
         self._file = io.FileIO(self.path, "ab")
 
 
-def read_records(file: Location) -> list[dict[str, Any]]:
-    """The reports in a metrics.jsonl anywhere, as `MetricsFile.records` gives them; none where there is no file."""
+def read_records(file: Location, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The reports in a metrics.jsonl anywhere, as `MetricsFile.records` gives them; none where there is no file.
+
+    Args:
+        damaged: told of a bad line, which is left out; None: that is a ValueError.
+    """
     lines = file.read_text().split("\n") if file.is_file() else []
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: not a JSON object: {error}") from error
+            problem = f"{file}, line {number}: not a JSON object: {error}"
+            if damaged is None:
+                raise ValueError(problem) from error
+            damaged(problem)
     return records

@@ -6,7 +6,11 @@ distillation: dev scores at 10% and 3% remaining weights in the encoder's linear
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from raypp.space import varies
 
 SOURCE = "Sanh et al. 2020"
 STUDENT = "bert-base-uncased"
@@ -75,9 +79,21 @@ CURVES = (
 )
 
 
+def published_student(student: Mapping[str, Any], axes: Iterable[str]) -> str | None:
+    """The encoder that trials prune whole; None where they prune several, some of its layers, or another configuration
+    of it: densities are of other matrices then.
+
+    Args:
+        student: the settings of that section.
+        axes: of the sweep.
+    """
+    fields = ("model", "layers", "config")
+    is_whole = student["layers"] is None and student["config"] is None
+    return student["model"] if is_whole and not any(varies(f"student.{field}", axes) for field in fields) else None
+
+
 def published_curves(task: str, student: str | None, headline: str) -> list[PublishedCurve]:
-    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most, and for several
-    encoders (None)."""
+    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most, and for None."""
     if student is None or student.rstrip("/").rsplit("/", 1)[-1] != STUDENT:
         return []
     return [curve for curve in CURVES if (curve.task, curve.headline) == (task, headline)]

@@ -79,6 +79,8 @@ class Progress:
     """Optimizer steps done."""
     seconds: float = 0.0
     """Wall-clock time of all sessions that the model has seen, in seconds."""
+    device_seconds: float = 0.0
+    """The same, times what trained in each session: GPUs, or threads of CPUs, over all workers."""
     tokens: int = 0
     """Real tokens trained on."""
     computed_tokens: int = 0
@@ -159,6 +161,11 @@ class Recorder:
             warn=lambda text: self.worker.on_event(Message(text)),
         )
 
+    def recorded(self, prefix: str) -> dict[str, float]:
+        """The last values of the metrics of this prefix, after `start`; none on any worker but the first."""
+        records = self.metrics.records() if self.worker.is_first else []
+        return {key: value for record in records for key, value in record.items() if key.startswith(prefix)}
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, one step of W&B."""
         if self.worker.is_first:
@@ -174,8 +181,13 @@ class Recorder:
             self.tracker.log_histograms(step, parameter_histograms(model.named_parameters()))
 
     def save_metrics(self) -> None:
-        """Uploads the log so far, where the run's folder is not local; from any thread."""
-        if self.worker.is_first and not self.run.is_local:
+        """Has the log so far outlast the machine, as the checkpoint will that it goes with: on the disk of a local run,
+        uploaded of another one. From any thread."""
+        if not self.worker.is_first:
+            return
+        if self.run.is_local:
+            self.metrics.sync()
+        else:
             (self.run / "metrics.jsonl").write_bytes(self.metrics.path.read_bytes())
 
     def save(self) -> None:

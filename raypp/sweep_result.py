@@ -10,8 +10,7 @@ from typing import Any, Literal
 from raypp.config import Experiment
 from raypp.events import Event, Message
 from raypp.front import Point, best_runs, front_csv, points_of
-from raypp.published import published_curves
-from raypp.space import varies
+from raypp.published import published_curves, published_student
 from raypp.stopping import Judgement
 from raypp.storage import Location
 from raypp.sweep_plan import PlannedTrial, SweepPlan
@@ -121,7 +120,7 @@ def deliver_sweep(
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
     axes = experiment.sweep.space if experiment.sweep else ()
-    published = published_curves(task, None if varies("student.model", axes) else experiment.student.model, headline)
+    published = published_curves(task, published_student(experiment.student.model_dump(), axes), headline)
     front_figure([Front(experiment.name, points, teacher, published)], headline).save(folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)

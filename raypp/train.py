@@ -158,8 +158,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if len(found := set(worker.gather(start))) > 1:
         raise StorageFailed(f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}")
     scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
-    perf: dict[str, float] = {}
     recorder.start(start if latest else None)
+    # A run that was killed while it delivered its model has no step left to measure.
+    perf = recorder.recorded("perf/") if start == steps.total else {}
     window = Window(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
     stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
@@ -248,6 +249,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             worker.on_event(_advanced(job, done, steps, metrics))
         if saving:
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
+            devices = worker.devices(experiment.cluster.gpus_per_worker)
+            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * devices
             if worker.is_first:
                 with watch("checkpoint"):
                     state = {

@@ -53,6 +53,10 @@ class Worker:
         """What it computes on: CPU, or the GPU's model."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
+    def devices(self, gpus_per_worker: float) -> float:
+        """What trains on all workers together: GPUs or parts of them; on CPUs, threads."""
+        return self.world_size * (gpus_per_worker if self.device.type == "cuda" else torch.get_num_threads())
+
     def shares(self, micro_batches: int) -> range:
         """The shares of a global batch that this worker computes: share m runs on worker m mod world_size."""
         return range(self.rank, micro_batches, self.world_size)

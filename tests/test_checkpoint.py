@@ -150,6 +150,27 @@ def test_one_whose_best_is_damaged_is_passed_over_where_the_best_is_to_be_delive
         assert latest.step == expected
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_where_the_best_moves_the_one_before_stays_whole(tmp_path: Path, resumed: bool) -> None:
+    """The newest is damaged: a run goes back to the one before, whose best is an older one."""
+    model, optimizer = trained(seed=4, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
+    for step, best in ((10, 10), (20, 10), (30, 30), (40, 30)):
+        if resumed:
+            checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
+        state = {"progress": {"best": {"step": best, "value": 0.9}}}
+        checkpoints.write(capture(step, model, optimizer, state), best_step=best)
+        checkpoints.wait()
+        if step == 30:
+            assert checkpoints.steps() == [10, 20, 30]
+    assert checkpoints.steps() == [30, 40]
+    file = tmp_path / "step-00000040" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    latest = checkpoints.latest(with_best=True)
+    assert latest is not None
+    assert latest.step == 30
+
+
 def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PAUSES_SECONDS", ())
     model, optimizer = trained(seed=4, steps=1)

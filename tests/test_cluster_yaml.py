@@ -91,7 +91,7 @@ def test_only_who_has_the_token_may_ask_and_only_through_the_head(cluster: dict[
     options = cluster["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in options
     assert f"--env RAY_AUTH_TOKEN_PATH={secrets}/auth_token" in options
-    assert "--env RAY_JOB_STOP_WAIT_TIME_S=60" in options, "3 seconds are too few for a checkpoint"
+    assert "--env RAY_JOB_STOP_WAIT_TIME_S=120" in options, "3 seconds are too few for a checkpoint"
     (start,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start
 

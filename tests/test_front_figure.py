@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from raypp.config import PruningSettings
 from raypp.front import Point
 from raypp.front_figure import Front, front_figure
-from raypp.published import published_curves
+from raypp.published import published_curves, published_student
 
 
 def point(density: float, metric: float, on_front: bool = True, spread: float = 0.0, **changes: Any) -> Point:
@@ -94,3 +94,12 @@ def test_published_curves_are_those_of_the_same_task_encoder_and_metric() -> Non
         ("qqp", "bert-base-uncased", "eval/f1"),
     ):
         assert published_curves(task, student, headline) == []
+
+
+def test_curves_of_a_whole_encoder_are_not_drawn_beside_a_part_of_it() -> None:
+    whole = {"model": "bert-base-uncased", "layers": None, "config": None}
+    assert published_student(whole, ["pruning.final_density"]) == "bert-base-uncased"
+    assert published_student({**whole, "layers": (0, 2, 4)}, []) is None
+    assert published_student({**whole, "config": {"num_hidden_layers": 3}}, []) is None
+    for axis in ("student.model", "student.layers", "student"):
+        assert published_student(whole, [axis]) is None

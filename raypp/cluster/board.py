@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray._raylet import PlacementGroupID
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
-from raypp.cluster.places import free_places, places_name
+from raypp.cluster.places import free_group, free_places, places_name
 from raypp.cluster.shares import SweepShares
 from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.stopping import Judgement
@@ -132,7 +129,8 @@ class Board(tune.Callback):  # type: ignore[misc]
         self._end(trial)
 
     def _end(self, trial: Any) -> None:
-        _free_workers(trial)
+        if group := (trial.last_result or {}).get("placement_group"):
+            free_group(group)
         if self.shares is not None:  # only then it asks for places, and looking for them takes a question to Ray
             free_places(places_name(trial.config["task"].job.run))
             self.shares.gone(self._row(trial).name)
@@ -151,11 +149,3 @@ def _said(trial: Any) -> str:
     """The last line of what a trial failed with."""
     lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
     return lines[-1].strip() if lines else "no reason was given"
-
-
-def _free_workers(trial: Any) -> None:
-    """Gives back what the workers of a trial hold: its trainer may have ended before it could. (Ray's own cleaner needs
-    the dashboard.)"""
-    group = (trial.last_result or {}).get("placement_group")
-    if group and placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

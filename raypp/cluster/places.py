@@ -70,15 +70,24 @@ class MissingPlaces:
         self._groups, self._since = [], None
 
 
-def free_places(name: str) -> None:
-    """Gives back all places with a name, whoever asked for them."""
+def free_group(group: str) -> None:
+    """Gives a placement group back, by its id (hex), if it is not: Ray Train's controller may have ended before it
+    could, and Ray's own cleaner needs the dashboard."""
     from ray._raylet import PlacementGroupID
     from ray.util import placement_group_table
     from ray.util.placement_group import PlacementGroup
 
+    if placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
+        _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(group)))])
+
+
+def free_places(name: str) -> None:
+    """Gives back all places with a name, whoever asked for them."""
+    from ray.util import placement_group_table
+
     for key, group in placement_group_table().items():
-        if group["name"].rpartition(" ")[0] == name and group["state"] != "REMOVED":
-            _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(key)))])
+        if group["name"].rpartition(" ")[0] == name:
+            free_group(key)
 
 
 def _ask(count: int, resources: Mapping[str, float], name: str) -> Any:

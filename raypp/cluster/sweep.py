@@ -40,7 +40,7 @@ from raypp.plan import Plan, with_absolute_paths
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
-from raypp.storage import tidying
+from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
@@ -52,7 +52,7 @@ from raypp.train import Job
 if TYPE_CHECKING:
     from raypp.cluster.board import Board
 
-RETRIES = 1
+NO_REASON = "nothing; their folders hold no result, as of nodes that do not share cluster.storage"
 POLL_SECONDS = 1.0
 PHASE = "trials"
 TUNE_ENVIRONMENT = {
@@ -168,7 +168,9 @@ def sweep(
                 facts["overhead_seconds_per_trial"] = _overhead(board)
             results, stopped = read_results(plan.trials), read_stopped(plan.folder)
             if not results:
-                raise RunFailed(f"no trial could be finished; the first one said: {next(iter(failures.values()))}")
+                raise RunFailed(
+                    f"no trial could be finished; the first one said: {next(iter(failures.values()), NO_REASON)}"
+                )
             outcomes = [
                 outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
                 for each in plan.trials
@@ -272,7 +274,7 @@ def _run(
         plan,
         left,
         ended,
-        task_of=lambda planned: _task(planned, shared, line_name, shares, may_stop=stopping is not None),
+        task_of=lambda planned: _task(planned, plan.folder, shared, line_name, shares, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
     )
     scratch = plan.folder / "ray"
@@ -289,7 +291,10 @@ def _run(
             name=hashlib.sha256(os.urandom(16)).hexdigest()[:16],  # nothing of Tune's is gone on with
             storage_path=scratch.path,
             storage_filesystem=scratch.filesystem,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            failure_config=tune.FailureConfig(
+                # Trials whose workers come and go count their failures themselves.
+                max_failures=1 if session.settings.is_elastic else experiment.cluster.max_failures
+            ),
             callbacks=[board],
             verbose=0,
         ),
@@ -345,7 +350,7 @@ def _resources(settings: ClusterSettings) -> Any:
 
 
 def _task(
-    planned: PlannedTrial, shared: SharedInputs, line: str, shares: SweepShares | None, may_stop: bool
+    planned: PlannedTrial, sweep: Location, shared: SharedInputs, line: str, shares: SweepShares | None, may_stop: bool
 ) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
@@ -363,6 +368,7 @@ def _task(
         job=shared.job_of(plan),
         stratum=planned.stratum,
         digest=plan.digest,
+        sweep=sweep.name,
         total_steps=plan.steps.total,
         may_stop=may_stop,
         threads=max(1, int(float(cluster.cpus_per_worker))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import uuid
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -16,11 +17,11 @@ from raypp.checkpoint import Checkpoints
 from raypp.cluster.background import in_background
 from raypp.cluster.elastic import Elastic
 from raypp.cluster.line import Line
-from raypp.cluster.places import places_name
+from raypp.cluster.places import free_group, places_name
 from raypp.cluster.session import Session
 from raypp.cluster.shares import Share
 from raypp.cluster.train_worker import train_worker
-from raypp.errors import ConfigError, Left, RunFailed, WorkersLost
+from raypp.errors import ConfigError, Left, RunFailed, WorkersLost, WorkersTaken
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, held_back
 from raypp.storage import Location, tidying
@@ -29,7 +30,9 @@ from raypp.worker import Worker
 
 EventHandler = Callable[[Any], None]
 CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail, and how often its process may be lost
-STOP_SECONDS = 30.0  # for workers to save the step they are at, when they are asked to leave
+# For workers to save the step they are at, when they are asked to leave. `ray job stop` kills when its own time is
+# over, and the command takes some of that to end.
+STOP_SECONDS = max(30.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 0)) - 10)
 POLL_SECONDS = 0.5
 
 
@@ -119,8 +122,8 @@ def _run_on_workers(
                 raise RunFailed(f"Ray Train's controller was lost {lost} times: {str(error).strip()}") from error
             news = ["Ray Train's controller was lost; the run starts again where it was saved"]
             continue
-        except WorkersLost:
-            failures += 1
+        except WorkersLost as error:
+            failures += not isinstance(error, WorkersTaken)
             if not settings.is_elastic or failures > settings.max_failures:
                 raise
             news = ["a worker was lost; the run goes on where it was saved"]
@@ -164,6 +167,7 @@ def _run_group(
     trainer = _trainer(job, session, size, resources, scratch, worker)
     fitted = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
     asked, resizes = False, None
+    placed: set[str] = set()
     try:
         ended = False
         while not ended:
@@ -173,8 +177,10 @@ def _run_group(
                     on_report(event.metrics)
                 else:
                     on_event(event)
-                if isinstance(event, WorkersPlaced) and elastic is not None:
-                    elastic.group_trains()
+                if isinstance(event, WorkersPlaced):
+                    placed.add(event.placement_group)
+                    if elastic is not None:
+                        elastic.group_trains()
             if not asked and elastic is not None:
                 resizes = elastic.wants_another_size()
             if not asked and (resizes or leaves()):
@@ -196,6 +202,8 @@ def _run_group(
     finally:
         if elastic is not None:
             elastic.close()
+        for group in placed:
+            free_group(group)
         line.close()
     with tidying(scratch):
         scratch.delete()
@@ -237,6 +245,7 @@ def _trainer(
             storage_filesystem=scratch.filesystem,
             failure_config=FailureConfig(
                 max_failures=0 if settings.is_elastic else settings.max_failures,
+                max_preemption_failures=0 if settings.is_elastic else -1,  # the next group may be smaller
                 controller_failure_limit=CONTROLLER_FAILURES,
             ),
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
@@ -246,13 +255,16 @@ def _trainer(
 
 def _explained(error: BaseException) -> Exception:
     """The user's or the run's own error, out of Ray Train's wrapping."""
+    from ray.train import PreemptionError
+
     causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     for cause in causes:
         inner = getattr(cause, "cause", None) or cause
         if isinstance(inner, ConfigError):
             return inner
     cause = causes[0]
-    return WorkersLost(f"{type(cause).__name__}: {str(cause).strip()}")
+    taken = isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in causes)
+    return (WorkersTaken if taken else WorkersLost)(f"{type(cause).__name__}: {str(cause).strip()}")
 
 
 def _ignore(_: Any) -> None:

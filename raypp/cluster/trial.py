@@ -48,6 +48,8 @@ class TrialTask:
     stratum: str
     digest: str
     """Identity of the run."""
+    sweep: str
+    """Name of the sweep's folder, beside the run's."""
     total_steps: int
     may_stop: bool
     """Whether the sweep stops trials early."""
@@ -84,6 +86,12 @@ def run_trial(config: dict[str, Any]) -> None:
             locked(run, wait=True),
             session.owning(run, wait=True),
         ):
+            if run.is_local and not (run.parent / task.sweep / "experiment.yaml").is_file():
+                raise ConfigError(
+                    f"cluster.storage: {run.parent} is not the same folder on every node: a trial's node does not see "
+                    "what the command has written there; allowed are a bucket (s3://, gs://) and a folder that all "
+                    "nodes have mounted"
+                )
             result = finished_result(run, task.digest)
             was_finished = result is not None
             if result is None:
@@ -150,6 +158,7 @@ class _Reporter:
                     self.report()  # at once: it may be that it waits for workers
             case WorkersPlaced():
                 self.placement_group = event.placement_group
+                self.report()  # at once: should this process be lost, the command gives the group back
             case PhaseAdvanced():
                 self.fraction = event.done / self.task.total_steps
                 self.density = self.density if event.density is None else event.density

@@ -189,7 +189,8 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # So small an epsilon is 0 in float32: where a gradient is 0, Adam divides by it. The same steps would fail again.
-    rewrite(experiment, {"space": {"train.adam_epsilon": {"choice": [1e-8, 1e-60]}}, "seeds": 2, "concurrent": 2})
+    space = {"train.adam_epsilon": {"choice": [1e-8, 1e-60]}}
+    rewrite(experiment, {"space": space, "seeds": 2, "concurrent": 2}, cluster={"max_failures": 1})
     planned = plan_sweep(load_experiment(experiment)).trials
     broken, other, *hopeless = [Path(each.plan.run.path) for each in planned]
     broken.mkdir(parents=True)
