@@ -91,6 +91,12 @@ FAULTS = {
     "the train controller is killed": Fault(
         kill("TrainController"), says=("Ray Train's controller was lost; the run starts again where it was saved",)
     ),
+    # … which had the CPUs that the next ones need, on a machine of two.
+    "the train controller of two workers is killed": Fault(
+        kill("TrainController"),
+        workers=2,
+        says=("Ray Train's controller was lost; the run starts again where it was saved",),
+    ),
     "the driver is killed": Fault(to_driver(signal.SIGKILL), ends=-signal.SIGKILL),
     "the driver of a run without workers is killed": Fault(to_driver(signal.SIGKILL), workers=0, ends=-signal.SIGKILL),
     "SIGTERM": Fault(to_driver(signal.SIGTERM), ends=130, says=LEAVES, saves=True),
