@@ -1,25 +1,30 @@
 """`raypp show --from-original`: the experiment that a command line of the original research scripts asks for.
 
 Translates by `original_options.OPTIONS`. The scripts' defaults are written out where raypp's differ in value, so that
-the experiment is what the command would have done; what has no meaning here stands above it as a comment.
+the experiment is what the command would have done; what has no meaning here stands above it as a comment. The settings
+have passed the checks that `raypp train` makes of them alone; models and data need not be there.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from raypp.config import METHOD_ALIASES, Experiment
 from raypp.errors import ConfigError
+from raypp.load_config import expanded, experiment_from
 from raypp.original_command import OriginalCommand
 from raypp.original_options import OPTIONS, Option
 from raypp.tasks import find_task
 
-NEEDED = ("model_name_or_path", "task_name", "teacher_name", "data_file", "student_config")
 METHODS = ("topk", "magnitude", "sigmoid_threshold", "threshold", "l0")
 EXTRACTED_LAYERS = (0, 2, 4, 7, 9, 11)
+MAX_LENGTHS = {"bert": 512, "roberta": 512, "gpt2": 1024}
+"""Tokens of a text at most, by the teacher's family: what its tokenizer said."""
+INTERVALS = ("logging_steps", "save_steps", "log_interval", "checkpoint_interval")
+"""Steps between two of something; the scripts took 0, too, which the fields do not."""
 
 
 def translate(command_line: str) -> str:
@@ -30,11 +35,16 @@ def translate(command_line: str) -> str:
 
     Raises:
         ConfigError: what `OriginalCommand.parse` refuses; an option that the script needs and that is missing; a task
-            or a method that is unknown.
+            or a method that is unknown; a value that the field of an experiment refuses.
     """
-    command = OriginalCommand.parse(command_line)
-    translation = _Translation(command)
-    ordered = {name: translation.settings[name] for name in Experiment.model_fields if name in translation.settings}
+    try:
+        command = OriginalCommand.parse(command_line)
+        translation = _Translation(command)
+        ordered = {name: translation.settings[name] for name in Experiment.model_fields if name in translation.settings}
+        # The name will be the file's. Its variables are for whoever trains it, maybe elsewhere.
+        experiment_from({"name": "translated", **ordered}, expand_paths=False)
+    except ConfigError as error:
+        raise ConfigError(f"--from-original: {problem}" for problem in error.problems) from error
     settings = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
     comments = [f"translated from {command.script}", *translation.comments]
     return "\n".join([*(f"# {line}" for line in comments), settings.rstrip()])
@@ -48,12 +58,13 @@ class _Translation:
         self.options = {option.name: option for option in OPTIONS[command.script]}
         self.settings: dict[str, Any] = {}
         self.comments: list[str] = []
-        needed = [name for name in NEEDED if name in self.options and command[name] is None]
+        needed = [option.name for option in self.options.values() if option.needed and command[option.name] is None]
         if needed:
-            raise ConfigError([f"--from-original: {command.script} needs --{name}" for name in needed])
+            raise ConfigError([f"{command.script} needs --{name}" for name in needed])
         if command.script == "train.py":
             self._language_modeling()
         else:
+            self._without_training()
             self._task()
         for option in self.options.values():
             self._take(option)
@@ -82,12 +93,22 @@ class _Translation:
     def _take(self, option: Option) -> None:
         """An option whose value is the field's own; or one that no field takes the place of."""
         value = self.command[option.name]
-        if option.copied and value is not None:
+        if option.name in INTERVALS and value <= 0:
+            self.comment(f"not above 0, so {option.place} is left out and has raypp's default", option.name)
+        elif option.copied and value is not None:
             self.put(option.place, value)
         elif not option.place:
             self.comment(option.note, option.name)
         elif option.place.startswith("raypp "):
             self.comment(f"`{option.place}`. {option.note}", option.name)
+
+    def _without_training(self) -> None:
+        """Says at the top that the command asked for something else than what follows."""
+        if self.command["do_train"]:
+            return
+        does = "only evaluates, which is `raypp evaluate` here" if self.command["do_eval"] else "does nothing"
+        self.comments.append(f"this command did not train: without --do_train the script {does};")
+        self.comments.append("what follows is what it would have trained with --do_train")
 
     def _task(self) -> None:
         command = self.command
@@ -113,21 +134,45 @@ class _Translation:
         text = str(PurePosixPath(command["data_file"]).with_suffix(".txt"))
         self.put("data.source", {"kind": "text", "files": [text]})
         self.comment(f"raypp reads the text that it was made of; {text} is a guess at its name", "data_file")
+        self.put("data.max_length", MAX_LENGTHS[command["teacher_type"]])
+        self.put("train.adam_betas", [0.9, 0.98])  # fixed in the script, and not torch's
         self.put("student.model", command["teacher_name"])
         if command["student_pretrained_weights"] is None:
-            self.put("student.config", command["student_config"])
+            self._student_config()
         else:
             self.put("student.layers", list(EXTRACTED_LAYERS))
             extracted = f"scripts/extract.py took the layers {', '.join(map(str, EXTRACTED_LAYERS))} of the teacher"
             self.comment(f"{extracted}, as student.layers does here", "student_pretrained_weights", "student_config")
+            self.comment("with student.layers the student is of the teacher's family", "student_type")
         self.comment("a field of the student's configuration", "initializer_range")
         self.put("distillation.hard_weight", command["alpha_mlm" if masked else "alpha_clm"])
         for name in ("alpha_mse", "alpha_cos"):
             self.put(self.options[name].place, command[name])
+        if command["alpha_mse"] != 0:
+            weaker = (
+                "weaker here: raypp takes the mean of the squared error over the vocabulary, the script took the sum"
+            )
+            self.comment(f"{weaker}; logits_weight times the vocabulary's size would be the same", "alpha_mse")
         self.put("distillation.soft_tokens", "targets" if command["restrict_ce_to_mask"] else "all")
         for name in ("freeze_pos_embs", "freeze_token_type_embds"):
             if command[name]:
                 self.put(self.options[name].place, True)
+
+    def _student_config(self) -> None:
+        """The file's values with their family, which the script took from another option."""
+        from raypp.student import read_config  # with torch, which takes seconds to import
+
+        path, family = self.command["student_config"], self.command["student_type"]
+        file = Path(expanded(path))
+        if file.is_file():
+            values = read_config(file)
+            kept = {name: value for name, value in values.items() if name not in ("model_type", "tie_weights_")}
+            self.put("student.config", {"model_type": family, **kept})
+            why = "its values are in student.config, with --student_type as model_type and without tie_weights_"
+        else:
+            self.put("student.config", path)
+            why = f'is not there to be read; it must hold "model_type": "{family}", and no "tie_weights_"'
+        self.comment(why, "student_config")
 
     def _length_and_batches(self) -> None:
         command = self.command
@@ -146,7 +191,10 @@ class _Translation:
         if command["fp16"]:
             self.put("train.precision", "float16")
         if "evaluate_during_training" in command.given:
-            self.put("evaluation.every_steps", command["logging_steps"])
+            if command["logging_steps"] > 0:
+                self.put("evaluation.every_steps", command["logging_steps"])
+            else:
+                self.comment("with --logging_steps at 0 or less there was none", "evaluate_during_training")
 
     def _processes(self) -> int:
         return self.command.processes or max(1, self.command["n_gpu"] if "n_gpu" in self.options else 1)
@@ -167,7 +215,7 @@ class _Translation:
             METHOD_ALIASES.get(self.command["pruning_method"], self.command["pruning_method"]),
         )
         if method not in METHODS:
-            raise ConfigError(f"--from-original: --pruning_method: allowed are {', '.join(METHODS)}, got {method!r}")
+            raise ConfigError(f"--pruning_method: allowed are {', '.join(METHODS)}, got {method!r}")
         self.put("pruning.method", method)
         has_density, has_scores = method in ("topk", "magnitude"), method != "magnitude"
         if method == "l0":
@@ -187,13 +235,23 @@ class _Translation:
             names = ("mask_scores_learning_rate", "mask_init", "mask_scale", "regularization", "final_lambda")
             self.comment("magnitude has no scores", *names)
             return
-        for name in ("mask_scores_learning_rate", "mask_init", "mask_scale"):
-            self.put(self.options[name].place, command[name])
+        self.put("pruning.mask_learning_rate", command["mask_scores_learning_rate"])
+        self._first_scores()
         if command["regularization"] in (None, "null"):
             self.comment("without --regularization it has no effect", "final_lambda")
         else:
             for name in ("regularization", "final_lambda"):
                 self.put(self.options[name].place, command[name])
+
+    def _first_scores(self) -> None:
+        kind, scale = self.command["mask_init"], self.command["mask_scale"]
+        if kind == "kaiming":
+            scale = 1.0
+            self.comment("has no effect with --mask_init kaiming, as in the script", "mask_scale")
+        elif kind == "uniform" and scale == 0:
+            kind = "constant"
+            self.comment("with a mask_scale of 0 all scores are 0, which is constant here", "mask_init")
+        self.put("pruning.score_initialization", {"kind": kind, "scale": scale})
 
     def _teacher(self) -> None:
         places = {name: o.place for name, o in self.options.items() if o.place.startswith("distillation.")}
@@ -201,7 +259,7 @@ class _Translation:
             self.comment("without --teacher_type there is no teacher", "teacher_name_or_path", *places)
             return
         if self.command["teacher_name_or_path"] is None:
-            raise ConfigError("--from-original: --teacher_type needs --teacher_name_or_path")
+            raise ConfigError("--teacher_type needs --teacher_name_or_path")
         self.put("teacher.model", self.command["teacher_name_or_path"])
         for name, place in places.items():
             self.put(place, self.command[name])

@@ -89,9 +89,14 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     return _validate(tree, str(path))
 
 
-def experiment_from(values: dict[str, Any]) -> Experiment:
-    """The same checks for an experiment given as nested dictionaries from Python."""
-    return _validate(_Tree(dict(values)), "experiment")
+def experiment_from(values: dict[str, Any], *, expand_paths: bool = True) -> Experiment:
+    """The same checks for an experiment given as nested dictionaries from Python.
+
+    Args:
+        expand_paths: whether `~` and `${VAR}` are expanded, and every variable must be set; not where the values are
+            only to be written to a file, which may be read elsewhere.
+    """
+    return _validate(_Tree(dict(values)), "experiment", expand_paths=expand_paths)
 
 
 def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
@@ -122,8 +127,8 @@ def is_setting(path: str) -> bool:
     return True
 
 
-def _validate(tree: _Tree, origin: str) -> Experiment:
-    problems = _expand_paths(tree, origin)
+def _validate(tree: _Tree, origin: str, *, expand_paths: bool = True) -> Experiment:
+    problems = _expand_paths(tree, origin) if expand_paths else []
     try:
         experiment = Experiment.model_validate(tree.values)
     except ValidationError as error:

@@ -25,10 +25,10 @@ class _Parser(argparse.ArgumentParser):
                 self.add_argument(f"--{option.name}", action="store_false" if option.default else "store_true")
             else:
                 kind = option.type if option.default is None else type(option.default)
-                self.add_argument(f"--{option.name}", type=kind)
+                self.add_argument(f"--{option.name}", type=kind, choices=option.choices or None)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"--from-original: {self.prog}: {message}")
+        raise ConfigError(f"{self.prog}: {message}")
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class OriginalCommand:
 
         Raises:
             ConfigError: no script that is known, or one that trains nothing; an unknown option, with the nearest; a
-                value of another type.
+                value of another type; processes of the launcher that are not a number.
         """
         try:
             words = shlex.split(re.sub(r"\\\r?\n", " ", command_line))
             words = [re.sub(r"\$(\w+)", r"${\1}", word) for word in words]  # as experiment files spell variables
         except ValueError as error:
-            raise ConfigError(f"--from-original: not a command line: {error}") from error
+            raise ConfigError(f"not a command line: {error}") from error
         names = [PurePosixPath(word).name for word in words]
         script = next((name for name in names if name in OPTIONS), None)
         if script is None:
-            raise ConfigError(f"--from-original: names none of the scripts {', '.join(OPTIONS)}")
+            raise ConfigError(f"names none of the scripts {', '.join(OPTIONS)}")
         if not any(option.name in ("output_dir", "dump_path") for option in OPTIONS[script]):
             uses = dict.fromkeys(o.place for o in OPTIONS[script] if o.place)
-            raise ConfigError(f"--from-original: {script} trains nothing; what it did is `{'`, `'.join(uses)}`")
+            raise ConfigError(f"{script} trains nothing; what it did is `{'`, `'.join(uses)}`")
         at = names.index(script)
         known, unknown = _Parser(script).parse_known_args(words[at + 1 :])
         if unknown:
             named = [word for word in unknown if word.startswith("-")]  # what follows is a value of one of these
-            raise ConfigError([f"--from-original: {_unknown(word, script)}" for word in named or unknown])
+            raise ConfigError([_unknown(word, script) for word in named or unknown])
         return cls(script, vars(known), _processes(words[:at]))
 
     def __getitem__(self, name: str) -> Any:
@@ -83,7 +83,14 @@ def _unknown(word: str, script: str) -> str:
 
 
 def _processes(launcher: Sequence[str]) -> int | None:
-    """How many processes torch's launcher starts: of each node, times the nodes."""
-    text = " ".join(launcher).replace("-", "_")
-    found = [re.search(rf"__{name}[= ](\d+)", text) for name in ("nproc_per_node", "nnodes")]
-    return None if found[0] is None else int(found[0][1]) * (int(found[1][1]) if found[1] else 1)
+    """How many processes torch's launcher starts: of each node, times the nodes; None where it is told neither."""
+    numbers, problems = {"nproc_per_node": 1, "nnodes": 1}, []
+    given = re.findall(r"--(nproc[-_]per[-_]node|nnodes)(?:[= ](\S*)|$)", " ".join(launcher))
+    for name, value in given:
+        if re.fullmatch(r"[1-9]\d*", value):
+            numbers[name.replace("-", "_")] = int(value)
+        else:  # a variable, `gpu`, a range: what it is shows only where the command runs, and the batch follows from it
+            problems.append(f"--{name}: give a number, from 1, got {value!r}")
+    if problems:
+        raise ConfigError(problems)
+    return numbers["nproc_per_node"] * numbers["nnodes"] if given else None

@@ -26,6 +26,10 @@ class Option:
     """Of its value, where the default does not say."""
     copied: bool = False
     """Its value is the field's value as it is."""
+    needed: bool = False
+    """The script does not start without it, and there is no experiment without it either."""
+    choices: tuple[str, ...] = ()
+    """The values that the script takes; empty: any, or those that the field takes."""
 
     @property
     def is_flag(self) -> bool:
@@ -33,13 +37,17 @@ class Option:
         return isinstance(self.default, bool)
 
 
-def _copied(name: str, place: str, default: str | int | float | None, note: str = "", **rest: type) -> Option:
-    return Option(name, place, note, default, copied=True, **rest)
+def _copied(
+    name: str, place: str, default: str | int | float | None, note: str = "", *, needed: bool = False
+) -> Option:
+    return Option(name, place, note, default, copied=True, needed=needed)
 
 
 _MODEL = (
     Option("model_type", "", "Any encoder family of transformers; the model's own configuration names it."),
-    _copied("model_name_or_path", "student.model", None, "Also `package:NAME/SUBFOLDER` of a Python package."),
+    _copied(
+        "model_name_or_path", "student.model", None, "Also `package:NAME/SUBFOLDER` of a Python package.", needed=True
+    ),
     Option("config_name", "", "The configuration is the model's own.", ""),
     Option("tokenizer_name", "", "The tokenizer is the model's own.", ""),
     Option("do_lower_case", "", "The tokenizer's own configuration says it.", False),
@@ -108,7 +116,12 @@ _PRUNING = (
         "topK",
     ),
     Option("mask_init", "pruning.score_initialization.kind", "Not for magnitude.", "constant"),
-    Option("mask_scale", "pruning.score_initialization.scale", "Not for magnitude.", 0.0),
+    Option(
+        "mask_scale",
+        "pruning.score_initialization.scale",
+        "Not for magnitude. Kaiming did not use it, which is 1.0 here; uniform with 0 is constant here.",
+        0.0,
+    ),
     Option("regularization", "pruning.penalty.kind", "l0 or l1; `null` is none.", None),
     Option(
         "final_lambda",
@@ -148,12 +161,13 @@ _PRECISION = (
 
 def _running(log_steps: int) -> tuple[Option, ...]:
     return (
-        _copied("logging_steps", "train.log_every_steps", log_steps),
+        _copied("logging_steps", "train.log_every_steps", log_steps, "0 or less was off; here there is always a log."),
         _copied(
             "save_steps",
             "cluster.checkpoint_every_steps",
             log_steps,
-            "Written in the background; `cluster.keep_checkpoints` bounds their number.",
+            "Written in the background; `cluster.keep_checkpoints` bounds their number. 0 or less was off: `null`, the "
+            "one at every evaluation alone.",
         ),
         Option(
             "eval_all_checkpoints",
@@ -176,12 +190,14 @@ def _running(log_steps: int) -> tuple[Option, ...]:
     )
 
 
+_INTERVAL = "In steps of the optimizer; the script counted the shares of a batch. 0 or less is left out."
+
 _OUTPUT = _copied("output_dir", "cluster.storage", None, "Runs lie below it, in `<experiment>/<run>`.")
 
 _GLUE = (
     Option("data_dir", "data.source.directory", "With `kind: official`: the published files."),
     *_MODEL,
-    Option("task_name", "task", "mnli-mm is mnli, which is evaluated on both of its dev sets."),
+    Option("task_name", "task", "mnli-mm is mnli, which is evaluated on both of its dev sets.", needed=True),
     _OUTPUT,
     _copied("max_seq_length", "data.max_length", 128, "Batches are padded to their longest example, not to this."),
     *_TRAINING,
@@ -250,21 +266,45 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "data.source.files",
             "With `kind: text`: the text itself, which raypp tokenizes, cuts and keeps in the store; pickles are not "
             "read.",
+            needed=True,
         ),
-        Option("student_type", "", "The student's own configuration names its family."),
-        Option("student_config", "student.config", "For a student that begins at random."),
+        Option(
+            "student_type",
+            "student.config",
+            "The `model_type` in it, which the script's own files do not have.",
+            needed=True,
+            choices=("distilbert", "roberta", "gpt2"),
+        ),
+        Option(
+            "student_config",
+            "student.config",
+            "For a student that begins at random: the file's values, without `tie_weights_`, which transformers no "
+            "longer knows.",
+            needed=True,
+        ),
         Option(
             "student_pretrained_weights",
             "student.model",
             "A folder; or `student.layers` of the teacher's model, in place of scripts/extract.py.",
         ),
-        Option("teacher_type", "", "The teacher's own configuration names its family."),
-        _copied("teacher_name", "teacher.model", None),
+        Option(
+            "teacher_type",
+            "data.max_length",
+            "512 for bert and roberta, 1024 for gpt2: texts were cut to the most that the teacher's tokenizer allowed.",
+            needed=True,
+            choices=("bert", "roberta", "gpt2"),
+        ),
+        _copied("teacher_name", "teacher.model", None, needed=True),
         _copied("temperature", "distillation.temperature", 2.0),
         _copied("alpha_ce", "distillation.soft_weight", 0.5, "Weight of the teacher's loss."),
         Option("alpha_mlm", "distillation.hard_weight", "With `--mlm`.", 0.0),
         Option("alpha_clm", "distillation.hard_weight", "Without `--mlm`.", 0.5),
-        Option("alpha_mse", "distillation.logits_weight", "The mean over the vocabulary, where it took the sum.", 0.0),
+        Option(
+            "alpha_mse",
+            "distillation.logits_weight",
+            "The mean over the vocabulary, where it took the sum: times the vocabulary's size it is the same weight.",
+            0.0,
+        ),
         Option("alpha_cos", "distillation.cosine_weight", "", 0.0),
         Option("mlm", "task.objective", "masked with it, causal without.", False),
         Option("mlm_mask_prop", "task.masking.proportion", "With `--mlm`.", 0.15),
@@ -308,8 +348,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         ),
         Option("n_gpu", "cluster.workers", "With `cluster.gpus_per_worker: 1`; 0: on the CPU.", 1),
         _copied("seed", "train.seed", 56),
-        _copied("log_interval", "train.log_every_steps", 500),
-        _copied("checkpoint_interval", "cluster.checkpoint_every_steps", 4000),
+        _copied("log_interval", "train.log_every_steps", 500, _INTERVAL),
+        _copied("checkpoint_interval", "cluster.checkpoint_every_steps", 4000, _INTERVAL),
         *_PRECISION,
     ),
     "bertarize.py": (

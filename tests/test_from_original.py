@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -11,10 +12,12 @@ import yaml
 from pydantic import BaseModel
 
 from raypp.cli import main
-from raypp.config import Experiment
+from raypp.config import Experiment, StudentSettings
+from raypp.errors import ConfigError
 from raypp.from_original import translate
 from raypp.load_config import load_experiment
 from raypp.original_options import OPTIONS, Option
+from raypp.student import student_config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "from-masked_run_glue.md"
 
@@ -28,6 +31,9 @@ SOFT = """python examples/movement-pruning/masked_run_glue.py \\
     --regularization l1 --final_lambda 400 --fp16 --fp16_opt_level O2 \\
     --teacher_type bert --teacher_name_or_path teachers/mnli --alpha_distil 0.9 --alpha_ce 0.1"""
 GLUE = "masked_run_glue.py --data_dir d --task_name mrpc --output_dir o --model_type masked_bert --model_name_or_path m"
+TRAIN = (
+    "train.py --student_type gpt2 --student_config c.json --teacher_type gpt2 --teacher_name gpt2 --data_file d.pickle"
+)
 SQUAD = "masked_run_squad.py --data_dir d --output_dir o --model_type masked_bert --model_name_or_path m"
 
 
@@ -114,6 +120,7 @@ def test_the_batch_is_that_of_all_processes_and_accumulated_steps(tmp_path: Path
     experiment = loaded(f"{launcher} {GLUE} --per_gpu_train_batch_size 4 --gradient_accumulation_steps 3", tmp_path)
     assert (experiment.train.batch_size, experiment.train.micro_batches) == (96, 24)
     assert (experiment.cluster.workers, experiment.cluster.gpus_per_worker) == (8, 1)
+    assert loaded(f"torchrun --nnodes=2 {GLUE}", tmp_path).cluster.workers == 2, "one process of each node"
 
 
 def test_steps_take_the_place_of_epochs_and_evaluation_of_its_rhythm(tmp_path: Path) -> None:
@@ -122,6 +129,62 @@ def test_steps_take_the_place_of_epochs_and_evaluation_of_its_rhythm(tmp_path: P
     assert (experiment.train.max_steps, experiment.train.epochs) == (500, None)
     assert (experiment.evaluation.every_steps, experiment.evaluation.every_epochs) == (25, None)
     assert experiment.cluster.gpus_per_worker == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "scale", "said"),
+    [
+        ("--mask_init kaiming", "kaiming", 1.0, ""),
+        ("--mask_init kaiming --mask_scale 2", "kaiming", 1.0, "# --mask_scale 2.0: has no effect with --mask_init"),
+        ("--mask_init uniform --mask_scale 2", "uniform", 2.0, ""),
+        ("--mask_init uniform", "constant", 0.0, "# --mask_init uniform: with a mask_scale of 0 all scores are 0"),
+        ("--mask_scale 1.5", "constant", 1.5, ""),
+    ],
+)
+def test_scores_start_as_in_the_script(words: str, kind: str, scale: float, said: str, tmp_path: Path) -> None:
+    pruning = loaded(f"{GLUE} {words}", tmp_path).pruning
+    assert pruning is not None
+    assert pruning.method == "topk"
+    assert (pruning.score_initialization.kind, pruning.score_initialization.scale) == (kind, scale)
+    assert said in comments(f"{GLUE} {words}")
+    assert said or "mask_" not in comments(f"{GLUE} {words}")
+
+
+@pytest.mark.parametrize(
+    ("command", "logging", "saving"),
+    [(GLUE, "logging_steps", "save_steps"), (TRAIN, "log_interval", "checkpoint_interval")],
+)
+def test_what_was_off_is_left_out(command: str, logging: str, saving: str, tmp_path: Path) -> None:
+    command = f"{command} --{logging} 0 --{saving} -1"
+    experiment = loaded(command, tmp_path)
+    assert experiment.cluster.checkpoint_every_steps is None
+    assert "log_every_steps" not in experiment.train.model_fields_set
+    assert f"# --{logging} 0: not above 0, so train.log_every_steps is left out" in comments(command)
+    assert f"# --{saving} -1: not above 0, so cluster.checkpoint_every_steps is left out" in comments(command)
+
+
+def test_evaluation_whose_rhythm_was_off_is_left_out(tmp_path: Path) -> None:
+    command = f"{GLUE} --evaluate_during_training --logging_steps 0"
+    assert loaded(command, tmp_path).evaluation.every_steps is None
+    assert "# --evaluate_during_training: with --logging_steps at 0 or less there was none" in comments(command)
+
+
+@pytest.mark.parametrize("command", [GLUE, SQUAD])
+def test_a_command_that_did_not_train_says_so_at_the_top(command: str) -> None:
+    first, second, *_ = translate(f"{command} --do_eval").splitlines()
+    assert first.startswith("# translated from masked_run_")
+    assert second.startswith("# this command did not train: without --do_train the script only evaluates")
+    assert "`raypp evaluate`" in second
+    assert "without --do_train the script does nothing" in translate(command).splitlines()[1]
+    assert "did not train" not in comments(f"{command} --do_train --do_eval")
+
+
+def test_variables_and_paths_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SET_HERE", str(tmp_path))
+    for name in ("SET_HERE", "NOT_SET_HERE"):
+        command = GLUE.replace("--data_dir d", f"--data_dir ${name}/MRPC").replace("--output_dir o", "--output_dir ~/o")
+        assert settings(command)["data"]["source"]["directory"] == f"${{{name}}}/MRPC"
+        assert settings(command)["cluster"]["storage"] == "~/o"
 
 
 def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
@@ -147,8 +210,7 @@ def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
 )
 def test_no_option_that_is_given_is_dropped(script: str) -> None:
     """Each stands in the settings under its field, or above them in a comment."""
-    base = {"output_dir", "model_name_or_path", "task_name", "data_dir", "dump_path", "data_file", "teacher_name"}
-    needed = [f"--{o.name} mrpc" for o in OPTIONS[script] if o.name in base | {"student_config"}]
+    needed = [f"--{o.name} {_value(o)}" for o in OPTIONS[script] if o.needed]
     for option in OPTIONS[script]:
         words = f"--{option.name}" if option.is_flag else f"--{option.name} {_value(option)}"
         extra = "" if script == "train.py" else "--teacher_type bert --teacher_name_or_path t"
@@ -160,6 +222,8 @@ def test_no_option_that_is_given_is_dropped(script: str) -> None:
 
 
 def _value(option: Option) -> str:
+    if option.choices:
+        return option.choices[0]
     if option.default in (None, ""):
         return {"regularization": "l1", "task_name": "mrpc"}.get(option.name, "some")
     return "5" if option.name in ("max_steps", "gradient_accumulation_steps") else str(option.default)
@@ -213,14 +277,95 @@ def test_a_distilled_language_model(tmp_path: Path) -> None:
     assert (distillation["soft_weight"], distillation["hard_weight"], distillation["cosine_weight"]) == (5.0, 2.0, 1.0)
     assert (translated["train"]["batch_size"], translated["train"]["micro_batches"]) == (1000, 200)
     assert translated["train"]["freeze_position_embeddings"] is True
+    assert translated["train"]["adam_betas"] == [0.9, 0.98]
     experiment = loaded(command, tmp_path)
     assert not isinstance(experiment.task, str)
     assert experiment.task.kind == "language_modeling"
     extracted = settings(f"{command} --student_pretrained_weights tf_bert-base-uncased_0247911.pth")
     assert extracted["student"] == {"model": "bert-base-uncased", "layers": [0, 2, 4, 7, 9, 11]}
-    loaded(
-        "train.py --student_config c.json --teacher_name gpt2 --data_file d.pickle --alpha_mse 1 --n_gpu 0", tmp_path
-    )
+
+
+def test_texts_are_as_long_as_the_teachers_tokenizer_allowed(tmp_path: Path) -> None:
+    assert loaded(TRAIN, tmp_path).data.max_length == 1024
+    for family in ("bert", "roberta"):
+        assert loaded(f"{TRAIN} --teacher_type {family}", tmp_path).data.max_length == 512
+
+
+def test_a_weaker_loss_on_logits_is_said(tmp_path: Path) -> None:
+    command = f"{TRAIN} --alpha_mse 0.01 --n_gpu 0"
+    distillation = loaded(command, tmp_path).distillation
+    assert distillation is not None
+    assert distillation.logits_weight == 0.01
+    assert "# --alpha_mse 0.01: weaker here: raypp takes the mean" in comments(command)
+    assert "alpha_mse" not in comments(f"{TRAIN} --alpha_mse 0")
+
+
+# The files that lie beside the script, in full.
+DISTILBERT = {
+    "activation": "gelu",
+    "attention_dropout": 0.1,
+    "dim": 768,
+    "dropout": 0.1,
+    "hidden_dim": 3072,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 512,
+    "n_heads": 12,
+    "n_layers": 6,
+    "sinusoidal_pos_embds": True,
+    "tie_weights_": True,
+    "vocab_size": 30522,
+}
+DISTILGPT2 = {
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 0.00001,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 6,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
+DISTILROBERTA = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 0.00001,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "values"), [("distilbert", DISTILBERT), ("gpt2", DISTILGPT2), ("roberta", DISTILROBERTA)]
+)
+def test_a_students_configuration_is_one_that_transformers_takes(
+    family: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(values))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    command = f"{TRAIN} --student_type {family} --student_config $HERE/student.json"
+    config = loaded(command, tmp_path).student.config
+    kept = {name: value for name, value in values.items() if name != "tie_weights_"}
+    assert config == {**kept, "model_type": family}
+    made = student_config(None, StudentSettings(model="teacher", config=config))
+    assert made.model_type == family
+    assert made.num_hidden_layers == 6
+    assert "# --student_config ${HERE}/student.json: its values are in student.config" in comments(command)
+
+
+def test_a_students_configuration_that_is_not_there_stays_a_path(tmp_path: Path) -> None:
+    command = f"{TRAIN} --student_type distilbert --student_config $NOT_SET_HERE/student.json"
+    assert settings(command)["student"] == {"model": "gpt2", "config": "${NOT_SET_HERE}/student.json"}
+    said = 'is not there to be read; it must hold "model_type": "distilbert", and no "tie_weights_"'
+    assert f"# --student_config ${{NOT_SET_HERE}}/student.json: {said}" in comments(command)
+    (tmp_path / "student.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"^--from-original: student\.config: .* holds no JSON object"):
+        translate(f"{TRAIN} --student_config {tmp_path}/student.json")
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -238,6 +383,15 @@ def test_a_distilled_language_model(tmp_path: Path) -> None:
         (f"{GLUE} --pruning_method movement", "allowed are topk, magnitude, sigmoid_threshold, threshold, l0"),
         ("masked_run_glue.py --task_name mrpc", "masked_run_glue.py needs --model_name_or_path"),
         (f"{GLUE} --teacher_type bert", "--teacher_type needs --teacher_name_or_path"),
+        (f"torchrun --nproc_per_node=$N {GLUE}", "--nproc_per_node: give a number, from 1, got '${N}'"),
+        (f"torchrun --nproc-per-node gpu {GLUE}", "--nproc-per-node: give a number, from 1, got 'gpu'"),
+        (f"torchrun --nnodes=1:4 --nproc_per_node=8 {GLUE}", "--nnodes: give a number, from 1, got '1:4'"),
+        (TRAIN.replace("--teacher_type gpt2", ""), "train.py needs --teacher_type"),
+        (f"{TRAIN} --teacher_type t5", "argument --teacher_type: invalid choice: 't5'"),
+        (f"{GLUE} --learning_rate 3", "--from-original: experiment: train.learning_rate: must be less than or equal"),
+        (f"{GLUE} --mask_init uniform --mask_scale -1", "scale must be greater than 0 for uniform, got -1.0"),
+        (f"{GLUE} --initial_threshold 0", "pruning.initial_density: must be greater than 0, got 0.0"),
+        (f"{GLUE} --regularization l2", "pruning.penalty.kind: must be 'l1' or 'l0', got 'l2'"),
         (GLUE.replace("mrpc", "mrcp"), "task: there is no task 'mrcp'; did you mean 'mrpc'"),
         ("bertarize.py --pruning_method topK", "trains nothing; what it did is `raypp export RUN`"),
         ("run_glue.py --task_name mrpc", "names none of the scripts masked_run_glue.py, "),
@@ -250,6 +404,7 @@ def test_wrong_command_lines_are_refused_in_one_message(
     assert main(["show", "--from-original", command]) == 2
     said = capsys.readouterr()
     assert message in said.err
+    assert said.err.count("--from-original: ") == 1
     assert len(said.err.splitlines()) == 1
     assert said.out == ""
 
