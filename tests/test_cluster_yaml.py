@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def test_what_is_in_the_environment_file_reaches_ray(cluster: dict[str, Any], ki
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
     printed = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("from-the-file start --" + ("head" if kind == "head" else "address=10.0.0.1:6379"))
+
+
+def test_a_worker_is_drained_when_aws_takes_it_away(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """The command itself, in a shell, with another program in the place of `python`."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/asked.new; mv {tmp_path}/asked.new {tmp_path}/asked\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    (command,) = [each for each in cluster["worker_start_ray_commands"] if "spot" in each]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    subprocess.run(
+        ["bash", "-c", command.replace("/tmp/raypp-spot", str(tmp_path / "spot"))], env=environment, check=True
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "asked").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "asked").read_text().split() == ["-m", "raypp.cluster.spot", "--address=10.0.0.1:6379"]
 
 
 def test_the_head_does_not_compute_and_the_workers_are_spot_gpus_that_come_and_go(cluster: dict[str, Any]) -> None:

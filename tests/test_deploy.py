@@ -220,7 +220,19 @@ def test_no_pod_has_a_secret_written_out() -> None:
         assert "secretKeyRef" in variables["WANDB_API_KEY"]["valueFrom"]
         secret = variables["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["name"]
         assert secret not in [load(name)["metadata"]["name"] for name in FILES], "KubeRay keeps its token under that"
-        assert [name for name, each in variables.items() if "value" in each] == ["RAY_JOB_STOP_WAIT_TIME_S"]
+        assert [name for name, each in variables.items() if "value" in each] == [
+            "RAY_JOB_STOP_WAIT_TIME_S",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
+        ]
+
+
+def test_a_pod_that_is_to_go_has_time_to_be_drained() -> None:
+    for name in FILES:
+        for group in cluster_of(load(name))["workerGroupSpecs"]:
+            spec = group["template"]["spec"]
+            variables = {each["name"]: each.get("value") for each in spec["containers"][0]["env"]}
+            drains = float(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert 30 < drains < spec["terminationGracePeriodSeconds"] < 120, "of the two minutes that AWS gives"
 
 
 def test_the_job_is_a_command_of_this_repository() -> None:

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from metadata_service import metadata_service
 from struck_runs import (
     Fault,
     Pause,
@@ -219,17 +221,11 @@ def kill_node(cluster: Any, node: Any) -> None:
 
 
 def warn_of_the_end_of_node(cluster: Any, node: Any) -> None:
-    """What a spot machine's warning is turned into."""
-    words = ["drain-node", "--address", cluster.address, "--node-id", node.node_id]
-    words += [
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "spot",
-        "--deadline-remaining-seconds",
-        "120",
-    ]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True)
+    """As AWS does, two minutes before."""
+    with metadata_service() as service:
+        service.ends_at = datetime.now(UTC) + timedelta(seconds=120)
+        words = ["--address", cluster.address, "--node-id", node.node_id, "--metadata", service.url]
+        subprocess.run([sys.executable, "-m", "raypp.cluster.spot", *words], check=True, capture_output=True)
 
 
 LONG = ("train.max_steps=240", "evaluation.every_steps=120", "cluster.checkpoint_every_steps=20")
