@@ -37,6 +37,8 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
     resuming = [f"the same command goes on from the last checkpoint: {again}"] if options.resumes else []
+    if "--fresh" in words:
+        resuming.append("(with --fresh, if it was stopped before it had removed what there was)")
     try:
         options.run(options)
     except ConfigError as error:

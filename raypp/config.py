@@ -823,7 +823,7 @@ class Axis(Settings):
     loguniform: Annotated[tuple[float, float], Strict(False)] | None = None
     """[low, high], both above 0: any number between, each order of magnitude as likely."""
     quniform: Annotated[tuple[float, float, float], Strict(False)] | None = None
-    """[low, high, step]: a multiple of the step between."""
+    """[low, high, step]: a multiple of the step between, which both ends are."""
     randint: Annotated[tuple[int, int], Strict(False)] | None = None
     """[low, high]: an integer between, both included."""
     when: dict[str, Any] = Field(default_factory=dict)
@@ -849,6 +849,8 @@ class Axis(Settings):
             low, high, *step = getattr(self, self.kind)
             if not low < high or (self.kind == "loguniform" and low <= 0) or (step and step[0] <= 0):
                 raise ValueError(f"{self.kind}: low must be below high, and both fit it, got {[low, high, *step]}")
+            if step and any(abs(end / step[0] - round(end / step[0])) > 1e-9 for end in (low, high)):
+                raise ValueError(f"quniform: low and high must be multiples of the step, got {[low, high, *step]}")
         return self
 
 

@@ -82,6 +82,10 @@ def evaluate_command(
     """
     if "://" in str(out):
         raise ConfigError(f"--out: files are written to a folder on this machine, got {str(out)!r}")
+    if all_checkpoints and Path(out) != Path():
+        raise ConfigError(
+            f"--out: --all-checkpoints gives metrics and writes nothing; leave one of them out, got {out}"
+        )
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
     found: dict[str, dict[str, float]] = {}

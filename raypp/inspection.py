@@ -178,7 +178,7 @@ def inspect_command(
     else:
         from raypp.figures import require_format
 
-        require_format(save_to, "--save")
+        require_format(Location.of(save_to, "--save").name, "--save")
     with _opened(reference) as (folder, experiment):
         layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)

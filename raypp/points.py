@@ -10,7 +10,7 @@ import numpy as np
 
 from raypp.config import Axis, Experiment
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space, Trial
+from raypp.space import Changes, Space, Trial, multiple_of
 from raypp.suggest import first_points
 
 MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
@@ -89,6 +89,6 @@ def draw(axis: Axis, random: np.random.Generator) -> Any:
         case "loguniform":
             return math.exp(random.uniform(math.log(low), math.log(high)))
         case "quniform":
-            return min(high, max(low, round(random.uniform(low, high) / step[0]) * step[0]))
+            return multiple_of(step[0], round(random.uniform(low, high) / step[0]))
         case _:
             return float(random.uniform(low, high))

@@ -57,7 +57,8 @@ def report(references: Sequence[str], save: str | None = None, figure: str | Non
         ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending, or a
             figure that there is not.
     """
-    suffix = ".html" if save is None else Path(save).suffix.lower()
+    file = None if save is None else Location.of(save, "--save")
+    suffix = ".html" if file is None else Path(file.name).suffix.lower()
     if suffix not in (".html", *FORMATS):
         raise ConfigError(f"--save: a report ends in .html, a figure in one of {', '.join(FORMATS)}, got {save!r}")
     if save is None and len(references) > 1:
@@ -66,7 +67,7 @@ def report(references: Sequence[str], save: str | None = None, figure: str | Non
     _check_comparable(found)
     if figure is not None and suffix == ".html":
         raise ConfigError(f"--figure: the report has them all; to save {figure} alone, --save FILE{FORMATS[0]}")
-    file = found[0].folder / "report.html" if save is None else Location.of(save, "--save")
+    file = file or found[0].folder / "report.html"
     write_report(found, file, figure)
     return file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import ValidationError
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError, StorageFailed
@@ -134,7 +135,16 @@ def run_experiment(run: Location, named: str, field: str) -> Experiment:
     Raises:
         ConfigError: it is no run but a sweep, or not what raypp wrote.
     """
-    experiment = Experiment.model_validate(recorded_settings(run)[0], strict=False)
+    settings, provenance = recorded_settings(run)
+    try:
+        experiment = Experiment.model_validate(settings, strict=False)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        version = provenance.get("versions", {}).get("raypp", "another version")
+        raise ConfigError(
+            f"{field}: {named} was started with raypp {version}, and this one does not know its settings {fields}; use "
+            "that version, or name the folder of its model"
+        ) from None
     if experiment.sweep is not None:
         raise ConfigError(f"{field}: {named} is a sweep; name one of its runs, the best of which are in its best.json")
     return experiment

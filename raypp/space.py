@@ -154,6 +154,11 @@ def said(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
+def multiple_of(step: float, count: int) -> float:
+    """A value of a `quniform` axis, as one would write it: three times 0.1 is 0.3, and so the run of that setting."""
+    return round(count * step, 12)
+
+
 def varies(field: str, axes: Iterable[str]) -> bool:
     """Whether a field, by path, is an axis, or in a section that is one."""
     return any(_holds(axis, field) for axis in axes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raypp.config import Axis
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space
+from raypp.space import Changes, Space, multiple_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -150,8 +150,7 @@ def _suggested(trial: Any, name: str, axis: Axis) -> Any:
         case "loguniform":
             return trial.suggest_float(name, low, high, log=True)
         case "quniform":
-            multiple = trial.suggest_int(name, round(low / step[0]), round(high / step[0]))
-            return min(high, max(low, multiple * step[0]))
+            return multiple_of(step[0], trial.suggest_int(name, round(low / step[0]), round(high / step[0])))
         case _:
             return trial.suggest_float(name, low, high)
 

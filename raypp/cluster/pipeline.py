@@ -128,6 +128,9 @@ def run_plan(
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
+    if not (fresh or stored) and (result := finished_result(plan.run, plan.digest)) is not None:
+        on_event(PhaseFinished(phase, note="finished before"))  # nobody need own it, which may take Ray
+        return result
     with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
