@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,35 @@ def test_evaluate_a_run_gives_the_runs_own_metrics(
     accuracy = json.loads((finished / "result.json").read_text())["metrics"]["eval/accuracy"]
     assert f"dev: accuracy {accuracy:.4f}" in capsys.readouterr().out
     assert (tmp_path / "predictions-dev.tsv").read_text() == (finished / "predictions.tsv").read_text()
+    assert main(["evaluate", str(finished), "--task", "mrpc", "--out", str(tmp_path)]) == 0
+    assert f"dev: accuracy {accuracy:.4f}" in capsys.readouterr().out, "its task by name has its data, too"
+
+
+def test_a_run_of_a_raypp_with_other_settings_is_said_to_be_one(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load((finished / "experiment.yaml").read_text())
+    values["train"]["warm_restarts"] = 3
+    values["provenance"]["versions"]["raypp"] = "0.0.1"
+    shutil.copytree(finished / "model", tmp_path / "model")
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(values))
+    for words in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "was started with raypp 0.0.1, and this one does not know its settings train.warm_restarts" in said
+
+
+def test_a_run_that_was_killed_while_it_delivered_keeps_its_speed(finished: Path, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "mrpc" / "first")
+    (tmp_path / "mrpc" / "first" / "result.json").unlink()
+    assert main(["train", str(world / "mrpc.yaml"), f"cluster.storage={tmp_path}"]) == 0
+    before, after = (
+        json.loads((folder / "result.json").read_text()) for folder in (finished, tmp_path / "mrpc" / "first")
+    )
+    assert after["metrics"] == before["metrics"]
+    for name in ("perf/steps_per_second", "perf/tokens_per_second", "perf/padding_efficiency"):
+        assert after["perf"][name] == before["perf"][name]
+    assert after["device_hours"] == before["device_hours"] > 0
 
 
 def test_evaluate_a_test_split_writes_the_submission(finished: Path, world: Path, tmp_path: Path) -> None:
@@ -308,6 +338,7 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
             "allowed: pack, spread",
         ),
         (["evaluate", "RUN", "--all-checkpoints", "--split", "test"], "test has no labels"),
+        (["evaluate", "RUN", "--all-checkpoints", "--out", "WORLD/out"], "writes nothing; leave one of them out"),
         (["train", "WORLD/mrpc.yaml", "train.seed=1"], "holds a run with other settings"),
         (["train", "WORLD/no.yaml"], "cannot be read"),
     ],
