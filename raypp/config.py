@@ -754,8 +754,9 @@ class ClusterSettings(Settings):
     """Newest checkpoints that are kept for resuming; the one of the best evaluation at the final density is kept,
     too."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers that a run, or a trial of a sweep, outlives; one more ends it. Without workers (0) there is
-    nobody to try again but the same command."""
+    """Failures of workers that a run, or a trial of a sweep, outlives; one more ends it. A trial whose workers come and
+    go is then tried once more from the start of that count. Without workers (0) there is nobody to try again but the
+    same command."""
 
     @property
     def min_workers(self) -> int:

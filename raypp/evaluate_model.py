@@ -36,7 +36,7 @@ from raypp.pruning.dense import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 from raypp.student import initial_student
-from raypp.tasks import Task, default_source, resolve_task
+from raypp.tasks import Task, default_source, find_task, resolve_task
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     source: Any = None if described is None else described.data.source
     if data is not None:
         source = OfficialSource(kind="official", directory=data)
-    elif described is not None and task is not None and task != resolve_task(described.task, source).name:
+    elif (
+        described is not None and task is not None and find_task(task).name != resolve_task(described.task, source).name
+    ):
         source = None  # of another task's data nothing is known
     found = resolve_task(wanted, source)
     kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)

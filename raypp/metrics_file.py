@@ -53,8 +53,12 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Has all that was logged so far on the disk, so that it outlasts a loss of power; from any thread."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+
+        def flush() -> None:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+        patiently(self.path, flush)
 
     def close(self) -> None:
         """Closes the file; the next line opens it again."""
@@ -67,15 +71,11 @@ class MetricsFile:
         return read_records(Location.of(self.path))
 
     def cut(self, step: int) -> None:
-        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, and a torn last line.
-
-        A line within that is not one, which a loss of power can leave, is left out and said aloud: the run is worth
-        more than a report of it.
-        """
+        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, a torn last line, and what
+        `whole_records` leaves out."""
         self.close()
         file = Location.of(self.path)
-        records = read_records(file, damaged=lambda problem: logger.warning("%s; it is left out", problem))
-        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+        kept = [json.dumps(record) + "\n" for record in whole_records(file) if record["step"] <= step]
         file.write_text("".join(kept))
         self._file = io.FileIO(self.path, "ab")
 
@@ -86,14 +86,27 @@ def read_records(file: Location, damaged: Callable[[str], None] | None = None) -
     Args:
         damaged: told of a bad line, which is left out; None: that is a ValueError.
     """
-    lines = file.read_text().split("\n") if file.is_file() else []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
         try:
-            records.append(json.loads(line))
+            records.append(_record(line))
         except ValueError as error:
             problem = f"{file}, line {number}: not a JSON object: {error}"
             if damaged is None:
                 raise ValueError(problem) from error
             damaged(problem)
     return records
+
+
+def whole_records(file: Location) -> list[dict[str, Any]]:
+    """The same for who goes on with a run: a line that a loss of power has spoilt is left out and said aloud, since the
+    run is worth more than a report of it."""
+    return read_records(file, damaged=lambda problem: logger.warning("%s; it is left out", problem))
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = json.loads(line.decode())
+    if not isinstance(record, dict) or "step" not in record:
+        raise ValueError("it has no step")
+    return record

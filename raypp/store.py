@@ -147,13 +147,7 @@ class Store:
         folder = self.location / LAYOUT / kind / key
         with storage_errors(folder):
             for build in folder.children():
-                if str(build) in _damaged:
-                    continue
-                if not (build / MANIFEST).is_file():
-                    # Of a builder that was killed. The next one may have come too soon to remove it.
-                    with tidying(build):
-                        if _is_abandoned(build):
-                            build.delete()
+                if str(build) in _damaged or not (build / MANIFEST).is_file():
                     continue
                 try:
                     return _open_build(build, verify)

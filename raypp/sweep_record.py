@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raypp.evaluate import headline_key
-from raypp.metrics_file import read_records
+from raypp.metrics_file import whole_records
 from raypp.runs import finished_result
 from raypp.stopping import Judgement
 from raypp.storage import Location
@@ -88,5 +88,5 @@ def record_stopped(folder: Location, judgement: Judgement) -> None:
 def evaluations_of(trial: PlannedTrial) -> list[tuple[float, float, float]]:
     """Part of its steps, headline metric and density at each evaluation that a trial has on record, in order."""
     headline, total = headline_key(trial.plan.task), trial.plan.steps.total
-    records = read_records(trial.plan.run / "metrics.jsonl")
+    records = whole_records(trial.plan.run / "metrics.jsonl")
     return [(each["step"] / total, each[headline], each["prune/density"]) for each in records if headline in each]

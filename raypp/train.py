@@ -150,7 +150,10 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         restore(latest, model, optimizer, beside=objective.projections)
         scaler.load_state_dict(latest.state["scaler"])
         controller.load_state_dict(latest.state["controller"])
-        progress = Progress(**latest.state["progress"])
+        state = latest.state["progress"]
+        # One that an older raypp has written does not say what trained: as much as now.
+        devices = worker.devices(experiment.cluster.gpus_per_worker)
+        progress = Progress(**{"device_seconds": state["seconds"] * devices, **state})
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     elif checkpoints.steps():
         worker.on_event(Message(f"{job.phase}: none of its checkpoints can be used; starts over"))
@@ -249,8 +252,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             worker.on_event(_advanced(job, done, steps, metrics))
         if saving:
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
-            devices = worker.devices(experiment.cluster.gpus_per_worker)
-            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * devices
+            trained_on = worker.devices(experiment.cluster.gpus_per_worker)
+            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * trained_on
             if worker.is_first:
                 with watch("checkpoint"):
                     state = {

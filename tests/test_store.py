@@ -153,18 +153,6 @@ def test_killed_builder_leaves_nothing_that_readers_see(store: Store) -> None:
     assert len(builds(store)) == 2
 
 
-def test_folder_abandoned_a_day_ago_is_removed_by_who_finds_another(store: Store) -> None:
-    """Of a builder that was killed, where the next one came soon after it."""
-    yesterday = int((time.time() - 25 * 3600) * 1000)
-    folder = store.location / store_module.LAYOUT / KIND / KEY / f"{yesterday:013d}-dead"
-    part = write_part(folder.make_folder(), table_of([0]))
-    artifact = build_artifact(store)
-    os.utime((folder / part.name).path, (yesterday / 1000, yesterday / 1000))
-    assert len(builds(store)) == 2
-    assert store.find(KIND, KEY) == artifact
-    assert [build.name for build in builds(store)] == [artifact.location.name]
-
-
 def test_folder_abandoned_a_day_ago_is_removed_by_the_next_builder(store: Store) -> None:
     folder = store.location / store_module.LAYOUT / KIND / KEY
     yesterday = int((time.time() - 25 * 3600) * 1000)

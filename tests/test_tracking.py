@@ -61,8 +61,9 @@ def test_cut_removes_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
 
 
+@pytest.mark.parametrize("spoilt", [bytes(50), b"\xff\xfe", b"7", b'{"train/loss": 0.5}'])
 def test_a_line_that_a_loss_of_power_has_spoilt_costs_a_resumed_run_no_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    spoilt: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
@@ -70,7 +71,7 @@ def test_a_line_that_a_loss_of_power_has_spoilt_costs_a_resumed_run_no_more(
         metrics.log(step, {"train/loss": step / 7})
     metrics.sync()
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + bytes(len(lines[1]) - 1) + b"\n" + lines[2])
+    path.write_bytes(lines[0] + spoilt + b"\n" + lines[2])
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a JSON object"):
         metrics.records()
     metrics.cut(3)

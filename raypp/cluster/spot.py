@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -36,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     ends_at = wait_for_warning(options.metadata)
     logger.info("this machine is taken away in %.0f s; its node is drained", ends_at - time.time())
-    drain(options.address, options.node_id, ends_at)
+    while True:
+        try:
+            return drain(options.address, options.node_id, ends_at)
+        except Exception as error:  # of many kinds; there are two minutes, and nothing else to do in them
+            if time.time() > ends_at:
+                raise
+            logger.warning("the node cannot be drained, which is tried again: %s", error)
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_warning(metadata: str) -> float:
@@ -47,9 +55,9 @@ def wait_for_warning(metadata: str) -> float:
             if (ends_at := warned_of(metadata)) is not None:
                 return ends_at
             silent = False
-        except OSError as error:
+        except (OSError, HTTPException, ValueError, KeyError) as error:
             if not silent:  # once, and not every five seconds
-                logger.warning("%s does not answer, and is asked on: %s", metadata, error)
+                logger.warning("%s does not answer as it should, and is asked on: %r", metadata, error)
             silent = True
         time.sleep(POLL_SECONDS)
 
@@ -58,7 +66,7 @@ def warned_of(metadata: str) -> float | None:
     """When the machine is taken away, in seconds of Unix time; None: nothing is planned.
 
     Raises:
-        OSError: the service does not answer, or not as it should.
+        OSError, HTTPException, ValueError, KeyError: the service does not answer, or not as it should.
     """
     # Version 2 of the service wants a token with every question.
     asking = Request(f"{metadata}/latest/api/token", method="PUT")

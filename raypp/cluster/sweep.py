@@ -316,9 +316,10 @@ def _run(
             wait([fitted], POLL_SECONDS)
     except KeyboardInterrupt:
         on_event(Message(STOPPING))
-        _let_trials_leave(line, board)
+        deadline = time.monotonic() + STOP_SECONDS
+        _let_trials_leave(line, board, deadline)
         board.halted.set()
-        wait([fitted], STOP_SECONDS)
+        wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
         raise
     with tidying(scratch):
         scratch.delete()
@@ -329,10 +330,10 @@ def _run(
     return board
 
 
-def _let_trials_leave(line: Line, board: Board) -> None:
-    """Has every trial that runs save the step it is at, if it can so soon."""
+def _let_trials_leave(line: Line, board: Board, deadline: float) -> None:
+    """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock."""
     line.ask_to_leave()
-    deadline, left = time.monotonic() + STOP_SECONDS, set[str]()
+    left = set[str]()
     while time.monotonic() < deadline and any(
         row.state == "running" and row.name not in left for row in list(board.rows.values())
     ):

@@ -33,6 +33,7 @@ CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail, and how of
 # For workers to save the step they are at, when they are asked to leave. `ray job stop` kills when its own time is
 # over, and the command takes some of that to end.
 STOP_SECONDS = max(30.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 0)) - 10)
+TRIAL_STOP_SECONDS = 30.0  # … in a sweep's trial, of the minute that Tune gives it
 POLL_SECONDS = 0.5
 
 
@@ -193,7 +194,7 @@ def _run_group(
             on_event(Message(STOPPING))
         with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
             line.ask_to_leave(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
-        wait([fitted], STOP_SECONDS)
+        wait([fitted], STOP_SECONDS if leaves is _never else TRIAL_STOP_SECONDS)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             returned = fitted.result().return_value
             if "left" in returned:
@@ -202,9 +203,9 @@ def _run_group(
     finally:
         if elastic is not None:
             elastic.close()
+        line.close()
         for group in placed:
             free_group(group)
-        line.close()
     with tidying(scratch):
         scratch.delete()
     failure = fitted.exception()
@@ -263,7 +264,9 @@ def _explained(error: BaseException) -> Exception:
         if isinstance(inner, ConfigError):
             return inner
     cause = causes[0]
-    taken = isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in causes)
+    # A worker that died with its node is found dead by a health check, which has Ray's own error inside.
+    found = [getattr(each, "health_check_failure", each) for each in causes]
+    taken = isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in found)
     return (WorkersTaken if taken else WorkersLost)(f"{type(cause).__name__}: {str(cause).strip()}")
 
 

@@ -30,7 +30,7 @@ from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLos
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
-from raypp.metrics_file import read_records
+from raypp.metrics_file import whole_records
 from raypp.runs import finished_result, locked, start_run
 from raypp.train import Job
 
@@ -172,7 +172,7 @@ class _Reporter:
 
     def repeat_evaluations(self) -> None:
         """Tells what an earlier try had evaluated: the driver may be a new one, and may not have heard the last."""
-        for record in read_records(self.task.job.run / "metrics.jsonl"):
+        for record in whole_records(self.task.job.run / "metrics.jsonl"):
             if headline_key(self.task.job.task) in record:
                 self.on_evaluation(record, repeated=True)
 

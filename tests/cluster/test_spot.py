@@ -38,4 +38,4 @@ def test_a_service_that_fails_for_a_while_is_asked_on_and_said_once(
         service.fails = False
         waiting.join(30)
     assert heard == [ends_at.timestamp()]
-    assert caplog.text.count("does not answer, and is asked on") == 1
+    assert caplog.text.count("does not answer as it should, and is asked on") == 1

@@ -1,0 +1,31 @@
+"""What Ray Train says of a group of workers that failed, in raypp's own errors."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import PreemptionError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
+
+from raypp.cluster.trainer import _explained
+from raypp.errors import ConfigError, WorkersLost, WorkersTaken
+
+
+@pytest.mark.parametrize("preempted", [False, True])
+def test_workers_that_died_with_a_node_that_was_taken_away_are_nobodys_failure(preempted: bool) -> None:
+    death = RayActorError(error_msg="the node died", preempted=preempted)
+    failed = WorkerGroupError("rank 1", {1: WorkerHealthCheckFailedError("the worker is dead", death)})
+    explained = _explained(failed)
+    assert type(explained) is (WorkersTaken if preempted else WorkersLost)
+    assert "the node died" in str(explained)
+
+
+def test_a_group_whose_save_outlasted_the_warning_was_taken_too() -> None:
+    assert type(_explained(PreemptionError(PreemptionInfo(None, {"node": [1]}), drain_timed_out=True))) is WorkersTaken
+
+
+def test_the_users_error_is_handed_on_as_it_is() -> None:
+    refused = ConfigError("student.model: there is none")
+    assert _explained(WorkerGroupError("rank 0", {0: refused})) is refused
