@@ -333,7 +333,7 @@ def test_a_finished_run_is_returned_and_other_settings_in_its_folder_are_refused
     assert run(settings(run="mine", train={"max_steps": 9, "batch_size": 16}), fresh=True)["steps"] == 9
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_lower_precision_learns_alike(precision: str, settings: Experiment) -> None:
     # Of four seeds, bfloat16's second loss is 0.001 to 0.015 from float32's, float16's up to 0.003.
     train_settings = {**settings()["train"], "seed": 2}
@@ -438,6 +438,7 @@ def test_dropout_is_the_settings_where_they_have_one(settings: Experiment, minil
     assert losses(run(settings(train=short))) == losses(run(settings(train=short | {"dropout": 0.1})))
 
 
+@pytest.mark.slow
 def test_what_a_student_of_its_teachers_layers_started_from_is_found_again(
     settings: Experiment, minilm_dir: Path, tmp_path: Path
 ) -> None:
