@@ -145,14 +145,13 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
     selects_best = experiment.evaluation.select == "best"
     latest = checkpoints.latest(with_best=selects_best)
-    progress = Progress()
+    progress, devices = Progress(), worker.devices(experiment.cluster.gpus_per_worker)
     if latest is not None:
         restore(latest, model, optimizer, beside=objective.projections)
         scaler.load_state_dict(latest.state["scaler"])
         controller.load_state_dict(latest.state["controller"])
         state = latest.state["progress"]
         # One that an older raypp has written does not say what trained: as much as now.
-        devices = worker.devices(experiment.cluster.gpus_per_worker)
         progress = Progress(**{"device_seconds": state["seconds"] * devices, **state})
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     elif checkpoints.steps():
@@ -169,6 +168,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
+    every = experiment.tracking.statistics_every_steps
     loop_began = time.monotonic()
 
     for step in range(start, steps.total):
@@ -176,7 +176,6 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         assert upcoming is not None, "there is a batch for every step"
         done = step + 1
         inputs, counts = upcoming, objective.counts(upcoming.counts)
-        every = experiment.tracking.statistics_every_steps
         records = every is not None and done % every == 0
         point = schedule.at(step)
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
@@ -252,8 +251,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             worker.on_event(_advanced(job, done, steps, metrics))
         if saving:
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
-            trained_on = worker.devices(experiment.cluster.gpus_per_worker)
-            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * trained_on
+            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * devices
             if worker.is_first:
                 with watch("checkpoint"):
                     state = {

@@ -18,6 +18,15 @@ from raypp.pruning.schedule import SchedulePoint
 DECAY = 0.75
 
 
+@pytest.fixture(params=[True, False], ids=["C", "torch"])
+def with_and_without_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested runs twice: with the C kernels, and in plain torch."""
+    if request.param and cpu_kernels._kernels() is None:
+        pytest.skip("no C compiler here")
+    if not request.param:
+        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+
+
 def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and_gradient() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(6, 5)
@@ -72,13 +81,9 @@ def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() 
     assert scores.isfinite().all()
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_steps_with_clipping_are_torchs(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("with_and_without_kernels")
+def test_steps_with_clipping_are_torchs() -> None:
     """Gradients above and below the norm they are clipped to, a parameter without one, a state that is taken over."""
-    if compiled and cpu_kernels._kernels() is None:
-        pytest.skip("no C compiler here")
-    if not compiled:
-        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
     settings = TrainSettings(learning_rate=1e-2, weight_decay=0.1, adam_betas=(0.8, 0.99), adam_epsilon=1e-7)
     ours, theirs = (nn.ModuleList([nn.Linear(70, 50), nn.LayerNorm(50), nn.Linear(50, 1)]) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -110,13 +115,9 @@ def test_steps_with_clipping_are_torchs(compiled: bool, monkeypatch: pytest.Monk
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_gradients_that_are_looked_at_are_clipped_already(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("with_and_without_kernels")
+def test_gradients_that_are_looked_at_are_clipped_already() -> None:
     """… and are not clipped again by the step."""
-    if compiled and cpu_kernels._kernels() is None:
-        pytest.skip("no C compiler here")
-    if not compiled:
-        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
     models = [nn.Linear(5, 4) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     for at_once, model in zip((True, False), models, strict=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raypp.storage import Location
@@ -73,21 +73,23 @@ class MissingPlaces:
 def free_group(group: str) -> None:
     """Gives a placement group back, by its id (hex), if it is not: Ray Train's controller may have ended before it
     could, and Ray's own cleaner needs the dashboard."""
-    from ray._raylet import PlacementGroupID
-    from ray.util import placement_group_table
-    from ray.util.placement_group import PlacementGroup
-
-    if placement_group_table().get(group, {}).get("state") not in (None, "REMOVED"):
-        _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(group)))])
+    _free(lambda key, name: key == group)
 
 
 def free_places(name: str) -> None:
     """Gives back all places with a name, whoever asked for them."""
+    _free(lambda key, full: full.rpartition(" ")[0] == name)
+
+
+def _free(is_meant: Callable[[str, str], bool]) -> None:
+    """Gives back the placement groups that are meant, by id and name."""
+    from ray._raylet import PlacementGroupID
     from ray.util import placement_group_table
+    from ray.util.placement_group import PlacementGroup
 
     for key, group in placement_group_table().items():
-        if group["name"].rpartition(" ")[0] == name:
-            free_group(key)
+        if group["state"] != "REMOVED" and is_meant(key, group["name"]):
+            _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(key)))])
 
 
 def _ask(count: int, resources: Mapping[str, float], name: str) -> Any:
