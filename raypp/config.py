@@ -7,7 +7,7 @@ What one section says about another (a density with a threshold method, a soft l
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Names = Annotated[tuple[str, ...], Strict(False)]
+Quotes = Literal["csv", "plain"]
 Kind = Literal["classification", "regression", "multiple_choice", "question_answering"]
 LayerNumber = Annotated[int, Field(ge=0)]
 
@@ -167,6 +168,9 @@ class FilesSource(Settings):
     """File to predict; it needs no labels."""
     columns: Columns = Columns()
     """Which column holds what."""
+    quotes: Quotes = "csv"
+    """Double quotes in CSV and TSV. csv: a field in quotes may hold separators and line ends (RFC 4180); plain: they
+    are characters like others, as in GLUE's own files."""
 
 
 class SyntheticSource(Settings):
@@ -188,6 +192,16 @@ class Texts(Settings):
     """Part of the texts that is kept for evaluation, where there is no split for it; chosen by position alone."""
 
 
+AnyTexts = TypeVar("AnyTexts", bound=Texts)
+
+
+def _without_held_out(source: AnyTexts, split: object, field: str) -> AnyTexts:
+    """Refuses a fraction that nothing is held out for. (What a run has recorded has the usual one.)"""
+    if split and source.held_out_fraction != Texts.model_fields["held_out_fraction"].default:
+        raise ValueError(f"held_out_fraction: nothing is held out with {field}; leave it out")
+    return source
+
+
 class TextSource(Texts):
     """Plain text in the user's own files: a text a line, or a column."""
 
@@ -199,6 +213,13 @@ class TextSource(Texts):
     """Files that are evaluated on; none: a part of the others is held out."""
     column: str = "text"
     """Column of the text in a table."""
+    quotes: Quotes = "csv"
+    """Double quotes in CSV and TSV. csv: a field in quotes may hold separators and line ends (RFC 4180); plain: they
+    are characters like others, as in GLUE's own files."""
+
+    @model_validator(mode="after")
+    def _held_out_is_used(self) -> TextSource:
+        return _without_held_out(self, self.dev_files, "dev_files")
 
 
 class HubTextSource(Texts):
@@ -217,6 +238,10 @@ class HubTextSource(Texts):
     """Split to evaluate on; null: a part of the other is held out."""
     column: str = "text"
     """Column of the text."""
+
+    @model_validator(mode="after")
+    def _held_out_is_used(self) -> HubTextSource:
+        return _without_held_out(self, self.dev_split, "dev_split")
 
 
 class GlueTextSource(Texts):
@@ -903,6 +928,8 @@ class SweepSettings(Settings):
             )
         if self.search == "grid" and self.trials is not None:
             raise ValueError(f"trials belongs to search: random and optuna, got {self.trials} with a grid")
+        if self.search == "grid" and self.seed:
+            raise ValueError(f"seed belongs to search: random and optuna, got {self.seed} with a grid")
         if self.search != "grid" and self.trials is None:
             raise ValueError(f"search: {self.search} needs trials, the number of points")
         if self.search == "optuna" and all(axis.grid is not None for axis in self.space.values()):

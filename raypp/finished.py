@@ -64,7 +64,7 @@ class Finished:
             name: what it is called in the figure; None: the experiment's name.
         """
         result, settings = self.result, self.settings
-        student = published_student(settings["student"], settings["sweep"]["space"])
+        student = published_student(settings)
         published = published_curves(result["task"], student, result["headline"])
         return Front(name or result["name"], finished_points(result), result["teacher"], published)
 

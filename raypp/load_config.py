@@ -76,13 +76,13 @@ class _Tree:
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads an experiment file and applies overrides such as `pruning.final_density=0.1`.
 
+    Overrides of a method or kind are applied before the others, since they start their section anew.
+
     Raises:
         ConfigError: with every problem found: place, value given, what is allowed.
     """
     tree = _read_tree(Path(path), seen=())
-    problems: list[str] = []
-    for override in overrides:
-        problems += _apply_override(tree, override)
+    problems = _apply_overrides(tree, overrides)
     tree.values.setdefault("name", Path(path).stem)
     if problems:
         raise ConfigError(problems)
@@ -207,21 +207,40 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _starts_anew(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return any(name in new and name in old and new[name] != old[name] for name in DISCRIMINATORS)
+    return any(name in new and name in old and _meant(new[name]) != _meant(old[name]) for name in DISCRIMINATORS)
+
+
+def _meant(value: Any) -> Any:
+    """The same for every spelling of a method."""
+    return METHOD_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 # --- overrides and paths ---------------------------------------------------------------------------------------------
 
 
-def _apply_override(tree: _Tree, override: str) -> list[str]:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        return [f"{override!r}: an override is written section.field=value, for example train.epochs=2"]
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return [f"{override!r}: the value is not YAML: {text!r}"]
-    return _change(tree, name, value, override)
+def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
+    """Applies them all; returns what is wrong with them."""
+    problems: list[str] = []
+    given: list[tuple[str, Any, str]] = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            problems.append(f"{override!r}: an override is written section.field=value, for example train.epochs=2")
+            continue
+        try:
+            given.append((name, yaml.load(text, _Loader), override))
+        except yaml.YAMLError:
+            problems.append(f"{override!r}: the value is not YAML: {text!r}")
+    given.sort(key=lambda each: each[0].rpartition(".")[2] not in DISCRIMINATORS)
+    for name, value, override in given:
+        problems += _change(tree, name, value, override)
+    if problems:
+        return problems
+    for name, (value, override) in {name: (value, override) for name, value, override in given}.items():
+        # Of a section, fields may have been changed since; to say one field again must change nothing.
+        if not isinstance(value, dict) and _merge(tree.values, _nested(name, value)) != tree.values:
+            problems.append(f"{override!r}: has no effect, another override sets it anew; leave one of them out")
+    return problems
 
 
 def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = False) -> list[str]:

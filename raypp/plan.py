@@ -43,7 +43,7 @@ from raypp.models import (
     model_fingerprint,
     resolve_model,
 )
-from raypp.pruning.pruner import select_layers
+from raypp.pruning.pruner import check_room, select_layers
 from raypp.pruning.schedule import PruningSchedule
 from raypp.runs import check_writable
 from raypp.steps import StepPlan, plan_steps
@@ -305,6 +305,12 @@ def _check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
             problems.append(
                 f"{name}: {kind.task.name} is a {kind.task.kind} task, which has no use for it; leave it out"
             )
+    threshold = experiment.evaluation.answers.null_threshold
+    if kind.task.kind == "question_answering" and threshold and not kind.task.unanswerable:
+        problems.append(
+            f"evaluation.answers.null_threshold: every question of {kind.task.name} has an answer, so {threshold:g} "
+            "means nothing; leave it out"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -394,7 +400,7 @@ def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     if experiment.train.dropout is not None:
         set_dropout(model, experiment.train.dropout)
     if experiment.pruning is not None:
-        select_layers(model, experiment.pruning.layers)
+        check_room(experiment.pruning, list(select_layers(model, experiment.pruning.layers).values()))
     return student
 
 
@@ -489,6 +495,6 @@ def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Exp
             "pruning": None,
             "distillation": None,
             "train": settings.train,
-            "evaluation": EvaluationSettings.model_validate({}),
+            "evaluation": EvaluationSettings(answers=experiment.evaluation.answers),
         }
     )

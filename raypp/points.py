@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from raypp.config import Axis, Experiment
+from raypp.config import Experiment
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space, Trial, multiple_of
+from raypp.space import Changes, Space, Trial, draw
 from raypp.suggest import first_points
 
 MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
@@ -76,19 +74,3 @@ def _drawn(space: Space) -> Iterator[Changes]:
         draws += bool(new)
         if draws == wanted:
             return
-
-
-def draw(axis: Axis, random: np.random.Generator) -> Any:
-    """A value of an axis."""
-    if axis.values is not None:
-        return axis.values[int(random.integers(len(axis.values)))]
-    low, high, *step = getattr(axis, axis.kind)
-    match axis.kind:
-        case "randint":
-            return int(random.integers(low, high, endpoint=True))
-        case "loguniform":
-            return math.exp(random.uniform(math.log(low), math.log(high)))
-        case "quniform":
-            return multiple_of(step[0], round(random.uniform(low, high) / step[0]))
-        case _:
-            return float(random.uniform(low, high))

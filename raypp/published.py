@@ -6,10 +6,11 @@ distillation: dev scores at 10% and 3% remaining weights in the encoder's linear
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raypp.config import LayerRule
 from raypp.space import varies
 
 SOURCE = "Sanh et al. 2020"
@@ -79,17 +80,23 @@ CURVES = (
 )
 
 
-def published_student(student: Mapping[str, Any], axes: Iterable[str]) -> str | None:
-    """The encoder that trials prune whole; None where they prune several, some of its layers, or another configuration
-    of it: densities are of other matrices then.
+def published_student(settings: Mapping[str, Any]) -> str | None:
+    """The encoder that trials prune whole; None where they prune several, some of its layers or matrices, or another
+    configuration of it: densities are of other matrices then.
 
     Args:
-        student: the settings of that section.
-        axes: of the sweep.
+        settings: of a sweep's experiment, as JSON has them.
     """
-    fields = ("model", "layers", "config")
+    student, axes = settings["student"], settings["sweep"]["space"]
     is_whole = student["layers"] is None and student["config"] is None
-    return student["model"] if is_whole and not any(varies(f"student.{field}", axes) for field in fields) else None
+    is_whole &= not any(varies(f"student.{field}", axes) for field in ("model", "layers", "config"))
+    is_whole &= not any(name.startswith("pruning.layers") for name in axes)
+    pruned = axes.get("pruning", {})
+    sections = [settings["pruning"], *(pruned.get("choice") or ()), *(pruned.get("grid") or ())]
+    is_whole &= all(
+        (section or {}).get("layers") in (None, LayerRule().model_dump(mode="json")) for section in sections
+    )
+    return student["model"] if is_whole else None
 
 
 def published_curves(task: str, student: str | None, headline: str) -> list[PublishedCurve]:

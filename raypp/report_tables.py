@@ -8,6 +8,7 @@ from typing import Any
 
 from raypp.front_figure import Front
 from raypp.space import told_apart
+from raypp.storage import Location
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _settings(changes: Mapping[str, Any]) -> str:
 
 
 def _name(run: str) -> str:
-    return run.rstrip("/").rsplit("/", 1)[-1]
+    return Location.of(run, "run").name
 
 
 def _text(value: Any) -> str:

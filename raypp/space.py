@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
@@ -54,7 +57,7 @@ class Space:
                 "sweep: is missing; say what to try under sweep.space, for example "
                 "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
             )
-        problems = _problems_of_axes(settings)
+        problems = _problems_of_axes(settings, has_target=_has_target(experiment))
         if experiment.run is not None:
             problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
         if problems:
@@ -154,6 +157,22 @@ def said(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
+def draw(axis: Axis, random: np.random.Generator) -> Any:
+    """A value of an axis."""
+    if axis.values is not None:
+        return axis.values[int(random.integers(len(axis.values)))]
+    low, high, *step = getattr(axis, axis.kind)
+    match axis.kind:
+        case "randint":
+            return int(random.integers(low, high, endpoint=True))
+        case "loguniform":
+            return math.exp(random.uniform(math.log(low), math.log(high)))
+        case "quniform":
+            return multiple_of(step[0], round(random.uniform(low, high) / step[0]))
+        case _:
+            return float(random.uniform(low, high))
+
+
 def multiple_of(step: float, count: int) -> float:
     """A value of a `quniform` axis, as one would write it: three times 0.1 is 0.3, and so the run of that setting."""
     return round(count * step, 12)
@@ -239,8 +258,19 @@ def _says_instead(axis: str, name: str) -> bool:
     return section == other_section and any({way, other_way} == set(pair) for pair in ALTERNATIVES)
 
 
-def _problems_of_axes(settings: SweepSettings) -> list[str]:
+def _has_target(experiment: Experiment) -> bool:
+    """Whether every trial has a target density, by which they compete then, whatever else they differ in."""
+    name, axes = "pruning.target_density", experiment.sweep.space if experiment.sweep else {}
+    if name in axes:
+        return not axes[name].when and None not in (axes[name].values or ())
+    return getattr(experiment.pruning, "target_density", None) is not None and not any(
+        _makes(axis, name) for axis in axes
+    )
+
+
+def _problems_of_axes(settings: SweepSettings, has_target: bool) -> list[str]:
     problems = []
+    levels = [name for name in LEVELS if name.endswith("_density") or not has_target]
     for name, axis in settings.space.items():
         section, last = name.split(".")[0], name.split(".")[-1]
         if section in COMMON:
@@ -253,7 +283,7 @@ def _problems_of_axes(settings: SweepSettings) -> list[str]:
                 f"sweep.space: {name} says what is prepared before the first trial, which optuna cannot wait to draw; "
                 f"give its values as grid, not as {axis.kind}"
             )
-        if settings.stopping is not None and last in LEVELS and axis.kind in ("uniform", "loguniform"):
+        if settings.stopping is not None and last in levels and axis.kind in ("uniform", "loguniform"):
             problems.append(
                 f"sweep.space: {name}: with sweep.stopping, trials compete with those of the same density, but of a "
                 f"{axis.kind} range no two are the same; give choice, grid or quniform"

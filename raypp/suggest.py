@@ -12,16 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from raypp.config import Axis
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space, multiple_of
+from raypp.space import Changes, Space, draw, multiple_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-STARTUP = 5  # draws, for each combination of the grid axes, before anything is learned from
-MOST_TRIES = 20  # for a point that is new and fits
+STARTUP = 5  # finished points, of each combination of the grid axes, before anything is learned from
+# Tries for a new point that fits. Of listed values TPE soon proposes the same again and again: then chance, which costs
+# next to nothing, finds what is left.
+MOST_UNFIT, MOST_KNOWN, MOST_KNOWN_OF_OPTUNA = 20, 200, 5
+# Lost points for each finished one, of which a tenth is Optuna's good part: it must be of finished ones.
+MOST_LOST = 9
 
 Check = Callable[[int, Changes], object]
 
@@ -109,35 +115,58 @@ def _drawn(
     space: Space, fixed: Changes, known: Sequence[Told], told: Sequence[Told], check: Check | None
 ) -> Changes | None:
     """A new point of a combination, learned from those `known` of it; None where none is found."""
-    import optuna
-
     number = len(told)
     problems: list[str] = []
-    for attempt in range(MOST_TRIES):
-        seed = int.from_bytes(hashlib.blake2b(repr((space.settings.seed, number, attempt)).encode()).digest()[:4])
-        sampler = (
-            optuna.samplers.RandomSampler(seed)
-            if len(known) < STARTUP
-            else optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
-        )
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-        study.add_trials([_frozen(space, each) for each in known])
-        trial = study.ask()
+    finished = sum(each.state == "finished" for each in known)
+    lessons = [_frozen(space, each) for each in _lessons(known)] if finished >= STARTUP else []
+    unfit = repeated = 0
+    while unfit < MOST_UNFIT and repeated < MOST_KNOWN:
+        attempt = unfit + repeated
+        numbers = (space.settings.seed, number, attempt)
+        trial = _ask(lessons, *numbers) if repeated < MOST_KNOWN_OF_OPTUNA else None
+        random = np.random.default_rng(numbers)
         point: Changes = {}
         for name, axis in space.axes.items():
-            if space.matters(name, point):
-                point[name] = fixed[name] if axis.kind == "grid" else _suggested(trial, name, axis)
+            if not space.matters(name, point):
+                continue
+            if axis.kind == "grid":
+                point[name] = fixed[name]
+            else:
+                point[name] = draw(axis, random) if trial is None else _suggested(trial, name, axis)
         if any(each.point == point for each in told):
+            repeated += 1
             continue
         try:
             (check or space.trials)(number, point)
         except ConfigError as error:
             problems += error.problems  # the ends of the ranges fit, this combination does not
+            unfit += 1
             continue
         return point
     if problems and not any(_has(fixed, each.point) for each in told):
         raise ConfigError(list(dict.fromkeys(problems)))
     return None
+
+
+def _ask(lessons: Sequence[FrozenTrial], *numbers: int) -> Any:
+    """A trial of Optuna's that learns from others; without any, of chance. The numbers make its seed."""
+    import optuna
+
+    seed = int.from_bytes(hashlib.blake2b(repr(numbers).encode()).digest()[:4])
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=sampler if lessons else optuna.samplers.RandomSampler(seed)
+    )
+    study.add_trials(lessons)
+    return study.ask()
+
+
+def _lessons(known: Sequence[Told]) -> list[Told]:
+    """What is learned from: all finished points, and the latest of those that were lost."""
+    finished = sum(each.state == "finished" for each in known)
+    lost = [place for place, each in enumerate(known) if each.state == "lost"]
+    forgotten = set(lost[: max(0, len(lost) - MOST_LOST * finished)])
+    return [each for place, each in enumerate(known) if each.state != "running" and place not in forgotten]
 
 
 def _suggested(trial: Any, name: str, axis: Axis) -> Any:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypp.space import said, told_apart
+from raypp.storage import Location
 from raypp.sweep_plan import SweepPlan
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
@@ -87,7 +88,7 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
             f"{point['density']:.4f}",
             f"{point['metric']:.4f}{spread}",
             Text(said(short[tried.index(point["settings"])])),
-            point["run"].rsplit("/", 1)[-1],
+            Location.of(point["run"], "run").name,
         )
     console.print(table)
     for trial in result["trials"]:

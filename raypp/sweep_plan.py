@@ -52,6 +52,13 @@ class SweepPlan:
     """Of a search that learns: its points, as they were suggested."""
     runs: list[list[str]] = field(default_factory=list)
     """Names of the runs of each of these points."""
+    recorded: list[Changes] = field(default_factory=list)
+    """The points that were written down when this was planned."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether those are still what is written down."""
+        return self.recorded == _recorded(self.space, self.folder)
 
     @property
     def is_complete(self) -> bool:
@@ -142,13 +149,19 @@ def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
     # How many points are wanted is left out: a longer search goes on with a shorter one.
     settings = space.settings.model_dump(mode="json", include={"space", "seed", "seeds"})
     folder = _folder(planned[0], json.dumps(settings, sort_keys=True), _stopping(space))
-    plan = SweepPlan(space, folder)
-    files = (folder / "points").children()
-    recorded = as_many_as_wanted(space, [file.read_json() for file in files if file.name.endswith(".json")])
-    for number, point in enumerate([*recorded, *first[len(recorded) :]]):
+    plan = SweepPlan(space, folder, recorded=_recorded(space, folder))
+    for number, point in enumerate([*plan.recorded, *first[len(plan.recorded) :]]):
         is_planned = number < len(first) and first[number] == point
         plan.add(point, planned[number] if is_planned else plan_point(space, number, point, prepare))
     return plan
+
+
+def _recorded(space: Space, folder: Location) -> list[Changes]:
+    """The points of a search that are written down, as far as they are wanted."""
+    if space.settings.search != "optuna":
+        return []
+    files = (folder / "points").children()
+    return as_many_as_wanted(space, [file.read_json() for file in files if file.name.endswith(".json")])
 
 
 def plan_point(space: Space, number: int, point: Changes, prepare: Prepare | None = None) -> list[PlannedTrial]:

@@ -119,8 +119,7 @@ def deliver_sweep(
     teachers = {(result["teacher_metrics"] or {}).get(headline) for *_, result in finished}
     teacher = teachers.pop() if len(teachers) == 1 else None  # trials of different teachers have no line in common
     (folder / "front.csv").write_text(front_csv(points, headline))
-    axes = experiment.sweep.space if experiment.sweep else ()
-    published = published_curves(task, published_student(experiment.student.model_dump(), axes), headline)
+    published = published_curves(task, published_student(experiment.model_dump(mode="json")), headline)
     front_figure([Front(experiment.name, points, teacher, published)], headline).save(folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)

@@ -66,6 +66,6 @@ def sync_command(folder: Location, runs: Iterable[str]) -> str | None:
     recorded = (child.name for place in places for child in (place / "wandb").children())
     if not any(name.startswith("offline-run-") for name in recorded):
         return None
-    if not folder.is_local:  # to be fetched from there first
-        return f"wandb sync {shlex.quote(str(folder.parent / '*' / 'wandb' / 'offline-run-*'))}"
+    if not folder.is_local:
+        return f"wandb sync offline-run-*  # fetched first from {folder.parent / '*' / 'wandb'}"
     return f"wandb sync {shlex.quote(str(folder.parent))}/*/wandb/offline-run-*"

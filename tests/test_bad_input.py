@@ -271,6 +271,14 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: (w.set("student.start", "teacher"), w.set("teacher", {"model": turned(w)})),
         ("student.start", "['equivalent', 'not_equivalent']", "not in the order of mrpc"),
     ),
+    "a target below what the floor of these matrices keeps": (
+        lambda w: w.set(
+            "pruning",
+            {"method": "sigmoid_threshold", "density_floor": 0.005, "target_density": 0.00500001}
+            | {"penalty": {"kind": "l1", "final_lambda": 1}, "layers": {"include": ["query"]}},
+        ),
+        ("pruning.target_density=0.00500001", "less than what pruning.density_floor=0.005 keeps of these 6 matrices"),
+    ),
     "a momentum that never forgets": (
         lambda w: w.set("train.adam_betas", [1.0, 0.999]),
         ("train.adam_betas.0", "less than 1", "1.0"),

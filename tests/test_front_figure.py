@@ -97,9 +97,18 @@ def test_published_curves_are_those_of_the_same_task_encoder_and_metric() -> Non
 
 
 def test_curves_of_a_whole_encoder_are_not_drawn_beside_a_part_of_it() -> None:
-    whole = {"model": "bert-base-uncased", "layers": None, "config": None}
-    assert published_student(whole, ["pruning.final_density"]) == "bert-base-uncased"
-    assert published_student({**whole, "layers": (0, 2, 4)}, []) is None
-    assert published_student({**whole, "config": {"num_hidden_layers": 3}}, []) is None
-    for axis in ("student.model", "student.layers", "student"):
-        assert published_student(whole, [axis]) is None
+    student = {"model": "bert-base-uncased", "layers": None, "config": None}
+    pruning = {"method": "topk", "layers": {"include": ["."], "exclude": []}}
+
+    def found(axes: dict[str, Any], **sections: Any) -> str | None:
+        return published_student({"student": student, "pruning": pruning, **sections, "sweep": {"space": axes}})
+
+    some = {**pruning, "layers": {"include": ["."], "exclude": ["attention"]}}
+    assert found({"pruning.final_density": {"choice": [0.1]}}) == "bert-base-uncased"
+    assert found({"pruning": {"choice": [{"method": "magnitude"}]}}, pruning=None) == "bert-base-uncased"
+    assert found({"pruning": {"choice": [{"method": "magnitude"}, some]}}) is None
+    for part in ({"layers": (0, 2, 4)}, {"config": {"num_hidden_layers": 3}}):
+        assert found({}, student={**student, **part}) is None
+    assert found({}, pruning=some) is None
+    for axis in ("student.model", "student.layers", "student", "pruning.layers", "pruning.layers.exclude"):
+        assert found({axis: {"choice": []}}) is None

@@ -94,6 +94,32 @@ def test_of_two_ways_to_say_one_thing_the_later_holds(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_the_order_of_overrides_does_not_matter_where_one_is_the_method(tmp_path: Path, first: bool) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.15}\n")
+    overrides = ["pruning.method=magnitude", "pruning.final_density=0.05"]
+    pruning = load_experiment(path, overrides if first else overrides[::-1]).pruning
+    assert pruning is not None
+    assert (pruning.method, pruning.requested_density) == ("magnitude", 0.05)
+
+
+def test_another_spelling_of_the_same_method_keeps_its_fields(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.05}\n")
+    for spelling in ("topK", "TopK", "topk"):
+        pruning = load_experiment(path, [f"pruning.method={spelling}"]).pruning
+        assert pruning is not None
+        assert pruning.requested_density == 0.05
+
+
+def test_an_override_that_another_undoes_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk}\n")
+    undone = ("pruning.final_density=0.05", "pruning={method: magnitude}")
+    assert "'pruning.final_density=0.05': has no effect, another override sets it anew" in problems_of(path, *undone)
+    assert load_experiment(path, ["train.epochs=1", "train.epochs=2"]).train.epochs == 2, "the last one is meant"
+    section = ["pruning={method: magnitude}", "pruning.final_density=0.05"]
+    assert load_experiment(path, section).pruning == load_experiment(path, section[::-1] + section[1:]).pruning
+
+
 def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
     path = write(
         tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\ntrain: {learning_rate: 3e-5, weight_decay: 1e-2}\n"

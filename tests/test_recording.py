@@ -158,7 +158,11 @@ def test_the_front_of_a_sweep_in_a_bucket_is_recorded_once(
 
 def test_a_command_on_recorded_files_names_them_where_they_are() -> None:
     run = Location.of("s3://bucket/runs/mrpc/run-1?region=us-west-2&scheme=http")
-    command = moved("wandb sync --include-online '/tmp/a b/wandb/run-1'", Path("/tmp/a b"), run)
-    assert (
-        command == "wandb sync --include-online 's3://bucket/runs/mrpc/run-1/wandb/run-1?region=us-west-2&scheme=http'"
+    command = "wandb sync --include-online '/tmp/a b/wandb/run-1'"
+    assert moved(command, Path("/tmp/a b"), run) == (
+        "wandb sync --include-online run-1  # fetched first from "
+        "s3://bucket/runs/mrpc/run-1/wandb/run-1?region=us-west-2&scheme=http"
+    )
+    assert moved(command, Path("/tmp/a b"), Location.of("/runs/run-1")) == (
+        "wandb sync --include-online /runs/run-1/wandb/run-1"
     )

@@ -136,6 +136,10 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
             ["trials belongs to search: random and optuna"],
         ),
         (
+            {"space": {"pruning.final_density": {"choice": [0.5]}}, "seed": 3},
+            ["seed belongs to search: random and optuna, got 3 with a grid"],
+        ),
+        (
             {"space": {"train.seed": {"loguniform": [0, 5]}}, "search": "random", "trials": 1},
             ["low must be below high"],
         ),

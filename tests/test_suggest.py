@@ -81,6 +81,29 @@ def test_a_stopped_point_counts_as_a_bad_one() -> None:
     assert np.median(rates) < 1e-2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_listed_values_are_all_found_before_a_search_ends(seed: int) -> None:
+    axes = {DENSITY: {"choice": [0.5, 0.4, 0.3, 0.2, 0.1]}, RATE: {"choice": [1e-4, 1e-3, 1e-2, 1e-1]}}
+    assert len(searched(space(axes, trials=16, seed=seed))) == 16
+    assert len(searched(space(axes, trials=30, seed=seed))) == 20, "of all there are"
+    stepped = {DENSITY: {"quniform": [0.05, 0.5, 0.05]}, RATE: axes[RATE]}
+    assert len(searched(space(stepped, trials=30, seed=seed))) == 30
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_lost_is_not_looked_for_where_little_has_finished(seed: int) -> None:
+    """The first to end are those that diverge; more of them must not follow."""
+    axes = {RATE: {"loguniform": [1e-4, 1.0]}}
+    told = [Told({RATE: rate}, "running") for rate in (1e-3, 4e-3, 1e-2, 2e-2)] + [Told({RATE: 0.5}, "lost")]
+    points = [suggest(space(axes, trials=60, seed=number), told) for number in range(40 * seed, 40 * seed + 40)]
+    above = np.mean([point is not None and point[RATE] > 0.1 for point in points])
+    assert above < 0.6, "a quarter is, by chance"
+    told = [Told({RATE: rate}, "finished", 0.9, 0.5) for rate in np.geomspace(1e-4, 1e-2, 5).tolist()]
+    told += [Told({RATE: rate}, "lost") for rate in np.geomspace(0.1, 0.9, 60).tolist()]
+    points = [suggest(space(axes, trials=90, seed=number), told) for number in range(10)]
+    assert np.median([point[RATE] for point in points if point is not None]) < 0.1
+
+
 def test_an_axis_that_does_not_matter_is_not_drawn() -> None:
     axes = {
         "pruning.method": {"choice": ["topk", "magnitude"]},
@@ -193,3 +216,19 @@ def test_what_optuna_cannot_search_is_refused(sweep: dict[str, Any], parts: list
         trials_of(experiment_with({"search": "optuna", "trials": 4, **sweep}))
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_range_that_does_not_decide_the_density_may_be_stopped_in() -> None:
+    soft = {"method": "sigmoid_threshold", "target_density": 0.1, "penalty": {"kind": "l1", "final_lambda": 100}}
+    axes = {"pruning.penalty.final_lambda": {"loguniform": [1, 1000]}}
+    values = {"name": "s", "task": "sentiment", "student": {"model": "m"}, "pruning": soft}
+    sweep = {"space": axes, "search": "optuna", "trials": 4, "stopping": {}}
+    assert len(trials_of(experiment_from({**values, "sweep": sweep}))) == 4
+    targets = {**sweep, "space": {**axes, "pruning.target_density": {"choice": [0.1, 0.03]}}}
+    assert len(trials_of(experiment_from({**values, "sweep": targets}))) == 4
+    for without in (
+        {"space": {**axes, "pruning.target_density": {"choice": [0.1, None]}}},
+        {"space": {**axes, "pruning.method": {"choice": ["sigmoid_threshold", "threshold"]}}},
+    ):
+        with pytest.raises(ConfigError, match=r"final_lambda: with sweep\.stopping"):
+            trials_of(experiment_from({**values, "sweep": {**sweep, **without}}))

@@ -54,6 +54,8 @@ class Board(tune.Callback):  # type: ignore[misc]
     shares: SweepShares | None
     """Of the cluster, where workers come and go."""
     rows: dict[str, Row] = field(default_factory=dict)
+    stopped_groups: set[str] = field(default_factory=set)
+    """Placement groups of trials that were stopped early: their workers have yet to save, and then give them back."""
     halted: threading.Event = field(default_factory=threading.Event)
     """Set when Tune is to end, as its trials stand: its thread must not be in Ray when that is shut down, or Ray ends
     the process."""
@@ -128,9 +130,17 @@ class Board(tune.Callback):  # type: ignore[misc]
         self._show(row)
         self._end(trial)
 
+    def close(self) -> None:
+        """All trials are over: gives back what those that were stopped could not."""
+        for group in self.stopped_groups:
+            free_group(group)
+
     def _end(self, trial: Any) -> None:
         if group := (trial.last_result or {}).get("placement_group"):
-            free_group(group)
+            if self._row(trial).state == "stopped":
+                self.stopped_groups.add(group)
+            else:
+                free_group(group)
         if self.shares is not None:  # only then it asks for places, and looking for them takes a question to Ray
             free_places(places_name(trial.config["task"].job.run))
             self.shares.gone(self._row(trial).name)

@@ -37,6 +37,7 @@ PART_ROWS = (1024, 8192)
 PARTS_PER_CPU = 8  # of a window: the last tasks of the last one leave CPUs idle
 # Rows in memory at a time; of the first window, so that work begins soon; and how fast the windows grow.
 WINDOW_ROWS, FIRST_WINDOW_ROWS, WINDOW_GROWTH = 524_288, 32_768, 4
+WINDOW_BYTES = 1 << 28  # … and of long texts, so that they take no more than short ones
 MAX_ACTOR_CPUS = 4
 TOKENS_PER_BATCH = 8192
 LOGITS_FORMAT = 1  # raised when the same teacher and features would give other logits than before
@@ -79,19 +80,24 @@ def featurize(
 
 
 def _windows(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.Table, bool]]:
-    """The rows in growing tables of at most WINDOW_ROWS, each with whether it is the last: input of any size takes the
-    memory of a few."""
+    """The rows in growing tables of at most WINDOW_ROWS and about WINDOW_BYTES, each with whether it is the last: input
+    of any size takes the memory of a few."""
     held: list[pa.Table] = []
     size = FIRST_WINDOW_ROWS
     for batch, nothing_follows in mark_last(batches):
         held.append(pa.Table.from_batches([batch]))
-        while (rows := sum(table.num_rows for table in held)) >= size:
+        while _are_full(held, size):
             table = pa.concat_tables(held)
-            yield table.slice(0, size), nothing_follows and rows == size
-            held = [table.slice(size)] if rows > size else []
+            yield table.slice(0, size), nothing_follows and table.num_rows <= size
+            held = [table.slice(size)] if table.num_rows > size else []
             size = min(size * WINDOW_GROWTH, WINDOW_ROWS)
     if held:
         yield pa.concat_tables(held), True
+
+
+def _are_full(held: Sequence[pa.Table], rows: int) -> bool:
+    size = sum(int(table.nbytes) for table in held)
+    return size >= WINDOW_BYTES or sum(int(table.num_rows) for table in held) >= rows
 
 
 def _parts(window: pa.Table, cpus: int) -> list[pa.Table]:

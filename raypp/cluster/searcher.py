@@ -23,6 +23,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         ended: of the known trials that have ended before, metric and achieved density; None where they were stopped.
         task_of: makes what a trial's actor is given.
         on_draw: called with the new trials of a point that was drawn.
+        on_exhausted: called where no more points are found, though more are wanted.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         ended: Mapping[str, tuple[float, float] | None],
         task_of: Callable[[PlannedTrial], TrialTask],
         on_draw: Callable[[list[PlannedTrial]], None],
+        on_exhausted: Callable[[], None],
     ) -> None:
         super().__init__()
-        self.plan, self.task_of, self.on_draw = plan, task_of, on_draw
+        self.plan, self.task_of = plan, task_of
+        self.on_draw, self.on_exhausted = on_draw, on_exhausted
         self.left = list(left)
         self.ended = dict(ended)
         self.running: dict[str, str] = {}
@@ -74,6 +77,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         if point is None:
             if not plan.is_complete:
                 plan.record_exhausted()
+                self.on_exhausted()
             return False
         new = plan.add(point, trials)
         plan.record_point(len(plan.points) - 1)

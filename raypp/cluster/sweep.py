@@ -145,8 +145,9 @@ def sweep(
                 with locked(each.plan.run), session.owning(each.plan.run):
                     clear_run(each.plan.run)
             clear_run(plan.folder)
-            if plan.points:  # those of the earlier search are gone
-                plan = plan_sweep(experiment, preparer(session, built, trains=True))
+        # What an earlier search has drawn is gone now, or another command has drawn more until it let go of the folder.
+        if not plan.is_current:
+            plan = plan_sweep(experiment, preparer(session, built, trains=True))
         for number in range(len(plan.points)):
             plan.record_point(number)
         shared = SharedInputs(session, built, tracking_group(plan.folder))
@@ -276,6 +277,11 @@ def _run(
         ended,
         task_of=lambda planned: _task(planned, plan.folder, shared, line_name, shares, may_stop=stopping is not None),
         on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
+        on_exhausted=lambda: on_event(
+            Message(
+                f"trials: no more than {len(plan.points)} of the {plan.wanted} points are found that differ and fit"
+            )
+        ),
     )
     scratch = plan.folder / "ray"
     tuner = tune.Tuner(
@@ -325,6 +331,7 @@ def _run(
         scratch.delete()
     if (error := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {error}") from error
+    board.close()
     advance()
     on_event(PhaseFinished(PHASE))
     return board

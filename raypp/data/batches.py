@@ -7,7 +7,7 @@ which numpy promises never to change; of its `permutation` it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -141,16 +141,6 @@ def plan_tokens(
         plan.append(order[start : start + (size if max_rows is None else min(size, max_rows))])
         start += len(plan[-1])
     return plan
-
-
-def padding_efficiency(plan: Sequence[GlobalBatch], lengths: npt.ArrayLike, multiple_of: int = 8) -> float:
-    """Tokens / tokens after padding, over all shares of a plan: 1 where nothing is padded."""
-    lengths = np.asarray(lengths, np.int64)
-    tokens = padded = 0
-    for share in (share for batch in plan for share in batch.shares if len(share)):
-        tokens += int(lengths[share].sum())
-        padded += len(share) * int(padded_length(lengths[share].max(), multiple_of))
-    return tokens / padded
 
 
 def padded_length(lengths: npt.ArrayLike, multiple_of: int = 8) -> Indices:

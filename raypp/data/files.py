@@ -1,27 +1,30 @@
 """The user's own files: Parquet, CSV, TSV or JSON lines, with a mapping of columns.
 
-CSV and TSV have a header and quote as RFC 4180 says. A label is a name of `task.labels` or its number; the columns'
-names and the values are otherwise taken as they are.
+CSV and TSV have a header. A label is a name of `task.labels` or its number; the columns' names and the values are
+otherwise taken as they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypp.config import Columns, FilesSource
-from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end
+from raypp.config import Columns, FilesSource, Quotes
+from raypp.data.lines import delimited_rows, numbered_lines, split_rows, without_empty_end
 from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.values import BadValue, free_labels
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.storage import Location
 from raypp.tasks import Task
+
+logger = logging.getLogger("raypp")
 
 Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
 """The place of each record, for messages, and its values by column."""
@@ -52,11 +55,12 @@ class FilesData(RawData):
         super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
         self.columns = kind.file_columns(source.columns)
         self.label = str(getattr(source.columns, kind.label_column))
+        self.quotes = source.quotes
 
     def examples(self, split: str) -> Iterator[Example]:
         labels = free_labels(self.task)
         optional = split in self.task.test_splits
-        for place, record in read_records(self.files[split]):
+        for place, record in read_records(self.files[split], self.quotes, {*self.columns, self.label}):
             try:
                 texts = self.kind.texts([_value(record, column) for column in self.columns], self.columns)
                 value = record.get(self.label) if optional else _value(record, self.label)
@@ -66,8 +70,7 @@ class FilesData(RawData):
                 raise bad.at(place) from None
 
     def identity(self, split: str) -> dict[str, object]:
-        file = self.files[split]
-        return {"file": file.sha256(), "format": ending(file), "columns": [*self.columns, self.label]}
+        return {**file_identity(self.files[split], self.quotes), "columns": [*self.columns, self.label]}
 
     def describe(self, split: str) -> str:
         return str(self.files[split])
@@ -95,20 +98,48 @@ def _problems(split: str, file: Location, needed: bool) -> list[str]:
     return [f"data.source.{split}: there is no file {str(file)!r}"] if needed and not there else []
 
 
-def _delimited(file: Location, delimiter: str) -> Records:
-    rows = delimited_rows(file, delimiter)
+def file_identity(file: Location, quotes: Quotes) -> dict[str, object]:
+    """What determines the records of a file."""
+    plain = {"quotes": quotes} if quotes == "plain" and ending(file) in (".csv", ".tsv") else {}
+    return {"file": file.sha256(), "format": ending(file), **plain}
+
+
+def read_records(file: Location, quotes: Quotes, columns: Collection[str]) -> Records:
+    """The records of a file whose name ends in one of `READERS`.
+
+    Args:
+        quotes: what double quotes mean in CSV and TSV.
+        columns: those that are wanted. What has others, too, need not be read; where one is absent, all are.
+
+    Raises:
+        ConfigError: a record cannot be read.
+    """
+    return READERS[ending(file)](file, quotes, columns)
+
+
+def _delimited(file: Location, quotes: Quotes, columns: Collection[str], delimiter: str) -> Records:
+    rows = delimited_rows(file, delimiter) if quotes == "csv" else split_rows(file, delimiter)
     _, names = next(rows, (1, []))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{file}, line 1: the header repeats {', '.join(map(repr, repeated))}; names must differ")
+    spread: list[int] = []
     for number, row in without_empty_end(rows):
         if len(row) != len(names):
             raise ConfigError(
                 f"{file}, line {number}: {len(row)} fields, got {row}; allowed: {len(names)}, as in the header"
             )
+        if delimiter == "\t" and any("\t" in cell or "\n" in cell for cell in row):
+            spread.append(number)
         yield f"{file}, line {number}", dict(zip(names, row, strict=True))
+    if spread:
+        logger.warning(
+            "%s: %d fields in double quotes hold tabs or line ends (the first ends in line %d); if quotes are "
+            "characters like others there, data.source.quotes: plain reads them so",
+            *(file, len(spread), spread[0]),
+        )
 
 
-def _json_lines(file: Location) -> Records:
+def _json_lines(file: Location, quotes: Quotes, columns: Collection[str]) -> Records:
     for number, line in without_empty_end((number, line.strip()) for number, line in numbered_lines(file)):
         place = f"{file}, line {number}"
         try:
@@ -122,14 +153,15 @@ def _json_lines(file: Location) -> Records:
         yield place, record
 
 
-def _parquet(file: Location) -> Records:
+def _parquet(file: Location, quotes: Quotes, columns: Collection[str]) -> Records:
     try:
         with file.filesystem.open_input_file(file.path) as stream:
             row, name = 0, str(file)  # once: it is for every row
             parquet = pq.ParquetFile(stream)
+            wanted = sorted(columns) if set(columns) <= set(parquet.schema_arrow.names) else None
             for group in range(parquet.num_row_groups):
                 # One by one: what pyarrow reads ahead stays in memory until the last group asked for is read.
-                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group]):
+                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
                     for record in batch.to_pylist():
                         row += 1
                         yield f"{name}, row {row}", record
@@ -137,15 +169,10 @@ def _parquet(file: Location) -> Records:
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-READERS: dict[str, Callable[[Location], Records]] = {
+READERS: dict[str, Callable[[Location, Quotes, Collection[str]], Records]] = {
     ".csv": partial(_delimited, delimiter=","),
     ".tsv": partial(_delimited, delimiter="\t"),
     ".jsonl": _json_lines,
     ".parquet": _parquet,
 }
 """How to read a file, by the ending of its name."""
-
-
-def read_records(file: Location) -> Records:
-    """The records of a file whose name ends in one of `READERS`; ConfigError where one cannot be read."""
-    return READERS[ending(file)](file)

@@ -13,6 +13,8 @@ Row = TypeVar("Row", bound=Sized)
 
 BYTE_ORDER_MARK = "\ufeff"
 
+csv.field_size_limit(2**31 - 1)  # a text may well be longer than the 128 KiB that are the module's limit
+
 
 def numbered_lines(file: Location) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines with their ends, of a UTF-8 file (a byte-order mark is dropped).
@@ -40,12 +42,27 @@ def delimited_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[s
         ConfigError: as `numbered_lines`, or quotes that are not in pairs.
     """
     rows = csv.reader((line for _, line in numbered_lines(file)), delimiter=delimiter, strict=True)
+    ended = 0
     try:
         for row in rows:
-            yield rows.line_num, row
+            ended = rows.line_num
+            yield ended, row
     except csv.Error as error:
+        # A quote that nothing closes may be found at the file's end only.
+        place = f"line {ended + 1}" + (f" (read to line {rows.line_num})" if rows.line_num > ended + 1 else "")
         allowed = f"fields apart by {delimiter!r}, in double quotes where they hold one"
-        raise ConfigError(f"{file}, line {rows.line_num}: {error}; allowed: {allowed}") from error
+        raise ConfigError(f"{file}, {place}: {error}; allowed: {allowed}") from error
+
+
+def split_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line, quotes being characters like others, and its number; an empty line has none.
+
+    Raises:
+        ConfigError: as `numbered_lines`.
+    """
+    for number, line in numbered_lines(file):
+        cells = without_end(line)
+        yield number, cells.split(delimiter) if cells else []
 
 
 def without_end(line: str) -> str:

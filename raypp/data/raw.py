@@ -16,8 +16,8 @@ from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.tasks import Task
 
-BATCH_ROWS = 10_000
-"""Rows of a batch, at most: what bounds the memory of reading."""
+BATCH_ROWS, BATCH_CHARACTERS = 10_000, 1 << 24
+"""Rows of a batch, at most, and the characters of text at which it ends: what bounds the memory of reading."""
 
 logger = logging.getLogger("raypp")
 
@@ -73,8 +73,13 @@ class RawData(ABC):
         self._require(split)
         if split not in self._fingerprints:
             task = self.task
-            meaning = {"task": task.name, "kind": task.kind, "pair": task.pair, "labels": task.labels}
-            content = {"format": FORMAT_VERSION, **meaning, "source": self.identity(split), "rows": self._limit(split)}
+            content = {"format": FORMAT_VERSION, "task": task.name, "kind": task.kind, "pair": task.pair}
+            content |= {"labels": task.labels, "source": self.identity(split), "rows": self._limit(split)}
+            # Only where they matter, so that the features of all other tasks stay what they were.
+            if task.unanswerable:
+                content["unanswerable"] = True
+            if self._teaches_only(split):
+                content["teaches"] = True
             self._fingerprints[split] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self._fingerprints[split]
 
@@ -87,6 +92,10 @@ class RawData(ABC):
 
     def _limit(self, split: str) -> int | None:
         return self.max_train_rows if split == self.task.train_split else None
+
+    def _teaches_only(self, split: str) -> bool:
+        """Whether examples of the split that cannot be trained on are left out."""
+        return split == self.task.train_split and not self.kind.teaches_all
 
     def _teaching(self, split: str) -> Iterator[Example]:
         """The examples that can be trained on; the others are counted."""
@@ -105,10 +114,10 @@ class RawData(ABC):
 
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
         schema = self.kind.schema()
-        examples = self._teaching(split) if split == self.task.train_split else self.examples(split)
+        examples = self._teaching(split) if self._teaches_only(split) else self.examples(split)
         examples = islice(examples, self._limit(split))
         row = 0
-        while chunk := list(islice(examples, BATCH_ROWS)):
+        while chunk := _chunk(examples):
             *texts, labels = zip(*chunk, strict=True)
             values = {"row": range(row, row + len(chunk)), "label": labels}
             # Not strict: the second sentence of a single one is None, and has no column.
@@ -117,3 +126,15 @@ class RawData(ABC):
             row += len(chunk)
         if row == 0:
             raise self._empty(split)
+
+
+def _chunk(examples: Iterator[Example]) -> list[Example]:
+    """The examples of the next batch."""
+    chunk: list[Example] = []
+    characters = 0
+    for example in examples:
+        chunk.append(example)
+        characters += sum(len(text) for text in example[:-1] if text is not None)
+        if len(chunk) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            break
+    return chunk

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from raypp.config import GlueTextSource, HubTextSource, OfficialSource, TextSource
-from raypp.data.files import READERS, ending, read_records
+from raypp.data.files import READERS, ending, file_identity, read_records
 from raypp.data.hub import load_dataset
 from raypp.data.lines import numbered_lines, without_end
 from raypp.data.official import OfficialData
@@ -66,7 +66,7 @@ class TextFiles(TextData):
     """The user's own files: a text a line, or a column of Parquet, CSV, TSV or JSON lines."""
 
     def __init__(self, task: Task, source: TextSource, max_train_rows: int | None) -> None:
-        self.column = source.column
+        self.column, self.quotes = source.column, source.quotes
         self.files = {
             split: [Location.of(uri, f"data.source.{field}") for uri in uris]
             for split, field, uris in ((TRAIN, "files", source.files), (DEV, "dev_files", source.dev_files))
@@ -90,7 +90,7 @@ class TextFiles(TextData):
             if ending(file) == ".txt":
                 yield from (without_end(line) for _, line in numbered_lines(file))
                 continue
-            for place, record in read_records(file):
+            for place, record in read_records(file, self.quotes, {self.column}):
                 try:
                     if self.column not in record:
                         raise BadValue(
@@ -101,7 +101,7 @@ class TextFiles(TextData):
                     raise bad.at(place) from None
 
     def content(self, split: str) -> dict[str, object]:
-        files = [{"file": file.sha256(), "format": ending(file)} for file in self.files[split]]
+        files = [file_identity(file, self.quotes) for file in self.files[split]]
         return {"files": files, "column": self.column}
 
     def describe(self, split: str) -> str:
@@ -116,14 +116,20 @@ class HubTexts(TextData):
         self.source = source
         self._data = load_dataset(source.repository, source.configuration, source.revision)
         self._splits = {TRAIN: source.split, DEV: source.dev_split or source.split}
-        if missing := [split for split in self._splits.values() if split not in self._data]:
-            raise ConfigError(
-                f"data.source.split: {source.repository} has no split {missing[0]!r}; it has: {', '.join(self._data)}"
-            )
-        if source.column not in (names := self._data[source.split].column_names):
-            raise ConfigError(
-                f"data.source.column: {source.repository} has no column {source.column!r}; it has: {', '.join(names)}"
-            )
+        problems = []
+        for field, split in (("split", source.split), ("dev_split", source.dev_split)):
+            if split is None:
+                continue
+            if split not in self._data:
+                there = ", ".join(self._data)
+                problems.append(f"data.source.{field}: {source.repository} has no split {split!r}; it has: {there}")
+            elif source.column not in (names := self._data[split].column_names):
+                problems.append(
+                    f"data.source.column: {split} of {source.repository} has no column {source.column!r}; it has: "
+                    f"{', '.join(names)}"
+                )
+        if problems:
+            raise ConfigError(problems)
         super().__init__(task, None if source.dev_split else source.held_out_fraction, max_train_rows)
 
     def texts(self, split: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from raypp.errors import ConfigError
 from raypp.tasks import Task
 
 FLOAT32_MAX = 3.4028234663852886e38
+_BOOLEAN_NAMES = {True: ("true", "yes"), False: ("false", "no")}
 
 
 class BadValue(ValueError):
@@ -23,6 +24,14 @@ def text_of(value: object, column: object) -> str:
     """A text, as it is; it may be empty."""
     if not isinstance(value, str):
         raise BadValue(f"{column} is {value!r}; allowed: text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can write one half of a character that UTF-16 has in two
+            raise BadValue(
+                f"{column} has {value[error.start]!r} at position {error.start + 1}, half a character; allowed: whole "
+                "ones"
+            ) from None
     return value
 
 
@@ -41,9 +50,13 @@ def free_labels(task: Task) -> dict[str, int]:
 def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
     """The number of a label, which the source writes as `labels` says."""
     key = str(value)
-    if key not in labels and (isinstance(value, bool) or (isinstance(value, float) and value.is_integer())):
-        key = str(int(value))  # tables write 1.0 and true where they mean 1
-    if key not in labels:
+    if isinstance(value, bool):
+        # Names that say so are meant by them, in whatever order they stand; else tables write true where they mean 1.
+        said = [name for name in labels if name.lower() in _BOOLEAN_NAMES[value]]
+        key = said[0] if len(said) == 1 else str(int(value))
+    elif key not in labels and isinstance(value, float) and value.is_integer():
+        key = str(int(value))  # … and 1.0
+    if value is None or key not in labels:
         raise BadValue(f"{column} is {value!r}; allowed: {', '.join(labels)}")
     return labels[key]
 

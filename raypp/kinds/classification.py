@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raypp.predictions import Predictions
+
+logger = logging.getLogger("raypp")
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,18 @@ class Classification(Sentences):
         return _are_generic(names) or names == list(self.task.labels)
 
     def output_order(self, config: Any, field: str) -> list[int]:
-        """By the labels' names; where the model has none, in the task's order."""
+        """By the labels' names, whether they are written large or small; where the model has none, in the task's
+        order."""
         names, labels = label_names(config), self.task.labels
         if len(names) == len(labels) and _are_generic(names):
+            if len(names) > 2:
+                _warn_of_order(
+                    f"{field}: the model's labels have no names; taken for {', '.join(labels)}, in this order"
+                )
             return list(range(len(names)))
         wanted, given = [label.lower() for label in labels], [name.lower() for name in names]
+        if len(set(wanted)) < len(wanted):
+            wanted, given = list(labels), names
         if sorted(wanted) != sorted(given):
             raise ConfigError(
                 f"{field}: the model's labels {names} are not the labels of {self.task.name}, {list(labels)}; they are "
@@ -76,6 +87,12 @@ class Classification(Sentences):
         """By the label's number or name, as GLUE's samples of the task have it."""
         classes = require_finite(logits).argmax(axis=1).tolist()
         return submission_text(classes if self.task.digit_labels else [self.task.labels[index] for index in classes])
+
+
+@functools.cache
+def _warn_of_order(text: str) -> None:
+    """Once, however often the model is looked at."""
+    logger.warning(text)
 
 
 def label_names(config: Any) -> list[str]:

@@ -110,8 +110,11 @@ class TaskKind(ABC):
             BadValue: no such label.
         """
 
+    teaches_all: ClassVar[bool] = True
+    """Whether every raw example can be trained on."""
+
     def teaches(self, example: Sequence[Any]) -> bool:
-        """Whether a raw example can be trained on; those that cannot are left out and counted."""
+        """Whether this one can; those that cannot are left out of the training split and counted."""
         return True
 
     # --- features ---

@@ -44,6 +44,7 @@ class QuestionAnswering(TaskKind):
     label_type = pa.list_(ANSWER_TYPE)
     outputs_per_token = True
     rows_are_examples = False
+    teaches_all = False
     usual_max_length = 384
     own_settings = frozenset({"data.stride", "evaluation.answers"})
 
@@ -67,8 +68,9 @@ class QuestionAnswering(TaskKind):
         """The answers, as SQuAD's files have them (a list of text and answer_start) or as the hub has (two lists)."""
         answers = value
         if isinstance(value, Mapping) and set(value) == {"text", "answer_start"}:
-            pairs = zip(value["text"], value["answer_start"], strict=True)
-            answers = [{"text": text, "answer_start": start} for text, start in pairs]
+            texts, starts = value["text"], value["answer_start"]
+            if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+                answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
         if not isinstance(answers, list) or not all(map(_is_answer, answers)):
             raise BadValue(
                 f"{column} is {str(value)[:100]!r}; allowed: texts, each with its answer_start in the context"
@@ -82,17 +84,21 @@ class QuestionAnswering(TaskKind):
         *_, context, answers = example
         return not answers or context.startswith(answers[0]["text"], answers[0]["start"])
 
+    def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
+        problems = super().problems_with(tokenizer, field)
+        if not tokenizer.is_fast:
+            problems.append(
+                f"{field}: {type(tokenizer).__name__} does not tell where its tokens stand in a text, which question "
+                "answering needs; give a model with a fast tokenizer (tokenizer.json)"
+            )
+        return problems
+
     def features_settings(self) -> dict[str, Any]:
         return {**super().features_settings(), "stride": self.data.stride}
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
         """A row for each window. Of the examples, windows have the place of every token in the context, and the first
         window has id, context and answers."""
-        if not tokenizer.is_fast:
-            raise ConfigError(
-                f"tokenizer: {type(tokenizer).__name__} does not tell where its tokens stand in a text, which question "
-                "answering needs; give a model with a fast tokenizer (tokenizer.json)"
-            )
         examples = batch.to_pylist()
         pairs = [(example["question"], example["context"]) for example in examples]
         encodings = backend_of(tokenizer, None).encode_batch(pairs) if pairs else []

@@ -91,8 +91,7 @@ class Pruner:
             self.layers[name] = MaskedLinear.from_linear(linear, scores)
             if isinstance(settings, L0Pruning) and scores is not None:
                 self.layers[name].set_gates(*hard_concrete(scores, None))  # all ones would have no derivative
-        if isinstance(settings, FloorPruning) and settings.target_density is not None:
-            _require_room(settings.target_density, settings.density_floor, list(self.layers.values()))
+        check_room(settings, list(chosen.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
@@ -308,12 +307,16 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
     )
 
 
-def _require_room(target_density: float, density_floor: float, layers: Sequence[MaskedLinear]) -> None:
-    """The floor keeps one weight more than its part of each matrix, which matters where matrices are tiny."""
+def check_room(settings: PruningSettings, layers: Sequence[nn.Linear]) -> None:
+    """Refuses a target density below what the floor of these layers keeps. It keeps one weight more than its part of
+    each matrix, which matters where matrices are tiny."""
+    if not isinstance(settings, FloorPruning) or settings.target_density is None:
+        return
+    density, floor = settings.target_density, settings.density_floor
     sizes = [layer.weight.numel() for layer in layers]
-    least = sum(floor_count(density_floor, size) for size in sizes)
-    if kept_count(target_density, sum(sizes)) < least:
+    least = sum(floor_count(floor, size) for size in sizes)
+    if kept_count(density, sum(sizes)) < least:
         raise ConfigError(
-            f"pruning.target_density={target_density} is less than what pruning.density_floor={density_floor} keeps of "
-            f"these {len(sizes)} matrices, {least} of {sum(sizes)} weights; give at least {least / sum(sizes):.4g}"
+            f"pruning.target_density={density} is less than what pruning.density_floor={floor} keeps of these "
+            f"{len(sizes)} matrices, {least} of {sum(sizes)} weights; give at least {least / sum(sizes):.4g}"
         )

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raypp.cluster import prepare
 from raypp.cluster.prepare import PART_ROWS, featurize, logits_key, teacher_logits
 from raypp.config import DataSettings, OfficialSource
 from raypp.data.features import Features
@@ -76,6 +77,27 @@ def test_features_are_those_made_without_ray_and_are_made_once(
     again = featurize(raw, "train", KIND, str(minilm_dir), store, refuse)
     assert again == made
     assert featurize(raw, "dev", KIND, str(minilm_dir), store, ignore).key != made.key
+
+
+def test_windows_end_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches(rows: int, width: int) -> Iterator[pa.RecordBatch]:
+        for start in range(0, rows, 10):
+            numbers = list(range(start, min(start + 10, rows)))
+            yield pa.RecordBatch.from_pydict({"row": numbers, "text": ["a" * width] * len(numbers)})
+
+    def windows(rows: int, width: int) -> list[int]:
+        found = list(prepare._windows(batches(rows, width)))
+        assert [is_last for _, is_last in found] == [False] * (len(found) - 1) + [True]
+        assert pa.concat_tables([table for table, _ in found])["row"].to_pylist() == list(range(rows))
+        return [table.num_rows for table, _ in found]
+
+    for name, value in (("FIRST_WINDOW_ROWS", 15), ("WINDOW_ROWS", 40), ("WINDOW_BYTES", 10_000)):
+        monkeypatch.setattr(prepare, name, value)
+    assert windows(100, width=1) == [15, 40, 40, 5]
+    assert windows(95, width=1) == [15, 40, 40]
+    assert windows(45, width=1000) == [10, 10, 10, 10, 5]
+    assert windows(40, width=1000) == [10, 10, 10, 10]
+    assert windows(95, width=400) == [15, 25, 30, 25]
 
 
 def test_damaged_features_are_made_again(raw: Any, minilm_dir: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from raypp.data.batches import (
     POOL_BATCHES,
     GlobalBatch,
     batch_counter,
-    padding_efficiency,
+    padded_length,
     plan_epoch,
     plan_tokens,
 )
@@ -115,12 +115,12 @@ def test_which_rows_meet_changes_from_epoch_to_epoch() -> None:
     assert not first & second
 
 
-def test_padding_is_counted_by_share() -> None:
-    lengths = np.array([3, 8, 9, 16])
-    plan = [GlobalBatch(np.arange(4), 2)]
-    assert padding_efficiency(plan, lengths) == (3 + 8 + 9 + 16) / (2 * 8 + 2 * 16)
-    assert padding_efficiency([GlobalBatch(np.arange(4), 8)], lengths, multiple_of=1) == 1.0
-    assert padding_efficiency(plan, lengths, multiple_of=5) == 36 / (2 * 10 + 2 * 20)
+def padding_efficiency(plan: list[GlobalBatch], lengths: np.ndarray) -> float:
+    """Tokens / tokens after padding."""
+    shares = [lengths[share] for batch in plan for share in batch.shares if len(share)]
+    return sum(int(share.sum()) for share in shares) / sum(
+        len(share) * int(padded_length(share.max())) for share in shares
+    )
 
 
 def test_bucketing_wastes_little() -> None:

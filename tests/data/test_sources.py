@@ -406,6 +406,70 @@ def test_labels_by_name_or_number(tmp_path: Path, ending: str, values: list[Any]
     assert [row["label"] for row in rows(raw, "train")] == expected
 
 
+@pytest.mark.parametrize("names", [("true", "false"), ("False", "True"), ("yes", "no"), ("No", "maybe", "Yes")])
+def test_booleans_are_the_names_that_say_so(tmp_path: Path, names: tuple[str, ...]) -> None:
+    values = [True, False, True]
+    task = OwnTask(name="claims", labels=names)
+    raw = own(task, save(tmp_path / "train.jsonl", [{"sentence1": "x", "label": value} for value in values]))
+    said = [names[row["label"]].lower() for row in rows(raw, "train")]
+    assert said in (["true", "false", "true"], ["yes", "no", "yes"])
+
+
+def test_a_missing_label_is_no_class_called_none(tmp_path: Path) -> None:
+    task = OwnTask(name="severity", labels=("None", "Mild"))
+    records = [{"sentence1": "x", "label": "None"}, {"sentence1": "y", "label": None}]
+    with pytest.raises(ConfigError, match="line 2: label is None; allowed: 0, 1, None, Mild"):
+        rows(own(task, save(tmp_path / "train.jsonl", records)), "train")
+
+
+QUOTED = 'sentence1\tlabel\n"I came.\t1\nI saw."\t0\n"Whole."\t1\n'
+
+
+def test_quotes_are_characters_like_others_where_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "train.tsv").write_text(QUOTED)
+    plain = own(SENTIMENT, f"{tmp_path}/train.tsv", quotes="plain")
+    assert rows(plain, "train") == [
+        {"sentence1": '"I came.', "label": 1},
+        {"sentence1": 'I saw."', "label": 0},
+        {"sentence1": '"Whole."', "label": 1},
+    ]
+    assert "tabs or line ends" not in caplog.text
+    quoting = own(SENTIMENT, f"{tmp_path}/train.tsv")
+    with caplog.at_level(logging.WARNING, logger="raypp"):
+        assert rows(quoting, "train")[0] == {"sentence1": "I came.\t1\nI saw.", "label": 0}
+    assert "train.tsv: 1 fields in double quotes hold tabs or line ends (the first ends in line 3)" in caplog.text
+    assert plain.fingerprint("train") != quoting.fingerprint("train")
+
+
+def test_a_text_may_be_long(tmp_path: Path) -> None:
+    records = [{"sentence1": "a" * 200_000, "label": 1}]
+    assert rows(own(SENTIMENT, save(tmp_path / "train.csv", records)), "train") == records
+
+
+def test_batches_of_long_texts_have_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raypp.data.raw.BATCH_CHARACTERS", 100)
+    lengths = [10, 95, 30, 30, 30, 30, 1]
+    raw = own(SENTIMENT, save(tmp_path / "train.jsonl", [{"sentence1": "a" * n, "label": 1} for n in lengths]))
+    batches = list(raw.read("train"))
+    assert [batch.num_rows for batch in batches] == [2, 4, 1]
+    assert [row for batch in batches for row in batch.column("row").to_pylist()] == list(range(7))
+
+
+def test_columns_that_nobody_wants_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = pq.ParquetFile.iter_batches
+
+    def watched(self: Any, *args: Any, **options: Any) -> Any:
+        for batch in real(self, *args, **options):
+            read.extend(batch.schema.names)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    records = [{"sentence1": "x", "label": 1, "embedding": [0.0] * 8}]
+    assert len(rows(own(SENTIMENT, save(tmp_path / "train.parquet", records)), "train")) == 1
+    assert set(read) == {"sentence1", "label"}
+
+
 def test_label_names_that_are_numbers_are_names(tmp_path: Path) -> None:
     task = OwnTask(name="stars", labels=("1", "2", "3"))
     records = [{"sentence1": "x", "label": value} for value in (3, 1, 2)]
@@ -450,6 +514,7 @@ BAD_FILES: list[tuple[OwnTask, str, str, str]] = [
     (SENTIMENT, "csv", "sentence1,label\nx,1\n\ny,1\n", "line 3: 0 fields"),
     (SENTIMENT, "csv", 'sentence1,label\n"x" y,1\n', "line 2: ',' expected after '\"'; allowed: fields apart by ','"),
     (SENTIMENT, "csv", 'sentence1,label\nx,1\n"y,1\n', "line 3: unexpected end of data"),
+    (SENTIMENT, "csv", 'sentence1,label\n"x,1\ny,1\nz,1\n', "line 2 (read to line 4): unexpected end of data"),
     (SENTIMENT, "csv", "sentence1,label,label\nx,1,0\n", "line 1: the header repeats 'label'"),
     (SENTIMENT, "tsv", "sentence1,label\nx,1\n", "line 2: no column 'sentence1'"),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 1}\n{"sentence1": "y"}\n', "line 2: no column 'label'"),
@@ -457,6 +522,12 @@ BAD_FILES: list[tuple[OwnTask, str, str, str]] = [
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 1}\n["y", 1]\n', 'line 2: ["y", 1]; allowed: one JSON object'),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 1}\n\n{"sentence1": "y", "label": 1}', "line 2: Expecting value"),
     (SENTIMENT, "jsonl", '{"sentence1": 5, "label": 1}\n', "line 1: sentence1 is 5; allowed: text"),
+    (
+        SENTIMENT,
+        "jsonl",
+        '{"sentence1": "ab\\ud83d", "label": 1}\n',
+        "line 1: sentence1 has '\\ud83d' at position 3, half a character; allowed: whole ones",
+    ),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": NaN}\n', "line 1: label is nan; allowed"),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 0.5}\n', "line 1: label is 0.5; allowed"),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 2}\n', "line 1: label is 2; allowed"),

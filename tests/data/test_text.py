@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypp.config import GlueTextSource, LanguageModelingTask, OfficialSource, TextSource
+from raypp.config import GlueTextSource, HubTextSource, LanguageModelingTask, OfficialSource, TextSource
 from raypp.data.sources import open_source
 from raypp.errors import ConfigError
 from raypp.storage import Location
@@ -70,6 +70,38 @@ def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None
 def test_files_that_are_not_there_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         texts(TextSource.model_validate({"kind": "text", **changes}), "train")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "text", "files": ["a.txt"], "dev_files": ["b.txt"]},
+        {"kind": "hub_text", "repository": "a/b", "dev_split": "validation"},
+    ],
+)
+def test_a_fraction_that_nothing_is_held_out_for_is_refused(source: dict[str, Any]) -> None:
+    model = TextSource if source["kind"] == "text" else HubTextSource
+    assert model.model_validate({**source, "held_out_fraction": 0.01}).held_out_fraction == 0.01, "as runs record it"
+    with pytest.raises(ValueError, match="held_out_fraction: nothing is held out with dev_"):
+        model.model_validate({**source, "held_out_fraction": 0.1})
+
+
+def test_splits_of_the_hub_need_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: default", "  data_files:"]
+    copy.mkdir()
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(copy / f"{split}.parquet")
+        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
+    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+    source = {"kind": "hub_text", "repository": str(copy)}
+    assert texts(HubTextSource.model_validate({**source, "dev_split": "validation"}), "dev") == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"data\.source\.dev_split: .* has no split 'dev'; it has: train, validation"):
+        texts(HubTextSource.model_validate({**source, "dev_split": "dev"}), "dev")
+    with pytest.raises(ConfigError) as caught:
+        texts(HubTextSource.model_validate({**source, "dev_split": "validation", "column": "body"}), "dev")
+    assert [problem.split(": ")[1].split(" of ")[0] for problem in caught.value.problems] == ["train", "validation"]
 
 
 def test_a_column_that_is_not_there_is_refused_with_its_place(tmp_path: Path) -> None:

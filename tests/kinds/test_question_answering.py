@@ -146,6 +146,53 @@ def test_own_files_have_the_hubs_columns(tmp_path: Path) -> None:
     assert table.column("label").to_pylist()[0] == [{"text": "red", "start": answer_start(records[0])}]
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": "red", "answer_start": 4},
+        {"text": None, "answer_start": None},
+        {"text": ["red", "blue"], "answer_start": [4]},
+        "red",
+    ],
+)
+def test_answers_of_another_form_are_refused_with_their_line(tmp_path: Path, answers: Any) -> None:
+    record = {"id": "a", "question": "b", "context": "The red one.", "answers": answers}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    source = FilesSource(kind="files", train=f"{tmp_path}/train.jsonl", dev=f"{tmp_path}/train.jsonl")
+    task = resolve_task(OwnTask(name="colors", kind="question_answering"), source)
+    with pytest.raises(
+        ConfigError, match=r"train\.jsonl, line 1: answers is .*; allowed: texts, each with its answer_s"
+    ):
+        open_source(task, source)
+
+
+def test_features_to_train_on_are_not_those_to_evaluate(tmp_path: Path) -> None:
+    """Only the former lack answers that stand elsewhere."""
+    records = [
+        {
+            "id": str(place),
+            "question": "b",
+            "context": "The red one.",
+            "answers": [{"text": "red", "answer_start": place}],
+        }
+        for place in (4, 5)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = FilesSource(kind="files", train=f"{tmp_path}/train.jsonl", dev=f"{tmp_path}/train.jsonl")
+    raw = open_source(resolve_task(OwnTask(name="colors", kind="question_answering"), source), source)
+    assert [table_of(raw, split).num_rows for split in ("train", "dev")] == [1, 2]
+    assert raw.fingerprint("train") != raw.fingerprint("dev")
+    lenient = OwnTask(name="colors", kind="question_answering", unanswerable=True)
+    assert open_source(resolve_task(lenient, source), source).fingerprint("dev") != raw.fingerprint("dev")
+
+
+def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
+    from transformers import ByT5Tokenizer
+
+    (problem,) = kind_with(64).problems_with(ByT5Tokenizer(), "student.model")
+    assert problem.startswith("student.model: ByT5Tokenizer does not tell where its tokens stand in a text")
+
+
 def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
