@@ -339,7 +339,8 @@ class TrainSettings(Settings):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's term against division by zero."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Weights' and scores' gradients are clipped together to this norm; null: no clipping."""
+    """Weights' and scores' gradients are clipped together to this norm (without those that fisher's scores are made
+    of); null: no clipping."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Probability of every dropout of the model; null: as the model has it."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -757,7 +758,7 @@ class ClusterSettings(Settings):
     """CPUs of each worker; auto: the cluster's CPUs shared evenly, but 1 with gpus_per_worker and 1 in a sweep. With
     autoscaling a number must be given, unless there are GPUs or it is a sweep."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """GPU of each worker: 1, a part of one that several share, or 0 for the CPU."""
+    """GPU of each worker: 1, or 0 for the CPU; or a part of one, which several runs and trials of one worker share."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """How workers are laid over nodes, as Ray's placement groups: pack, on few; spread, on many; strict_pack, on one;
     strict_spread, on one each."""
@@ -810,6 +811,12 @@ class ClusterSettings(Settings):
         if self.gpus_per_worker > 1:
             raise ValueError(
                 f"gpus_per_worker: a worker uses at most 1 GPU, got {self.gpus_per_worker}; ask for more workers"
+            )
+        if 0 < self.gpus_per_worker < 1 < self.max_workers:
+            # NCCL, by which they add up gradients, refuses two on one GPU.
+            raise ValueError(
+                f"gpus_per_worker: workers of one run cannot share a GPU, got {self.gpus_per_worker} with workers: "
+                f"{self.workers}; allowed: 1 or 0, or one worker"
             )
         return self
 

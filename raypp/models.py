@@ -101,11 +101,21 @@ def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
         ) from None
 
 
-@functools.lru_cache(maxsize=32)
 def model_fingerprint(folder: Path) -> str:
     """sha256 of everything in a model folder that its outputs depend on: configuration, weights, tokenizer."""
+    return _fingerprint_of(folder, model_files(folder))
+
+
+def model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each of a model's files: what tells that one was written anew."""
+    files = sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)})
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@functools.lru_cache(maxsize=32)
+def _fingerprint_of(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)}):
+    for file in (folder / name for name, *_ in files):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -157,7 +167,8 @@ def check_opens(config: Any, kind: TaskKind, field: str) -> None:
             f"{field}: model_type 'xlnet' needs texts padded at their left; raypp pads at the right: give a model of "
             "another family"
         )
-    if config.model_type in ("fnet", "nystromformer"):  # they mix all tokens, or take landmarks of the padded length
+    # They mix neighbouring or all tokens, take landmarks of the padded length, or attend by chance.
+    if config.model_type in ("canine", "convbert", "fnet", "nystromformer", "yoso"):
         raise ConfigError(
             f"{field}: model_type {config.model_type!r} reads padding as text, so that what it says of a text would "
             "depend on the batch; give a model of another family"
@@ -190,6 +201,15 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, 
             f"{field}: the tokenizer pads with token {pads_with}, but by pad_token_id in config.json padding is token "
             f"{known}; the two must be the same"
         )
+    if config.model_type == "big_bird" and config.attention_type == "block_sparse":
+        # It changes to full attention, for good, at the first batch of no more than so many tokens.
+        short = (5 + 2 * config.num_random_blocks) * config.block_size
+        if max_length > short:
+            problems.append(
+                f"data.max_length: {max_length} is more than the {short} tokens up to which {field}, a big_bird with "
+                f"attention_type block_sparse, attends the same way in every batch; allowed: at most {short}, or "
+                "attention_type original_full in its config.json"
+            )
     if len(tokenizer) > config.vocab_size:
         problems.append(f"{field}: the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}")
     if problems:

@@ -40,6 +40,7 @@ from raypp.models import (
     load_finetuned,
     load_model_config,
     load_tokenizer,
+    model_files,
     model_fingerprint,
     resolve_model,
 )
@@ -49,7 +50,7 @@ from raypp.runs import check_writable
 from raypp.steps import StepPlan, plan_steps
 from raypp.storage import Location
 from raypp.store import Artifact, Store
-from raypp.student import layer_stack, read_config, student_config
+from raypp.student import check_layers, read_config, student_config
 from raypp.tasks import Task, default_source, resolve_task
 from raypp.training_rows import TRAIN_SPLIT, Lengths, TrainingRows
 
@@ -376,7 +377,7 @@ def _model_input(
     if made is not None:
         config = student_config(config, made)
     check_opens(config, kind, field)
-    tokenizer, fingerprint = _tokenizer(folder, field)
+    tokenizer, fingerprint = _tokenizer(folder, model_files(folder), field)
     check_fit(config, tokenizer, kind.data.max_length, field)
     if problems := kind.problems_with(tokenizer, field):
         raise ConfigError(problems)
@@ -384,8 +385,8 @@ def _model_input(
 
 
 @functools.lru_cache(maxsize=32)
-def _tokenizer(folder: Path, field: str) -> tuple[PreTrainedTokenizerBase, str]:
-    """A model's tokenizer and its fingerprint, which the trials of a sweep share."""
+def _tokenizer(folder: Path, files: object, field: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """A model's tokenizer and its fingerprint, which the trials of a sweep share as long as its files are the same."""
     tokenizer = load_tokenizer(folder, field)
     return tokenizer, tokenizer_fingerprint(tokenizer)
 
@@ -395,7 +396,7 @@ def _student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     student = _model_input(settings.model, settings.revision, kind, "student.model", settings)
     model = meta_model(student.config, kind)
     if settings.layers is not None:
-        layer_stack(model)
+        check_layers(meta_model(load_model_config(student.folder, "student.model"), kind), model, settings.layers)
     freeze(model, experiment)
     if experiment.train.dropout is not None:
         set_dropout(model, experiment.train.dropout)

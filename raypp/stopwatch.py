@@ -40,6 +40,12 @@ class Stopwatch:
         return rates | {f"perf/share_{name}": taken / elapsed for name, taken in sorted(self.seconds.items())}
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begins anew with what a GPU has held; a process may train several times."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most resident memory this process has held, in bytes; on a GPU, the most it has held there, too."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raypp.distillation.teacher import load_teacher
 from raypp.errors import ConfigError
@@ -91,8 +91,37 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
     Raises:
         ConfigError: it has no single stack of layers (layers that share weights, an encoder and a decoder).
     """
-    stack = layer_stack(model)
     smaller = type(model)._from_config(_with_layers(model.config, layers), dtype=torch.float32)
+    smaller.load_state_dict(_kept(model, layers))
+    return smaller
+
+
+def check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Whether a model's layers can be chosen from. Reads no weights: models on the meta device will do.
+
+    Raises:
+        ConfigError: it has no single stack of layers (see `keep_layers`), or layers that take no other's place.
+    """
+    kept, config = _kept(model, layers), model.config
+    odd = [
+        name
+        for name, value in config.to_dict().items()
+        if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers > 1
+        if name not in ("layer_types", "architectures")
+    ]
+    if odd or {name: value.shape for name, value in kept.items()} != {
+        name: value.shape for name, value in smaller.state_dict().items()
+    }:
+        where = f" ({', '.join(odd)} in its configuration)" if odd else ""
+        raise ConfigError(
+            f"student.layers: the layers of a {config.model_type} are not alike{where}, so that {list(layers)} cannot "
+            "take the places of its first ones; leave it out"
+        )
+
+
+def _kept(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The model's tensors without those of other layers, by their names in the smaller model."""
+    stack = layer_stack(model)
     place = {str(layer): str(index) for index, layer in enumerate(layers)}
     kept = {}
     for name, value in model.state_dict().items():
@@ -102,8 +131,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
         layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
         if layer in place:
             kept[f"{stack}.{place[layer]}.{rest}"] = value
-    smaller.load_state_dict(kept)
-    return smaller
+    return kept
 
 
 def layer_stack(model: PreTrainedModel) -> str:

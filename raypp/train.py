@@ -42,7 +42,7 @@ from raypp.pruning.dense import build_pruning
 from raypp.pruning.weight_statistics import measure
 from raypp.recording import Progress, Recorder, Window
 from raypp.steps import StepPlan, plan_steps
-from raypp.stopwatch import Stopwatch, peak_memory
+from raypp.stopwatch import Stopwatch, forget_peak_memory, peak_memory
 from raypp.storage import Location
 from raypp.store import Artifact
 from raypp.student import initial_student
@@ -114,6 +114,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
 def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
+    forget_peak_memory(worker.device)
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     require_tokenizer(folder, "student.model")  # it is delivered with the model, after hours perhaps
     with watch("data"):
@@ -243,6 +244,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         if steps.evaluates_after(done):
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
+                worker.follow_first(parameters)
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
             progress.note(done, headline_key(task), metrics, eligible=point.is_final)

@@ -92,6 +92,23 @@ class Worker:
                 gradient.copy_(part.view_as(gradient))
         return flags[len(parameters) :].to(numbers.device)
 
+    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+        """Makes the tensors on every worker what they are on the first one, in place.
+
+        Where the nodes differ (in their CPUs' vector units, in having a compiler), sums may differ in their last bits,
+        and after many steps a score may be on the other side of the threshold.
+        """
+        if self.world_size == 1:
+            return
+        with torch.no_grad():
+            for bucket in _buckets(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                dist.broadcast(flat, src=0)
+                if self.is_first:
+                    continue
+                for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all workers, by rank, on every worker."""
         if self.world_size == 1:
@@ -107,15 +124,15 @@ class Worker:
             self.gather(None)
 
 
-def _buckets(gradients: Sequence[Tensor], bucket_bytes: int = 64 << 20) -> list[list[Tensor]]:
-    """Gradients in runs of about `bucket_bytes`: few messages, and no second copy of the whole model."""
+def _buckets(tensors: Sequence[Tensor], bucket_bytes: int = 64 << 20) -> list[list[Tensor]]:
+    """Tensors in runs of about `bucket_bytes`: few messages, and no second copy of the whole model."""
     buckets: list[list[Tensor]] = []
     room = 0
-    for gradient in gradients:
-        size = gradient.numel() * gradient.element_size()
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
         if size > room:
             buckets.append([])
             room = bucket_bytes
-        buckets[-1].append(gradient)
+        buckets[-1].append(tensor)
         room -= size
     return buckets

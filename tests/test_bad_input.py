@@ -279,6 +279,10 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         ),
         ("pruning.target_density=0.00500001", "less than what pruning.density_floor=0.005 keeps of these 6 matrices"),
     ),
+    "workers that share a GPU": (
+        lambda w: (w.set("cluster.workers", 2), w.set("cluster.gpus_per_worker", 0.5)),
+        ("gpus_per_worker: workers of one run cannot share a GPU", "0.5 with workers: 2", "allowed: 1 or 0"),
+    ),
     "a momentum that never forgets": (
         lambda w: w.set("train.adam_betas", [1.0, 0.999]),
         ("train.adam_betas.0", "less than 1", "1.0"),

@@ -11,7 +11,7 @@ import transformers
 
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
-from raypp.models import POSITIONS_FROM_PADDING, load_model_config, max_positions
+from raypp.models import POSITIONS_FROM_PADDING, check_fit, load_model_config, max_positions, model_fingerprint
 from raypp.tasks import find_task
 
 SMALL = {
@@ -44,3 +44,43 @@ def test_xlnet_is_refused_by_its_name(task: str, tmp_path: Path) -> None:
     transformers.XLNetConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^student\.model: model_type 'xlnet' needs texts padded at their left"):
         load_model_config(tmp_path, "student.model", kind_of(find_task(task)))
+
+
+@pytest.mark.parametrize("family", ["canine", "convbert", "fnet", "nystromformer", "yoso"])
+def test_families_whose_answer_depends_on_padding_are_refused(family: str, tmp_path: Path) -> None:
+    longer = {"max_position_embeddings": 64, "num_hidden_layers": 3}  # what is at the end reaches the beginning later
+    config = transformers.AutoConfig.for_model(family, pad_token_id=0, **SMALL | longer)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"model_type '{family}' reads padding as text"):
+        load_model_config(tmp_path, "student.model", kind_of(find_task("mrpc")))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in model.parameters():  # as far from 0 as trained ones are
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids, mask = torch.randint(3, 50, (4, 13)), torch.ones(4, 13, dtype=torch.long)
+    with torch.no_grad():
+        alone = model(input_ids=ids, attention_mask=mask).logits
+        padded = model(
+            input_ids=torch.nn.functional.pad(ids, (0, 11)), attention_mask=torch.nn.functional.pad(mask, (0, 11))
+        ).logits
+    assert not torch.allclose(alone, padded, rtol=1e-3, atol=1e-4), "it may be read then"
+
+
+def test_big_birds_attention_must_not_change_with_the_batch(minilm_dir: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_dir)
+    sparse = transformers.BigBirdConfig(vocab_size=40_000)
+    check_fit(sparse, tokenizer, 704, "student.model")
+    with pytest.raises(
+        ConfigError, match=r"data\.max_length: 705 is more than the 704 tokens up to which student\.model"
+    ):
+        check_fit(sparse, tokenizer, 705, "student.model")
+    check_fit(transformers.BigBirdConfig(vocab_size=40_000, attention_type="original_full"), tokenizer, 4096, "student")
+
+
+def test_a_model_that_was_written_anew_is_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    first = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"later")
+    assert model_fingerprint(tmp_path) != first

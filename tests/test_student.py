@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from raypp.config import StudentSettings
 from raypp.errors import ConfigError
 from raypp.models import load_pretrained
-from raypp.student import keep_layers, layer_stack, student_config
+from raypp.student import check_layers, keep_layers, layer_stack, student_config
 from raypp.tasks import TASKS
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
@@ -41,6 +41,7 @@ def a_model(family: str, task: str = "ForSequenceClassification", layers: int = 
 def test_chosen_layers_and_all_else_keep_their_weights(family: str) -> None:
     model = a_model(family)
     smaller = keep_layers(model, (0, 2, 5))
+    check_layers(model, smaller, (0, 2, 5))
     stack = layer_stack(model)
     assert stack.endswith(NAMES[family])
     before, after = model.state_dict(), smaller.state_dict()
@@ -77,6 +78,27 @@ def test_models_without_a_stack_of_layers_are_refused(family: str) -> None:
     model = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(ConfigError, match=f"student.layers: a {family} has no single stack of 6 layers"):
         keep_layers(model, (0, 1))
+
+
+@pytest.mark.parametrize(("family", "said"), [("modernbert", "not alike, so"), ("gpt_neo", "(attention_layers in its")])
+def test_layers_that_are_not_alike_are_refused_before_anything_is_trained(family: str, said: str) -> None:
+    """ModernBERT's first layer lacks a norm, GPT-Neo's take turns in how far they see."""
+    kinds = {"attention_types": [[["global", "local"], 3]], "num_layers": 6} if family == "gpt_neo" else {}
+    config = transformers.AutoConfig.for_model(
+        family, num_hidden_layers=6, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=2, **SMALL | kinds
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ConfigError) as caught:
+        check_layers(model, AutoModelForSequenceClassification.from_config(small_of(config, (1, 3, 5))), (1, 3, 5))
+    assert f"student.layers: the layers of a {family} are not alike" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def small_of(config: Any, layers: tuple[int, ...]) -> Any:
+    smaller = student_config(config, settings(layers=layers))
+    if config.model_type == "gpt_neo":  # as it would be if it could
+        smaller.attention_types, smaller.attention_layers = [[["local"], 3]], ["local"] * 3
+    return smaller
 
 
 def settings(**changes: Any) -> StudentSettings:
