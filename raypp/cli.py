@@ -106,15 +106,24 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("train", "sweep"):
             sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
         if name == "sweep":
-            sub.add_argument("--dry-run", action="store_true", help="print the trials; nothing is run")
+            sub.add_argument(
+                "--dry-run", action="store_true", help="print the trials, and what each takes; nothing is trained"
+            )
 
     sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a submission file")
     sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
     sub.add_argument("--task", help="task of the table; a run knows its own")
-    sub.add_argument("--data", metavar="DIR", help="folder of the official files")
+    sub.add_argument(
+        "--data", metavar="DIR", help="folder of the official files; default: the hub, or a run's own data"
+    )
     sub.add_argument("--experiment", metavar="FILE", help="take task and data from an experiment file")
     sub.add_argument("--split", default="dev", help="dev (all dev sets of the task), test, or a split's name")
-    sub.add_argument("--out", metavar="DIR", default=".", help="folder for predictions and submission files")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        default=".",
+        help="folder for predictions and submission files (default: the current one)",
+    )
     sub.add_argument("--all-checkpoints", action="store_true", help="evaluate every checkpoint of a run")
 
     sub = verb("inspect", _inspect, "remaining weights, layer by layer: table and figure")
@@ -129,7 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--save", metavar="FILE", help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html inside"
     )
-    sub.add_argument("--figure", metavar="NAME", help="which figure of a run; default: schedule and evaluation")
+    sub.add_argument(
+        "--figure",
+        metavar="NAME",
+        help="of a run: overview (default), schedule, evaluation, loss, density_by_layer, heads, scores, weights, "
+        "movement, mask; of a sweep: front",
+    )
 
     sub = verb("export", _export, "write a run's model in a form that others read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
@@ -165,7 +179,8 @@ def _sweep(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
     if options.dry_run:
         check_device(experiment)
-        print_trials(plan_sweep(experiment), plan_resources(experiment))
+        print_trials(plan_sweep(experiment))
+        print(plan_resources(experiment))
         return
     with Display() as display:
         result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)

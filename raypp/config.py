@@ -7,7 +7,7 @@ What one section says about another (a density with a threshold method, a soft l
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
@@ -153,7 +153,8 @@ class Columns(Settings):
     answers: str = "answers"
     """The right answers, texts with their places in the context (`answer_start`, in characters), as in SQuAD."""
     label: str = "label"
-    """Label name or number (classification), value (regression) or number of the right ending (multiple choice)."""
+    """Label name, or its number from 0 where no name is a number itself (classification), value (regression) or number
+    of the right ending (multiple choice)."""
 
 
 class FilesSource(Settings):
@@ -192,16 +193,6 @@ class Texts(Settings):
     """Part of the texts that is kept for evaluation, where there is no split for it; chosen by position alone."""
 
 
-AnyTexts = TypeVar("AnyTexts", bound=Texts)
-
-
-def _without_held_out(source: AnyTexts, split: object, field: str) -> AnyTexts:
-    """Refuses a fraction that nothing is held out for. (What a run has recorded has the usual one.)"""
-    if split and source.held_out_fraction != Texts.model_fields["held_out_fraction"].default:
-        raise ValueError(f"held_out_fraction: nothing is held out with {field}; leave it out")
-    return source
-
-
 class TextSource(Texts):
     """Plain text in the user's own files: a text a line, or a column."""
 
@@ -216,10 +207,6 @@ class TextSource(Texts):
     quotes: Quotes = "csv"
     """Double quotes in CSV and TSV. csv: a field in quotes may hold separators and line ends (RFC 4180); plain: they
     are characters like others, as in GLUE's own files."""
-
-    @model_validator(mode="after")
-    def _held_out_is_used(self) -> TextSource:
-        return _without_held_out(self, self.dev_files, "dev_files")
 
 
 class HubTextSource(Texts):
@@ -238,10 +225,6 @@ class HubTextSource(Texts):
     """Split to evaluate on; null: a part of the other is held out."""
     column: str = "text"
     """Column of the text."""
-
-    @model_validator(mode="after")
-    def _held_out_is_used(self) -> HubTextSource:
-        return _without_held_out(self, self.dev_split, "dev_split")
 
 
 class GlueTextSource(Texts):
@@ -264,9 +247,9 @@ class DataSettings(Settings):
     """Where the examples come from and how much of each is read."""
 
     source: Source | None = None
-    """official, hub, files or synthetic, and of plain text text, hub_text or glue_text; null: the grammar for a
-    synthetic task, the hub for any other of the table. A task of one's own needs files, language modelling plain
-    text."""
+    """Labelled examples: official, hub, files or synthetic. Plain text, for language modelling: text, hub_text or
+    glue_text. null: raypp's own grammar for a synthetic task, the hub for any other of the table. A task of one's own
+    needs files."""
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
     """Tokens kept of an example (of each choice, of each window), special tokens included."""
     stride: Annotated[int, Field(ge=1)] = 128
@@ -708,7 +691,8 @@ class DistillationSettings(Settings):
 
 
 class AnswerSettings(Settings):
-    """Question answering: how an answer is read from a model's logits."""
+    """Question answering: how an answer is read from a model's logits, the student's and that of a teacher that is
+    trained first (another one for other settings)."""
 
     n_best: Annotated[int, Field(ge=1)] = 20
     """Candidates of each window, and of each question in nbest_predictions.json."""
@@ -812,12 +796,6 @@ class ClusterSettings(Settings):
             raise ValueError(
                 f"gpus_per_worker: a worker uses at most 1 GPU, got {self.gpus_per_worker}; ask for more workers"
             )
-        if 0 < self.gpus_per_worker < 1 < self.max_workers:
-            # NCCL, by which they add up gradients, refuses two on one GPU.
-            raise ValueError(
-                f"gpus_per_worker: workers of one run cannot share a GPU, got {self.gpus_per_worker} with workers: "
-                f"{self.workers}; allowed: 1 or 0, or one worker"
-            )
         return self
 
 
@@ -905,8 +883,8 @@ class SweepSettings(Settings):
     """Many trials of one experiment, each a run of its own, and the front of the best of them."""
 
     space: Annotated[dict[str, Axis], Field(min_length=1)]
-    """What is tried, by field path, such as `pruning.final_density`; a whole section is a field, too, and sections come
-    before their fields."""
+    """What is tried, by field path, such as `pruning.final_density`. An axis may also be a whole section, such as
+    `pruning`, beside axes of its fields."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination of the listed values; random: so many points drawn; optuna: drawn by Optuna's
     multi-objective TPE, which learns from the finished trials where the metric is high and the density low. Ranges
@@ -935,8 +913,6 @@ class SweepSettings(Settings):
             )
         if self.search == "grid" and self.trials is not None:
             raise ValueError(f"trials belongs to search: random and optuna, got {self.trials} with a grid")
-        if self.search == "grid" and self.seed:
-            raise ValueError(f"seed belongs to search: random and optuna, got {self.seed} with a grid")
         if self.search != "grid" and self.trials is None:
             raise ValueError(f"search: {self.search} needs trials, the number of points")
         if self.search == "optuna" and all(axis.grid is not None for axis in self.space.values()):

@@ -95,6 +95,8 @@ class _Translation:
         value = self.command[option.name]
         if option.name in INTERVALS and value <= 0:
             self.comment(f"not above 0, so {option.place} is left out and has raypp's default", option.name)
+        elif option.name == "null_score_diff_threshold" and not self.command["version_2_with_negative"]:
+            self.comment("every question of squad has an answer, so the script did not read it", option.name)
         elif option.copied and value is not None:
             self.put(option.place, value)
         elif not option.place:

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raypp.config import METHOD_ALIASES, Experiment
+from raypp.config import METHOD_ALIASES, Experiment, LanguageModelingTask, OwnTask
 from raypp.errors import ConfigError
 
 # The fields in which `~` and `${VAR}` are expanded; they are paths, or may be.
@@ -75,8 +75,6 @@ class _Tree:
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads an experiment file and applies overrides such as `pruning.final_density=0.1`.
-
-    Overrides of a method or kind are applied before the others, since they start their section anew.
 
     Raises:
         ConfigError: with every problem found: place, value given, what is allowed.
@@ -135,6 +133,7 @@ def _validate(tree: _Tree, origin: str, *, expand_paths: bool = True) -> Experim
         findings = error.errors(include_url=False)
         # Of a number or a range, pydantic complains twice about something that is neither.
         findings = [f for f in findings if f["type"] != "tuple_type" or len(findings) == 1]
+        findings = [f for f in findings if _is_meant(f["loc"], tree.values.get("task"))]
         problems += [_sentence(finding, tree, origin) for finding in findings]
         raise ConfigError(problems) from None
     if problems:
@@ -231,16 +230,27 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
             given.append((name, yaml.load(text, _Loader), override))
         except yaml.YAMLError:
             problems.append(f"{override!r}: the value is not YAML: {text!r}")
-    given.sort(key=lambda each: each[0].rpartition(".")[2] not in DISCRIMINATORS)
     for name, value, override in given:
         problems += _change(tree, name, value, override)
     if problems:
         return problems
     for name, (value, override) in {name: (value, override) for name, value, override in given}.items():
-        # Of a section, fields may have been changed since; to say one field again must change nothing.
-        if not isinstance(value, dict) and _merge(tree.values, _nested(name, value)) != tree.values:
-            problems.append(f"{override!r}: has no effect, another override sets it anew; leave one of them out")
+        # Of a section, fields may have been changed since; null, and one of two ways to say one thing, give way.
+        if value is None or isinstance(value, dict) or any(name.split(".")[-1] in pair for pair in ALTERNATIVES):
+            continue
+        if within(tree.values, name.split(".")) != value:
+            problems.append(
+                f"{override!r}: has no effect, an override after it sets it anew or begins its section anew (as a "
+                f"method or kind does); put that one before it, or leave one out"
+            )
     return problems
+
+
+def within(value: Any, parts: Iterable[str]) -> Any:
+    """A field of nested dictionaries; None where there is none."""
+    for part in parts:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = False) -> list[str]:
@@ -307,6 +317,16 @@ def _place(name: str, tree: _Tree, origin: str) -> str:
         if place is not None:
             return f"{place}: {name}"
     return f"{origin}: {name}" if name else origin
+
+
+def _is_meant(loc: tuple[Any, ...], task: Any) -> bool:
+    """Whether a finding is of the form in which the task is given: pydantic looks at all of them."""
+    if loc[0] != "task" or len(loc) < 2:
+        return True
+    if not isinstance(task, dict):
+        return bool(loc[1] == "str")
+    form = LanguageModelingTask if task.get("kind") == "language_modeling" else OwnTask
+    return form.__name__ in str(loc[1])
 
 
 def _sentence(finding: Any, tree: _Tree, origin: str) -> str:

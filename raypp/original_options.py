@@ -137,7 +137,12 @@ _PRUNING = (
 )
 
 _TEACHER = (
-    Option("teacher_type", "", "The teacher's own configuration names its family."),
+    Option(
+        "teacher_type",
+        "",
+        "The teacher's own configuration names its family. Without this option the scripts had no teacher, whatever "
+        "`--teacher_name_or_path` said; neither has the translation.",
+    ),
     Option(
         "teacher_name_or_path",
         "teacher.model",

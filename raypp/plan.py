@@ -22,6 +22,7 @@ from raypp.config import (
     Settings,
     StudentSettings,
     TeacherSettings,
+    Texts,
 )
 from raypp.data.batches import batch_counter
 from raypp.data.sources import RawData, open_source
@@ -289,6 +290,22 @@ def _check_sections(experiment: Experiment, task: Task | None) -> None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
     if experiment.student.start == "teacher" and experiment.teacher is None:
         problems.append("student.start: teacher needs a teacher, but teacher is null; give one, or start: pretrained")
+    cluster, source = experiment.cluster, experiment.data.source
+    if 0 < cluster.gpus_per_worker <= 0.5 and cluster.max_workers > 1 and cluster.placement != "strict_spread":
+        # NCCL, by which they add up gradients, refuses two on one GPU.
+        problems.append(
+            f"cluster.gpus_per_worker: workers of one run cannot share a GPU, got {cluster.gpus_per_worker} with "
+            f"{cluster.max_workers} workers; allowed: 1 or 0, one worker, or placement: strict_spread"
+        )
+    if isinstance(source, Texts):
+        own = {"dev_files": getattr(source, "dev_files", ()), "dev_split": getattr(source, "dev_split", None)}
+        usual = Texts.model_fields["held_out_fraction"].default
+        problems += [
+            f"data.source.held_out_fraction: nothing is held out with {name}, got {source.held_out_fraction}; leave it "
+            "out"
+            for name, given in own.items()
+            if given and source.held_out_fraction != usual
+        ]
     if task is not None and kind_of(task).cuts_texts and experiment.train.batch_tokens is not None:
         problems.append("train.batch_tokens: plain text comes in blocks of much the same size; give batch_size instead")
     if problems:

@@ -96,13 +96,11 @@ class Progress:
 
 
 def moved(command: str, here: Path, there: Location) -> str:
-    """A command on a folder below one place, for the same folder below another, as a shell takes it: what is no local
-    folder is to be fetched first."""
+    """A command on a folder below one place, for the same folder where it is in a bucket: fetched first."""
     words = [Path(word) for word in shlex.split(command)]
     (folder,) = (word for word in words if word.is_relative_to(here))
-    place = there / folder.relative_to(here).as_posix()
-    new = [word if word != folder else place.path if there.is_local else folder.name for word in words]
-    return shlex.join(map(str, new)) + ("" if there.is_local else f"  # fetched first from {place}")
+    new = [folder.name if word == folder else str(word) for word in words]
+    return f"{shlex.join(new)}  # fetched first from {there / folder.relative_to(here).as_posix()}"
 
 
 class Recorder:

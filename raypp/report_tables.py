@@ -8,7 +8,7 @@ from typing import Any
 
 from raypp.front_figure import Front
 from raypp.space import told_apart
-from raypp.storage import Location
+from raypp.storage import name_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def front_table(front: Front, headline: str) -> Table:
     for point, short in zip(front.points, settings, strict=True):
         if point.on_front:
             metric = _number(point.metric) + (f" ± {point.spread:.4f}" if point.spread else "")
-            cells = (_percent(point.density), metric, _settings(short), _name(point.runs[0]))
+            cells = (_percent(point.density), metric, _settings(short), name_of(point.runs[0]))
             rows.append(Row(cells))
     return Table(
         "Front",
@@ -128,10 +128,6 @@ def unfinished_table(result: Mapping[str, Any]) -> Table | None:
 
 def _settings(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{field} {_text(value)}" for field, value in changes.items())
-
-
-def _name(run: str) -> str:
-    return Location.of(run, "run").name
 
 
 def _text(value: Any) -> str:

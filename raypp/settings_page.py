@@ -38,7 +38,7 @@ file they exclude each other.
 
 **Overrides** stand after the file on the command line, `section.field=value`, and come last: `train.max_steps=100`,
 `tracking.wandb=off`, `pruning.layers.exclude='[attention]'`, `data.source='{{kind: hub}}'`. The value is YAML, and a
-mapping is merged as that of a file is.
+mapping is merged as that of a file is. They are applied in their order; one that a later one undoes is refused.
 
 **Paths.** `~` and `${{VAR}}` are expanded in {paths}; a variable that is not set is an error. Relative paths start at
 the working directory, wherever the file lies. Folders and files of `data.source`, `cluster.storage` and `cluster.store`

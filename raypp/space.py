@@ -12,11 +12,12 @@ import numpy as np
 
 from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
 from raypp.errors import ConfigError
-from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes
+from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes, within
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
-PREPARED = ("task", "data", "student", "teacher")  # sections that say what is built before the first trial
+PREPARED = ("task", "data", "student", "teacher")  # sections that say what is built before the first trial …
+MEASURED = "evaluation.answers"  # … and how a teacher that is trained then is measured
 # What decides the density, where trials compete with those of the same.
 LEVELS = ("final_density", "target_density", "final_threshold", "final_lambda")
 
@@ -92,7 +93,7 @@ class Space:
         except ConfigError:
             return True  # what is wrong with the values before is said of the point as a whole
         return all(
-            _within(settings, path.split("."))
+            within(settings, path.split("."))
             in [_resolved(path, value) for value in (allowed if isinstance(allowed, list) else [allowed])]
             for path, allowed in when.items()
         )
@@ -121,7 +122,7 @@ class Space:
         for name, value in changes.items():
             if not isinstance(value, dict):
                 again = with_changes(changed, {name: _resolved(name, value)}).model_dump(mode="json")
-                if _within(again, name.split(".")) != _within(values, name.split(".")):
+                if within(again, name.split(".")) != within(values, name.split(".")):
                     lost.append(f"{name} has no effect, another axis sets it anew")
         if lost:
             raise ConfigError(lost)
@@ -270,6 +271,10 @@ def _has_target(experiment: Experiment) -> bool:
 
 def _problems_of_axes(settings: SweepSettings, has_target: bool) -> list[str]:
     problems = []
+    if settings.search == "grid" and settings.seed:
+        problems.append(
+            f"sweep.seed: belongs to search: random and optuna, got {settings.seed} with a grid; leave it out"
+        )
     levels = [name for name in LEVELS if name.endswith("_density") or not has_target]
     for name, axis in settings.space.items():
         section, last = name.split(".")[0], name.split(".")[-1]
@@ -278,7 +283,8 @@ def _problems_of_axes(settings: SweepSettings, has_target: bool) -> list[str]:
         problems += [
             f"sweep.space: {name}: when: there is no setting {path!r}" for path in axis.when if not is_setting(path)
         ]
-        if settings.search == "optuna" and section in PREPARED and axis.kind != "grid":
+        is_prepared = section in PREPARED or _holds(MEASURED, name) or _holds(name, MEASURED)
+        if settings.search == "optuna" and is_prepared and axis.kind != "grid":
             problems.append(
                 f"sweep.space: {name} says what is prepared before the first trial, which optuna cannot wait to draw; "
                 f"give its values as grid, not as {axis.kind}"
@@ -296,9 +302,3 @@ def _resolved(path: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return expanded(value) if path in PATH_FIELDS else METHOD_ALIASES.get(value, value)
-
-
-def _within(value: Any, parts: list[str]) -> Any:
-    for part in parts:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value

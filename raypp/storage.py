@@ -75,6 +75,12 @@ def _patient(method: Callable[Concatenate[Location, P], T]) -> Callable[Concaten
     return patient
 
 
+def name_of(reference: str) -> str:
+    """The last part of a path or URI, without asking any filesystem."""
+    path = urlsplit(reference).path if "://" in reference else reference
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
 @dataclass(frozen=True)
 class Location:
     """A file or folder: a filesystem and a path in it. `location / "name"` goes down."""

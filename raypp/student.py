@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from raypp.storage import Location
     from raypp.tasks import Task
 
+# Of lists in a configuration: those with an entry for each layer, and those that may be as long for no such reason.
+BY_LAYER = ("layer_types", "attention_window")
+NOT_BY_LAYER = ("architectures", "pos_att_type")
+
 
 def initial_student(
     experiment: Experiment, kind: TaskKind, folder: Path, trained_teacher: Location | None
@@ -102,21 +106,9 @@ def check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Seque
     Raises:
         ConfigError: it has no single stack of layers (see `keep_layers`), or layers that take no other's place.
     """
-    kept, config = _kept(model, layers), model.config
-    odd = [
-        name
-        for name, value in config.to_dict().items()
-        if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers > 1
-        if name not in ("layer_types", "architectures")
-    ]
-    if odd or {name: value.shape for name, value in kept.items()} != {
-        name: value.shape for name, value in smaller.state_dict().items()
-    }:
-        where = f" ({', '.join(odd)} in its configuration)" if odd else ""
-        raise ConfigError(
-            f"student.layers: the layers of a {config.model_type} are not alike{where}, so that {list(layers)} cannot "
-            "take the places of its first ones; leave it out"
-        )
+    kept = {name: value.shape for name, value in _kept(model, layers).items()}
+    if kept != {name: value.shape for name, value in smaller.state_dict().items()}:
+        raise _not_alike(model.config, layers)
 
 
 def _kept(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
@@ -154,11 +146,24 @@ def layer_stack(model: PreTrainedModel) -> str:
 
 
 def _with_layers(config: Any, layers: Sequence[int]) -> Any:
-    smaller = copy.deepcopy(config)
+    count, smaller = config.num_hidden_layers, copy.deepcopy(config)
+    lists = {
+        name for name, value in config.to_dict().items() if isinstance(value, (list, tuple)) and len(value) == count
+    }
+    if odd := sorted(lists - {*BY_LAYER, *NOT_BY_LAYER}) if count > 1 else []:
+        raise _not_alike(config, layers, f" ({', '.join(odd)} in its configuration)")
+    for name in BY_LAYER:
+        if name in lists:
+            setattr(smaller, name, [getattr(config, name)[layer] for layer in layers])
     smaller.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None) is not None:  # a list with an entry for each layer
-        smaller.layer_types = [config.layer_types[layer] for layer in layers]
     return smaller
+
+
+def _not_alike(config: Any, layers: Sequence[int], where: str = "") -> ConfigError:
+    return ConfigError(
+        f"student.layers: the layers of a {config.model_type} are not alike{where}, so that {list(layers)} cannot take "
+        "the places of its first ones; leave it out"
+    )
 
 
 def _of_values(pretrained: Any, values: Mapping[str, Any]) -> Any:

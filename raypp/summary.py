@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypp.space import said, told_apart
-from raypp.storage import Location
+from raypp.storage import name_of
 from raypp.sweep_plan import SweepPlan
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
@@ -50,8 +50,8 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_trials(plan: SweepPlan, resources: str, console: Console | None = None) -> None:
-    """Prints what a sweep would run: point, seed, settings, run folder; then what each trial takes."""
+def print_trials(plan: SweepPlan, console: Console | None = None) -> None:
+    """Prints what a sweep would run: point, seed, settings, run folder."""
     console = console or Console()
     table = Table(title=f"{len(plan.trials)} trials", title_style="bold", title_justify="left")
     for name in ("point", "seed", "settings", "run"):
@@ -63,7 +63,6 @@ def print_trials(plan: SweepPlan, resources: str, console: Console | None = None
     console.print(table)
     if not plan.is_complete:
         console.print(f"at most {plan.wanted - len(plan.points)} more points are drawn as results come in")
-    console.print(resources)
 
 
 def print_front(result: Mapping[str, Any], console: Console | None = None) -> None:
@@ -88,7 +87,7 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
             f"{point['density']:.4f}",
             f"{point['metric']:.4f}{spread}",
             Text(said(short[tried.index(point["settings"])])),
-            Location.of(point["run"], "run").name,
+            name_of(point["run"]),
         )
     console.print(table)
     for trial in result["trials"]:

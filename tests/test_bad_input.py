@@ -279,9 +279,17 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         ),
         ("pruning.target_density=0.00500001", "less than what pruning.density_floor=0.005 keeps of these 6 matrices"),
     ),
-    "workers that share a GPU": (
-        lambda w: (w.set("cluster.workers", 2), w.set("cluster.gpus_per_worker", 0.5)),
-        ("gpus_per_worker: workers of one run cannot share a GPU", "0.5 with workers: 2", "allowed: 1 or 0"),
+    "a fraction that nothing is held out for": (
+        lambda w: (
+            w.set("task", {"name": "corpus", "kind": "language_modeling"}),
+            w.set("data.source", {"kind": "text", "files": ["a.txt"], "dev_files": ["b.txt"]}),
+            w.set("data.source.held_out_fraction", 0.1),
+        ),
+        ("data.source.held_out_fraction: nothing is held out with dev_files, got 0.1; leave it out",),
+    ),
+    "label names that are numbers": (
+        lambda w: w.set("task", {"name": "stars", "labels": [1, 2]}),
+        ("task.labels.0: must be a string, got 1", "task.labels.1: must be a string, got 2"),
     ),
     "a momentum that never forgets": (
         lambda w: w.set("train.adam_betas", [1.0, 0.999]),

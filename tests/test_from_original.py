@@ -241,6 +241,8 @@ def _has(values: Any, field: str) -> bool:
 
 
 def test_questions_and_answers(tmp_path: Path) -> None:
+    answered = settings(f"{SQUAD} --null_score_diff_threshold -1.5")
+    assert "null_threshold" not in answered["evaluation"]["answers"], "the script did not read it either"
     version_2 = settings(f"{SQUAD} --version_2_with_negative --null_score_diff_threshold -1.5 --doc_stride 64")
     assert version_2["task"] == "squad_v2"
     assert version_2["data"] == {"source": {"kind": "official", "directory": "d"}, "max_length": 384, "stride": 64}

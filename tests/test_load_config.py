@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raypp.config import SigmoidThresholdPruning, TopKPruning
 from raypp.errors import ConfigError
-from raypp.load_config import is_setting, load_experiment
+from raypp.load_config import is_setting, load_experiment, within
 from raypp.runs import write_experiment
 from raypp.storage import Location
 
@@ -94,15 +95,6 @@ def test_of_two_ways_to_say_one_thing_the_later_holds(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_the_order_of_overrides_does_not_matter_where_one_is_the_method(tmp_path: Path, first: bool) -> None:
-    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.15}\n")
-    overrides = ["pruning.method=magnitude", "pruning.final_density=0.05"]
-    pruning = load_experiment(path, overrides if first else overrides[::-1]).pruning
-    assert pruning is not None
-    assert (pruning.method, pruning.requested_density) == ("magnitude", 0.05)
-
-
 def test_another_spelling_of_the_same_method_keeps_its_fields(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.05}\n")
     for spelling in ("topK", "TopK", "topk"):
@@ -111,13 +103,38 @@ def test_another_spelling_of_the_same_method_keeps_its_fields(tmp_path: Path) ->
         assert pruning.requested_density == 0.05
 
 
-def test_an_override_that_another_undoes_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk}\n")
-    undone = ("pruning.final_density=0.05", "pruning={method: magnitude}")
-    assert "'pruning.final_density=0.05': has no effect, another override sets it anew" in problems_of(path, *undone)
-    assert load_experiment(path, ["train.epochs=1", "train.epochs=2"]).train.epochs == 2, "the last one is meant"
-    section = ["pruning={method: magnitude}", "pruning.final_density=0.05"]
-    assert load_experiment(path, section).pruning == load_experiment(path, section[::-1] + section[1:]).pruning
+def test_an_override_that_a_later_one_undoes_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.15}\n")
+    for later in (
+        "pruning.method=magnitude",
+        "pruning={method: magnitude}",
+        "pruning={final_density: 0.3}",
+        "pruning=null",
+    ):
+        said = problems_of(path, "pruning.final_density=0.05", later)
+        assert "'pruning.final_density=0.05': has no effect, an override after it sets it anew" in said
+    pruning = load_experiment(path, ["pruning.method=magnitude", "pruning.final_density=0.05"]).pruning
+    assert pruning is not None
+    assert (pruning.method, pruning.requested_density) == ("magnitude", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "value"),
+    [
+        (["train.epochs=1", "train.epochs=2"], "train.epochs", 2),
+        (["train.epochs=2", "train.max_steps=100"], "train.max_steps", 100),
+        (["train.epochs=null", "train.max_steps=100"], "train.max_steps", 100),
+        (["train.max_steps=100", "train.epochs=null"], "train.max_steps", 100),
+        (["pruning=null", "pruning.method=topk", "pruning.final_density=0.1"], "pruning.final_density", 0.1),
+        (["pruning={method: magnitude}", "pruning.final_density=0.05"], "pruning.final_density", 0.05),
+        (["pruning={method: magnitude}", "pruning.method=topk"], "pruning.method", "topk"),
+        (["data.source=null", "data.source.kind=synthetic"], "data.source.kind", "synthetic"),
+        (["task={name: x, labels: [a, b]}", "task.labels=[c, d]"], "task.labels", ["c", "d"]),
+    ],
+)
+def test_overrides_that_go_together(tmp_path: Path, overrides: list[str], field: str, value: Any) -> None:
+    path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\npruning: {method: topk, final_density: 0.15}\n")
+    assert within(load_experiment(path, overrides).model_dump(mode="json"), field.split(".")) == value
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:

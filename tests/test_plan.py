@@ -1,13 +1,15 @@
-"""Paths of an experiment from the root: what is recorded is read anywhere."""
+"""A plan before anything is read: paths from the root, and what sections say about each other."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
-from raypp.plan import with_absolute_paths
+from raypp.plan import _check_sections, with_absolute_paths
 
 
 def test_local_paths_are_from_the_root_and_names_of_models_are_left(
@@ -41,3 +43,25 @@ def test_local_paths_are_from_the_root_and_names_of_models_are_left(
     assert space["student.model"].choice == (str(tmp_path / "encoder"), *axes["student.model"]["choice"][1:])
     assert space["data.source.train"].grid == (str(tmp_path / "a.csv"), "s3://bucket/b.csv")
     assert space["train.learning_rate"] == experiment.sweep.space["train.learning_rate"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "fits"),
+    [
+        ({"workers": 2, "gpus_per_worker": 0.5}, False),
+        ({"workers": [1, 4], "gpus_per_worker": 0.25}, False),
+        ({"workers": 2, "gpus_per_worker": 0.5, "placement": "strict_spread"}, True),
+        ({"workers": 2, "gpus_per_worker": 0.6}, True),  # two of them do not fit on one
+        ({"workers": 1, "gpus_per_worker": 0.5}, True),
+        ({"workers": 2, "gpus_per_worker": 1}, True),
+    ],
+)
+def test_workers_of_one_run_do_not_share_a_gpu(cluster: dict[str, Any], fits: bool) -> None:
+    experiment = experiment_from({"name": "n", "task": "mrpc", "student": {"model": "m"}, "cluster": cluster})
+    if fits:
+        _check_sections(experiment, None)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"^cluster\.gpus_per_worker: workers of one run cannot share a GPU, got 0"
+        ):
+            _check_sections(experiment, None)

@@ -163,6 +163,3 @@ def test_a_command_on_recorded_files_names_them_where_they_are() -> None:
         "wandb sync --include-online run-1  # fetched first from "
         "s3://bucket/runs/mrpc/run-1/wandb/run-1?region=us-west-2&scheme=http"
     )
-    assert moved(command, Path("/tmp/a b"), Location.of("/runs/run-1")) == (
-        "wandb sync --include-online /runs/run-1/wandb/run-1"
-    )

@@ -137,7 +137,7 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         (
             {"space": {"pruning.final_density": {"choice": [0.5]}}, "seed": 3},
-            ["seed belongs to search: random and optuna, got 3 with a grid"],
+            ["sweep.seed: belongs to search: random and optuna, got 3 with a grid"],
         ),
         (
             {"space": {"train.seed": {"loguniform": [0, 5]}}, "search": "random", "trials": 1},

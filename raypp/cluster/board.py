@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.stopping import Judgement
 
 EventHandler = Callable[[Any], None]
+STOP_SECONDS = 90.0  # that workers of a trial have to leave; Tune gives the trial itself a minute
 
 
 @dataclass
@@ -54,8 +56,9 @@ class Board(tune.Callback):  # type: ignore[misc]
     shares: SweepShares | None
     """Of the cluster, where workers come and go."""
     rows: dict[str, Row] = field(default_factory=dict)
-    stopped_groups: set[str] = field(default_factory=set)
-    """Placement groups of trials that were stopped early: their workers have yet to save, and then give them back."""
+    stopped_groups: dict[str, float] = field(default_factory=dict)
+    """Placement groups of trials that were stopped early, whose workers have yet to save and then give them back; and
+    when, on the monotonic clock, they must have."""
     halted: threading.Event = field(default_factory=threading.Event)
     """Set when Tune is to end, as its trials stand: its thread must not be in Ray when that is shut down, or Ray ends
     the process."""
@@ -87,6 +90,7 @@ class Board(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self.halted.is_set():
             raise SystemExit  # no error that Tune would clean up after
+        self.free_stopped(time.monotonic())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
@@ -130,15 +134,16 @@ class Board(tune.Callback):  # type: ignore[misc]
         self._show(row)
         self._end(trial)
 
-    def close(self) -> None:
-        """All trials are over: gives back what those that were stopped could not."""
-        for group in self.stopped_groups:
+    def free_stopped(self, before: float = math.inf) -> None:
+        """Gives back what trials that were stopped should have given back by then, if they have not."""
+        for group in [group for group, latest in self.stopped_groups.items() if latest < before]:
+            del self.stopped_groups[group]
             free_group(group)
 
     def _end(self, trial: Any) -> None:
         if group := (trial.last_result or {}).get("placement_group"):
             if self._row(trial).state == "stopped":
-                self.stopped_groups.add(group)
+                self.stopped_groups[group] = time.monotonic() + STOP_SECONDS
             else:
                 free_group(group)
         if self.shares is not None:  # only then it asks for places, and looking for them takes a question to Ray

@@ -331,7 +331,7 @@ def _run(
         scratch.delete()
     if (error := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {error}") from error
-    board.close()
+    board.free_stopped()
     advance()
     on_event(PhaseFinished(PHASE))
     return board

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TypeAlias
 
@@ -18,13 +18,15 @@ import pyarrow.parquet as pq
 from raypp.config import Columns, FilesSource, Quotes
 from raypp.data.lines import delimited_rows, numbered_lines, split_rows, without_empty_end
 from raypp.data.raw import BATCH_ROWS, Example, RawData
-from raypp.data.values import BadValue, free_labels
+from raypp.data.values import BadValue, booleans_are_names, free_labels
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.storage import Location
 from raypp.tasks import Task
 
 logger = logging.getLogger("raypp")
+
+DELIMITED = (".csv", ".tsv")
 
 Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
 """The place of each record, for messages, and its values by column."""
@@ -50,6 +52,7 @@ class FilesData(RawData):
         # What a run has recorded is every column, also those that nobody named.
         strange = sorted(name for name in others if getattr(source.columns, name) != getattr(Columns(), name))
         problems += [f"data.source.columns.{name}: {task.name} has none; leave it out" for name in strange]
+        problems += problems_of_quotes(source.quotes, self.files.values())
         if problems:
             raise ConfigError(problems)
         super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
@@ -70,7 +73,13 @@ class FilesData(RawData):
                 raise bad.at(place) from None
 
     def identity(self, split: str) -> dict[str, object]:
-        return {**file_identity(self.files[split], self.quotes), "columns": [*self.columns, self.label]}
+        identity = {**file_identity(self.files[split], self.quotes), "columns": [*self.columns, self.label]}
+        # Only where they matter, so that the features of all other tasks stay what they were.
+        if booleans_are_names(self.task):
+            identity["booleans"] = "by name"
+        if not self.kind.teaches_all:
+            identity |= {"teaches": split == self.task.train_split, "unanswerable": self.task.unanswerable}
+        return identity
 
     def describe(self, split: str) -> str:
         return str(self.files[split])
@@ -98,9 +107,16 @@ def _problems(split: str, file: Location, needed: bool) -> list[str]:
     return [f"data.source.{split}: there is no file {str(file)!r}"] if needed and not there else []
 
 
+def problems_of_quotes(quotes: Quotes, files: Iterable[Location]) -> list[str]:
+    """What is wrong with a setting that no file reads."""
+    if quotes == "csv" or any(ending(file) in DELIMITED for file in files):
+        return []
+    return [f"data.source.quotes: none of the files is one of {', '.join(DELIMITED)}, got {quotes}; leave it out"]
+
+
 def file_identity(file: Location, quotes: Quotes) -> dict[str, object]:
     """What determines the records of a file."""
-    plain = {"quotes": quotes} if quotes == "plain" and ending(file) in (".csv", ".tsv") else {}
+    plain = {"quotes": quotes} if quotes == "plain" and ending(file) in DELIMITED else {}
     return {"file": file.sha256(), "format": ending(file), **plain}
 
 

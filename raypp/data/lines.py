@@ -13,7 +13,7 @@ Row = TypeVar("Row", bound=Sized)
 
 BYTE_ORDER_MARK = "\ufeff"
 
-csv.field_size_limit(2**31 - 1)  # a text may well be longer than the 128 KiB that are the module's limit
+csv.field_size_limit(1 << 24)  # a text may be longer than 128 KiB, but what no quote closes is not to fill memory
 
 
 def numbered_lines(file: Location) -> Iterator[tuple[int, str]]:

@@ -75,11 +75,6 @@ class RawData(ABC):
             task = self.task
             content = {"format": FORMAT_VERSION, "task": task.name, "kind": task.kind, "pair": task.pair}
             content |= {"labels": task.labels, "source": self.identity(split), "rows": self._limit(split)}
-            # Only where they matter, so that the features of all other tasks stay what they were.
-            if task.unanswerable:
-                content["unanswerable"] = True
-            if self._teaches_only(split):
-                content["teaches"] = True
             self._fingerprints[split] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self._fingerprints[split]
 

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from raypp.config import GlueTextSource, HubTextSource, OfficialSource, TextSource
-from raypp.data.files import READERS, ending, file_identity, read_records
+from raypp.data.files import READERS, ending, file_identity, problems_of_quotes, read_records
 from raypp.data.hub import load_dataset
 from raypp.data.lines import numbered_lines, without_end
 from raypp.data.official import OfficialData
@@ -71,7 +71,7 @@ class TextFiles(TextData):
             split: [Location.of(uri, f"data.source.{field}") for uri in uris]
             for split, field, uris in ((TRAIN, "files", source.files), (DEV, "dev_files", source.dev_files))
         }
-        problems = []
+        problems = problems_of_quotes(self.quotes, [*self.files[TRAIN], *self.files[DEV]])
         for field, files in (("files", self.files[TRAIN]), ("dev_files", self.files[DEV])):
             for file in files:
                 if ending(file) not in (".txt", *READERS):

@@ -47,6 +47,12 @@ def free_labels(task: Task) -> dict[str, int]:
     return names if any(_is_integer(label) for label in names) else numbers | names
 
 
+def booleans_are_names(task: Task) -> bool:
+    """Whether a boolean label is a name of the task's that says so, and another number than itself."""
+    labels = free_labels(task) if task.labels else {}
+    return any(class_of(value, "", labels) != int(value) for value in (False, True)) if len(labels) > 1 else False
+
+
 def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
     """The number of a label, which the source writes as `labels` says."""
     key = str(value)

@@ -276,12 +276,14 @@ def test_a_search_that_finds_no_more_is_complete_and_a_fresh_one_forgets_its_poi
     plan = plan_sweep(load_experiment(experiment))
     first = plan.points
     plan.points = first[::-1]  # as another version may have drawn them
+    assert plan.is_current
     for number in range(2):
         plan.record_point(number)
+    assert not plan.is_current, "another command may have drawn them"
     assert plan_sweep(load_experiment(experiment)).points == first[::-1]
     assert main(["sweep", str(experiment), "--fresh"]) == 0
     assert [trial["settings"] for trial in sweep_result(tmp_path / "runs")["trials"]] == first
-    capsys.readouterr()
+    assert "no more than 2 of the 3 points are found" in capsys.readouterr().err
     assert main(["sweep", str(experiment)]) == 0
     assert "trials:  finished before" in capsys.readouterr().err, "though three points are wanted"
     assert not plan_sweep(load_experiment(experiment, ["sweep.trials=4"])).is_complete

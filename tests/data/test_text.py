@@ -64,26 +64,16 @@ def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None
     ("changes", "message"),
     [
         ({"files": ("nowhere.txt",)}, "data.source.files: there is no file"),
+        (
+            {"files": ("a.txt",), "quotes": "plain"},
+            "data.source.quotes: none of the files is one of .csv, .tsv, got plain",
+        ),
         ({"files": ("corpus.pdf",)}, "corpus.pdf' cannot be read; allowed: a name that ends in .txt, .csv"),
     ],
 )
 def test_files_that_are_not_there_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         texts(TextSource.model_validate({"kind": "text", **changes}), "train")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"kind": "text", "files": ["a.txt"], "dev_files": ["b.txt"]},
-        {"kind": "hub_text", "repository": "a/b", "dev_split": "validation"},
-    ],
-)
-def test_a_fraction_that_nothing_is_held_out_for_is_refused(source: dict[str, Any]) -> None:
-    model = TextSource if source["kind"] == "text" else HubTextSource
-    assert model.model_validate({**source, "held_out_fraction": 0.01}).held_out_fraction == 0.01, "as runs record it"
-    with pytest.raises(ValueError, match="held_out_fraction: nothing is held out with dev_"):
-        model.model_validate({**source, "held_out_fraction": 0.1})
 
 
 def test_splits_of_the_hub_need_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from transformers import BertConfig
 from raypp.config import FilesSource, OwnTask
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
+from raypp.kinds.classification import _warn_of_order
 from raypp.tasks import TASKS, Task, resolve_task
 
 
@@ -36,6 +37,7 @@ def test_labels_that_differ_in_that_alone_are_told_apart() -> None:
 
 
 def test_labels_without_names_are_taken_as_they_come_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_order.cache_clear()
     with caplog.at_level(logging.WARNING, logger="raypp"):
         assert order(TASKS["sst2"], "LABEL_0", "LABEL_1") == [0, 1]
         assert not caplog.records

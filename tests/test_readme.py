@@ -1,0 +1,57 @@
+"""The README's examples: its experiments are experiments, and its loop learns masks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import BertConfig, BertForSequenceClassification
+
+from raypp.load_config import experiment_from
+from raypp.pruning.linear import masked_layers
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_experiments_load() -> None:
+    documents = [document for block in blocks("yaml") for document in yaml.safe_load_all(block)]
+    assert len(documents) >= 6
+    for document in documents:
+        values = {"name": "shown", "task": "mrpc", "student": {"model": "m"}, "pruning": {"method": "topk"}, **document}
+        assert experiment_from(values, expand_paths=False).name == "shown"
+
+
+def test_the_loop_ends_with_what_it_was_asked_for() -> None:
+    (loop,) = (block for block in blocks("python") if "Pruner(" in block)
+    placeholder = re.search(r"^    \.\.\.  # your forward.*$", loop, re.MULTILINE)
+    assert placeholder is not None
+    loop = loop.replace(placeholder[0], "    train_step(optimizer, pruner)")
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, **small)).train()
+    ids, labels = torch.randint(5, 50, (8, 10)), torch.randint(0, 2, (8,))
+    began: list[dict[str, torch.Tensor]] = []
+
+    def train_step(optimizer: torch.optim.Optimizer, pruner: Any) -> None:
+        if not began:
+            began.append({name: scores.detach().clone() for name, scores in pruner.scores()})
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    names: dict[str, Any] = {"model": model, "total_steps": 20, "warmup_steps": 2, "train_step": train_step}
+    exec(loop, names)
+    density = names["pruner"].density().linear
+    assert density == pytest.approx(0.15, abs=1e-3)
+    assert names["plain"] is model
+    assert not masked_layers(model)
+    moved = [float((scores - began[0][name]).detach().abs().max()) for name, scores in names["pruner"].scores()]
+    assert min(moved) > 0.05, "scores learn at their own rate"
