@@ -281,6 +281,7 @@ def experiment(folder: Path, encoder: Path, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_whole_run_and_the_commands_around_it(
