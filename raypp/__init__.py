@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raypp.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from raypp.config import Experiment
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ConfigError", "RunFailed", "draw", "load_experiment", "sweep", "train"]
 
 
-def load_experiment(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads an experiment file; see `raypp.load_config.load_experiment`."""
     from raypp.load_config import load_experiment as load
 
@@ -36,11 +37,11 @@ def train(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
     return run(experiment, fresh=fresh)
 
 
-def sweep(experiment: Experiment) -> dict[str, Any]:
-    """Runs a sweep and returns its front and what else it came to; see `raypp.cluster.sweep.sweep`."""
+def sweep(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
+    """Runs a sweep, or what is left of it, and returns its result; see `raypp.cluster.sweep.sweep`."""
     from raypp.cluster.sweep import sweep as run
 
-    return run(experiment)
+    return run(experiment, fresh=fresh)
 
 
 def draw(reference: str | Path) -> dict[str, Picture]:

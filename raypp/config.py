@@ -24,6 +24,11 @@ LayerNumber = Annotated[int, Field(ge=0)]
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
 
 
+def method_name(spelling: str) -> str:
+    """A pruning method's name, from any spelling of the original scripts."""
+    return METHOD_ALIASES.get(spelling, spelling)
+
+
 # Where the search for lambda begins if nothing is said: what the small encoders' soft movement pruning was run with.
 FIRST_LAMBDA = 100.0
 
@@ -34,6 +39,33 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+# Two ways to say one thing, and the value of the first where neither is given.
+ALTERNATIVES: dict[tuple[str, str], float] = {
+    ("epochs", "max_steps"): 3.0,
+    ("batch_size", "batch_tokens"): 32,
+    ("warmup_fraction", "warmup_steps"): 0.1,
+    ("every_epochs", "every_steps"): 1.0,
+}
+
+
+def _one_of_each(model: type[BaseModel], values: Any) -> Any:
+    """The values, with the default of every pair of alternatives of which none is given; ValueError where both are."""
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    for (first, second), default in ALTERNATIVES.items():
+        if first not in model.model_fields:
+            continue
+        given = [name for name in (first, second) if values.get(name) is not None]
+        if len(given) == 2:
+            raise ValueError(
+                f"{first} and {second} exclude each other, got {first}={values[first]} and {second}={values[second]}"
+            )
+        if not given:
+            values[first] = default
+    return values
 
 
 # --- task and data ---------------------------------------------------------------------------------------------------
@@ -344,23 +376,7 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_of_two_ways(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        for first, second, default in (
-            ("epochs", "max_steps", 3.0),
-            ("batch_size", "batch_tokens", 32),
-            ("warmup_fraction", "warmup_steps", 0.1),
-        ):
-            given = [key for key in (first, second) if values.get(key) is not None]
-            if len(given) == 2:
-                raise ValueError(
-                    f"{first} and {second} exclude each other, got {first}={values[first]} and "
-                    f"{second}={values[second]}"
-                )
-            if not given:
-                values[first] = default
-        return values
+        return _one_of_each(cls, values)
 
 
 class TeacherSettings(Settings):
@@ -435,11 +451,6 @@ class PruningBase(Settings):
     """Warmups at the end, at the final value."""
     layers: LayerRule = LayerRule()
     """Which linear layers are pruned."""
-
-    @property
-    def learns_scores(self) -> bool:
-        """Whether the method has scores of its own (magnitude has none)."""
-        return True
 
     @property
     def requested_density(self) -> float | None:
@@ -622,7 +633,7 @@ def _method_of(value: Any) -> Any:
 
 def _resolve_method_alias(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("method"), str):
-        return {**value, "method": METHOD_ALIASES.get(value["method"], value["method"])}
+        return {**value, "method": method_name(value["method"])}
     return value
 
 
@@ -674,7 +685,9 @@ class DistillationSettings(Settings):
     @model_validator(mode="after")
     def _some_loss(self) -> DistillationSettings:
         if self.soft_weight == 0 and self.hard_weight == 0 and self.logits_weight == 0:
-            raise ValueError("soft_weight and hard_weight are both 0: the model's outputs would not be learned")
+            raise ValueError(
+                "soft_weight, hard_weight and logits_weight are all 0: the model's outputs would not be learned"
+            )
         return self
 
     @model_validator(mode="after")
@@ -720,15 +733,7 @@ class EvaluationSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_rhythm(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = [key for key in ("every_epochs", "every_steps") if values.get(key) is not None]
-        if len(given) == 2:
-            raise ValueError(
-                f"every_epochs and every_steps exclude each other, got {values['every_epochs']} and "
-                f"{values['every_steps']}"
-            )
-        return values if given else {**values, "every_epochs": 1.0}
+        return _one_of_each(cls, values)
 
 
 class ClusterSettings(Settings):

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from raypp.data.batches import plan_tokens
-from raypp.data.features import Features
 from raypp.kinds import TaskKind
 from raypp.models import max_positions
 from raypp.predictions import Predictions, without_padding
@@ -74,16 +73,19 @@ def evaluate(
     Raises:
         FloatingPointError: a logit is not finite.
     """
-    metrics: dict[str, float] = {}
-    predictions: dict[str, Predictions] = {}
-    for split, features in splits.items():
-        predictions[split] = predict(model, features, kind, pad_id, worker)
-        scores = kind.metrics(predictions[split])
-        metrics |= {split_key(split, tuple(splits)) + name: value for name, value in scores.items()}
-    return metrics, predictions
+    predictions = {split: predict(model, features, kind, pad_id, worker) for split, features in splits.items()}
+    return metrics_of(kind, predictions), predictions
 
 
-def teacher_predictions(features: Features) -> Predictions:
-    """The predictions that a teacher's stored logits are."""
-    assert features.teacher_logits is not None, "there is a teacher"
-    return Predictions(features, features.teacher_logits)
+def metrics_of(kind: TaskKind, predictions: Mapping[str, Predictions]) -> dict[str, float]:
+    """Metrics of every split, by key.
+
+    Raises:
+        FloatingPointError: a prediction is not finite.
+    """
+    splits = tuple(predictions)
+    return {
+        split_key(split, splits) + name: value
+        for split, predicted in predictions.items()
+        for name, value in kind.metrics(predicted).items()
+    }

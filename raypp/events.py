@@ -50,7 +50,7 @@ class TrialAdvanced:
     trial: str
     """Name of its run."""
     stratum: str
-    """Whom it competes with: trials of the same requested density."""
+    """Whom it competes with (`stopping.stratum_of`)."""
     state: TrialState
     fraction: float
     """Part of its steps that is done, 0 to 1."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from raypp.config import METHOD_ALIASES, Experiment
+from raypp.config import Experiment, method_name
 from raypp.errors import ConfigError
 from raypp.load_config import expanded, experiment_from
 from raypp.original_command import OriginalCommand
@@ -214,7 +214,7 @@ class _Translation:
     def _pruning(self) -> None:
         command, method = (
             self.command,
-            METHOD_ALIASES.get(self.command["pruning_method"], self.command["pruning_method"]),
+            method_name(self.command["pruning_method"]),
         )
         if method not in METHODS:
             raise ConfigError(f"--pruning_method: allowed are {', '.join(METHODS)}, got {method!r}")

@@ -9,7 +9,7 @@ from itertools import cycle
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from raypp.config import METHOD_ALIASES
+from raypp.config import method_name
 from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
 from raypp.front import Point
 from raypp.published import METHOD_NAMES, PublishedCurve
@@ -80,7 +80,7 @@ def _method_name(point: Point) -> str:
     if section is None:
         return "dense"
     method = point.changes.get("pruning.method", section.get("method"))
-    return "trials" if method is None else METHOD_NAMES[METHOD_ALIASES.get(method, method)]
+    return "trials" if method is None else METHOD_NAMES[method_name(method)]
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], label: str, color: str, marker: str) -> None:

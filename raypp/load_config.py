@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raypp.config import METHOD_ALIASES, Experiment, LanguageModelingTask, OwnTask
+from raypp.config import ALTERNATIVES, Experiment, LanguageModelingTask, OwnTask, method_name
 from raypp.errors import ConfigError
 
 # The fields in which `~` and `${VAR}` are expanded; they are paths, or may be.
@@ -37,13 +37,6 @@ PATH_FIELDS = (
     "cluster.store",
 )
 DISCRIMINATORS = ("method", "kind")
-# Two ways to say one thing: the later of file and override replaces the other way.
-ALTERNATIVES = (
-    ("epochs", "max_steps"),
-    ("batch_size", "batch_tokens"),
-    ("warmup_fraction", "warmup_steps"),
-    ("every_epochs", "every_steps"),
-)
 
 
 class _Loader(yaml.SafeLoader):
@@ -117,7 +110,7 @@ def is_setting(path: str) -> bool:
     """Whether there is such a field path under some method and kind."""
     here: list[Any] = [Experiment]
     for part in path.split("."):
-        fields = [model.model_fields for each in here for model in _models_of(each)]
+        fields = [model.model_fields for each in here for model in models_in(each)]
         within = [known[part].annotation for known in fields if part in known]
         if not within:  # the keys of a mapping are the user's
             return any(get_origin(each) is dict for annotation in here for each in (annotation, *get_args(annotation)))
@@ -211,7 +204,7 @@ def _starts_anew(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def _meant(value: Any) -> Any:
     """The same for every spelling of a method."""
-    return METHOD_ALIASES.get(value, value) if isinstance(value, str) else value
+    return method_name(value) if isinstance(value, str) else value
 
 
 # --- overrides and paths ---------------------------------------------------------------------------------------------
@@ -282,9 +275,7 @@ def _expand_paths(tree: _Tree, origin: str) -> list[str]:
     problems = []
     for name in PATH_FIELDS:
         *sections, last = name.split(".")
-        section: Any = tree.values
-        for key in sections:
-            section = section.get(key) if isinstance(section, dict) else None
+        section = within(tree.values, sections)
         if not isinstance(section, dict):
             continue
         given = section.get(last)
@@ -360,7 +351,7 @@ def _field_path(loc: tuple[Any, ...]) -> str:
     names: list[str] = []
     here: Any = Experiment
     for part in loc:
-        models = _models_of(here)
+        models = models_in(here)
         known = {name: info for model in models for name, info in model.model_fields.items()}
         if isinstance(part, str) and part not in known and names and not _is_leaf_key(part, models):
             continue
@@ -380,11 +371,11 @@ def _tags(model: type[BaseModel], name: str) -> bool:
     return name in model.model_fields and bool(get_args(model.model_fields[name].annotation))
 
 
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """All settings models that an annotation admits."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_of(argument)]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def _fields_at(section: list[str], values: Any) -> list[str]:
@@ -392,12 +383,12 @@ def _fields_at(section: list[str], values: Any) -> list[str]:
     here: Any = Experiment
     for key in section:
         values = values.get(key) if isinstance(values, dict) else None
-        known = {name: info.annotation for model in _models_of(here) for name, info in model.model_fields.items()}
+        known = {name: info.annotation for model in models_in(here) for name, info in model.model_fields.items()}
         here = known.get(key)
-    models = _models_of(here)
+    models = models_in(here)
     for name in DISCRIMINATORS:
         chosen = values.get(name) if isinstance(values, dict) else None
-        chosen = METHOD_ALIASES.get(chosen, chosen) if isinstance(chosen, str) else None
+        chosen = method_name(chosen) if isinstance(chosen, str) else None
         chosen_models = [m for m in models if _tags(m, name) and chosen in get_args(m.model_fields[name].annotation)]
         models = chosen_models or models
     return sorted({name for model in models for name in model.model_fields})

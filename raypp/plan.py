@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from raypp.config import (
     DistillationSettings,
@@ -57,8 +57,6 @@ from raypp.training_rows import TRAIN_SPLIT, Lengths, TrainingRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Section = TypeVar("Section", bound=Settings)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Window:
             self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.norms += norm
 
-    def drain(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Means over the window, which starts anew."""
+    def means(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Means over the window."""
         means = {"perf/step_seconds": self.seconds / self.steps}
         if self.skipped_steps:
             means["train/skipped_steps"] = self.skipped_steps
@@ -67,7 +67,6 @@ class Window:
             means |= {f"train/{name}": value / self.counts[name] for name, value in self.sums.items()}
             means["train/loss"] = sum(weights[name] * means[f"train/{name}"] for name in self.terms)
             means["train/gradient_norm"] = self.norms / taken
-        self.__init__(self.terms)  # type: ignore[misc]
         return means
 
 

@@ -19,8 +19,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raypp.config import Experiment
-from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, PATH_FIELDS
+from raypp.config import ALTERNATIVES, Experiment
+from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, models_in
 
 WIDTH = 120
 SECTION = "SECTION"  # stands for a link to it, until it is known where that is
@@ -93,19 +93,13 @@ def _sections() -> list[Section]:
     for section in found:  # grows meanwhile: breadth first
         for model in section.models:
             for name, info in model.model_fields.items():
-                models = tuple(each for each in _models_in(info.annotation) if each not in known)
+                models = tuple(each for each in models_in(info.annotation) if each not in known)
                 if models:
                     known.update(models)
                     path = f"{section.path}.{name}".strip(".") + ".*" * _is_mapping(info.annotation)
                     found.append(Section(path, info.description or "", models))
     tops = [section.path for section in found if section.level == 2]
     return sorted(found, key=lambda section: tops.index(section.path.split(".")[0]))
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _is_mapping(annotation: Any) -> bool:
@@ -164,7 +158,7 @@ def _entry(model: type[BaseModel], name: str, places: Mapping[type[BaseModel], S
     """A setting as an element of a list: what it may be, its default, what it means."""
     info = model.model_fields[name]
     allowed = _listed(_allowed(_schemas(model)[name]), "or")
-    for held in _models_in(info.annotation)[:1]:
+    for held in models_in(info.annotation)[:1]:
         title = places[held].title
         allowed = allowed.replace(SECTION, f"section [{title}](#{_anchor(title)})")
     first, *others = _paragraphs(info.description or "")

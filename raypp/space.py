@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from raypp.config import METHOD_ALIASES, Axis, Experiment, SweepSettings
+from raypp.config import ALTERNATIVES, Axis, Experiment, SweepSettings, method_name
 from raypp.errors import ConfigError
-from raypp.load_config import ALTERNATIVES, DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes, within
+from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes, within
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
@@ -301,4 +301,4 @@ def _resolved(path: str, value: Any) -> Any:
     """A value of a field as an experiment holds it."""
     if not isinstance(value, str):
         return value
-    return expanded(value) if path in PATH_FIELDS else METHOD_ALIASES.get(value, value)
+    return expanded(value) if path in PATH_FIELDS else method_name(value)

@@ -80,7 +80,8 @@ class Halving:
         self._metrics: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
 
     def judge(self, trial: str, stratum: str, fraction: float, metric: float) -> Judgement | None:
-        """Takes an evaluation into account; None where it is the trial's first at no rung."""
+        """Records an evaluation and judges the trial at the highest rung it has reached. None where there is nothing to
+        judge: no rung is reached yet, the trial is at its end, or it was judged at this rung before."""
         reached = [rung for rung in self.rungs if rung <= fraction + 1e-9]
         if not reached or fraction >= 1 or trial in self._metrics[stratum, reached[-1]]:
             return None

@@ -1,4 +1,4 @@
-"""What a run came to, as `raypp train` prints it at the end."""
+"""What `raypp train` and `raypp sweep` print: the trials before they run, and the result or the front at the end."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class TrialOutcome:
     settings: Mapping[str, Any]
     """What its point sets, by field path."""
     stratum: str
-    """Whom it competed with: trials of the same requested density."""
+    """Whom it competed with (`stopping.stratum_of`)."""
     state: EndState
     density: float | None
     """Achieved density of the linear weights; of a trial that did not finish, at its last evaluation."""

@@ -59,7 +59,8 @@ class Task:
     """Label names in the order of the model's outputs (the hub's order), or the numbers of the endings; empty for
     regression."""
     metrics: tuple[str, ...]
-    """Names of `raypp.metrics`; the first is the headline."""
+    """Names, the headline first: of `metrics.METRICS`; for question answering of `answer_metrics.ANSWER_METRICS`; for
+    language modelling `perplexity`."""
     train_split: str | None = "train"
     """None for a diagnostic set, which nobody trains on."""
     eval_splits: tuple[str, ...] = ("dev",)

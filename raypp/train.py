@@ -231,7 +231,8 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         if done % settings.log_every_steps == 0 or saving:
             progress.tokens += window.tokens
             progress.computed_tokens += window.computed_tokens
-            metrics = window.drain(objective.weights) | pruner.describe(point) | _rates(optimizer)
+            metrics = window.means(objective.weights) | pruner.describe(point) | _rates(optimizer)
+            window = Window(window.terms)
             if penalty is not None:
                 metrics["train/penalty"] = float(penalty)
             metrics["train/epoch"] = steps.epochs_after(done)

@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+BUCKET_BYTES = 64 << 20  # of a message between workers
 
-def _ignore(_: Any) -> None:
+
+def ignore(_: Any) -> None:
     """Nobody is watching."""
 
 
-def _never() -> bool:
+def never() -> bool:
     """Nobody asks it to leave."""
     return False
 
@@ -32,14 +34,14 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    on_event: Callable[[Any], None] = _ignore
+    on_event: Callable[[Any], None] = ignore
     """Takes progress events for the display; may be called often."""
-    on_report: Callable[[dict[str, Any]], None] = _ignore
+    on_report: Callable[[dict[str, Any]], None] = ignore
     """Takes the metrics of every report, on every worker at the same step."""
-    leaves: Callable[[], bool] = _never
+    leaves: Callable[[], bool] = never
     """Whether this process is to leave (a command that ends, a node that is taken away). Asked at every step; one
     worker is enough for all to save that step and raise `Left`."""
-    is_stopped: Callable[[], bool] = _never
+    is_stopped: Callable[[], bool] = never
     """Whether a process that leaves does so for good: a sweep does not go on with its run."""
     may_stop: bool = False
     """Whether who takes the reports may end the run there and then, process and all."""
@@ -124,15 +126,15 @@ class Worker:
             self.gather(None)
 
 
-def _buckets(tensors: Sequence[Tensor], bucket_bytes: int = 64 << 20) -> list[list[Tensor]]:
-    """Tensors in runs of about `bucket_bytes`: few messages, and no second copy of the whole model."""
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors in runs of about `BUCKET_BYTES`: few messages, and no second copy of the whole model."""
     buckets: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
         if size > room:
             buckets.append([])
-            room = bucket_bytes
+            room = BUCKET_BYTES
         buckets[-1].append(tensor)
         room -= size
     return buckets

@@ -1,1 +1,1 @@
-"""All that knows Ray: the session, Ray Data, Ray Train and, later, Ray Tune."""
+"""All that knows Ray: the session, Ray Data, Ray Train and Ray Tune."""

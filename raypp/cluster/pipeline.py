@@ -21,12 +21,13 @@ from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
 from raypp.data.sources import RawData
 from raypp.errors import ConfigError
-from raypp.evaluate import split_key, teacher_predictions
+from raypp.evaluate import metrics_of
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.kinds import TaskKind
 from raypp.models import load_model_config
 from raypp.plan import ModelInput, Plan, Prepare, make_plan
+from raypp.predictions import Predictions
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact, Store
@@ -201,14 +202,14 @@ def _teacher(
     if plan.teacher is None or not plan.kind.stores_teacher_logits:
         return None, None
     own = _features_of(plan, plan.teacher, features, session, on_event)
-    metrics: dict[str, float] = {}
+    predictions: dict[str, Predictions] = {}
     for split in plan.task.eval_splits:
         logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
         features_of_split = Features.from_table(own[split].read_table())
         answered = features_of_split.with_teacher_logits(logits.read_table(), plan.kind.outputs_per_token)
-        scores = plan.kind.metrics(teacher_predictions(answered))
-        metrics |= {split_key(split, plan.task.eval_splits) + name: value for name, value in scores.items()}
-    return metrics, _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
+        assert answered.teacher_logits is not None
+        predictions[split] = Predictions(answered, answered.teacher_logits)
+    return metrics_of(plan.kind, predictions), _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
 
 
 def _features_of(

@@ -32,11 +32,11 @@ class Shares:
         self.starting: set[str] = set()
         """Trials whose group is about to end, or does not train yet."""
         self.waiting: list[str] = []
-        """Of these, who has asked in vain, in order."""
+        """Trials that wait for places, in order; only the first may ask."""
         self.in_vain: set[str] = set()
-        """Of these, who has asked and was given nothing."""
+        """Of these, those refused even the minimum when it was their turn; next time they ask for no more than that."""
         self.pleads = False
-        """Whether the first of these has since the last one gave way: another one is to."""
+        """Whether the first in line was refused since a trial last gave way: then the largest shrinks (`target`)."""
 
     def update(self, room: int | None, trials: int) -> None:
         """What the nodes have room for now, None where they start as they are needed; the trials that run or could."""

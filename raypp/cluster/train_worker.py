@@ -9,7 +9,7 @@ from raypp.cluster.line import Line, Notice, warnings_to
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.train import Job, fit
-from raypp.worker import Worker
+from raypp.worker import Worker, ignore
 
 
 def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=get_device(),
-        on_event=tell if first else _ignore,
+        on_event=tell if first else ignore,
         on_report=report,
         leaves=notice,
         may_stop=may_stop,
@@ -67,7 +67,3 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
         return {"failed": str(failure)}
     finally:
         notice.close()
-
-
-def _ignore(_: Any) -> None:
-    """Only the first worker tells."""

@@ -26,7 +26,7 @@ from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, held_back
 from raypp.storage import Location, tidying
 from raypp.train import Job, fit
-from raypp.worker import Worker
+from raypp.worker import Worker, ignore, never
 
 EventHandler = Callable[[Any], None]
 CONTROLLER_FAILURES = 2  # how often Ray Train's controller may fail, and how often its process may be lost
@@ -61,9 +61,9 @@ def run_job(
         Left: `leaves` has said so; the step it was at is saved.
         RunFailed: training failed for good; the same command resumes it.
     """
-    on_report = on_report or _ignore
+    on_report = on_report or ignore
     if job.experiment.cluster.max_workers:
-        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or _never, share)
+        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or never, share)
     device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
     worker = Worker(device=device, on_event=on_event, on_report=on_report, may_stop=may_stop)
     if leaves is not None:
@@ -194,7 +194,7 @@ def _run_group(
             on_event(Message(STOPPING))
         with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
             line.ask_to_leave(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
-        wait([fitted], STOP_SECONDS if leaves is _never else TRIAL_STOP_SECONDS)
+        wait([fitted], STOP_SECONDS if leaves is never else TRIAL_STOP_SECONDS)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             returned = fitted.result().return_value
             if "left" in returned:
@@ -268,12 +268,3 @@ def _explained(error: BaseException) -> Exception:
     found = [getattr(each, "health_check_failure", each) for each in causes]
     taken = isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in found)
     return (WorkersTaken if taken else WorkersLost)(f"{type(cause).__name__}: {str(cause).strip()}")
-
-
-def _ignore(_: Any) -> None:
-    """Nobody wants to know."""
-
-
-def _never() -> bool:
-    """Nobody asks it to leave."""
-    return False

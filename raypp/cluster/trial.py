@@ -6,6 +6,7 @@ What a trial reports, always with the same fields:
     fraction           part of its steps that is done, 0 to 1
     density            of the linear weights, now; None while unknown
     metric             the headline metric; None in a report that is no evaluation
+    repeated           whether an earlier session made this evaluation
     messages           lines for the user since the report before
     placement_group    of its own workers, hex; None without any
     work_seconds       what training and the final evaluation took in this session; None until the end, and where

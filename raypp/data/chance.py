@@ -24,11 +24,6 @@ class Chance:
         """True with the given probability."""
         return self._random.random() < probability
 
-    def sample(self, choices: Sequence[T], count: int) -> list[T]:
-        """`count` different choices in random order."""
-        left = list(choices)
-        return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
-
 
 def split_of(*words: str) -> str:
     """The one split that may use this combination of content words: 80% train, 10% dev, 10% test."""

@@ -27,6 +27,7 @@ from raypp.tasks import Task
 logger = logging.getLogger("raypp")
 
 DELIMITED = (".csv", ".tsv")
+COLUMNS = "data.source.columns"
 
 Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
 """The place of each record, for messages, and its values by column."""
@@ -46,7 +47,7 @@ class FilesData(RawData):
             if split not in self.files
         ]
         for split, file in self.files.items():
-            problems += _problems(split, file, needed=split in (*required, "test"))
+            problems += problems_of_file(split, file, READERS, needed=split in (*required, "test"))
         kind = kind_of(task)
         others = Columns.model_fields.keys() - {*kind.column_settings, kind.label_column}
         # What a run has recorded is every column, also those that nobody named.
@@ -65,8 +66,8 @@ class FilesData(RawData):
         optional = split in self.task.test_splits
         for place, record in read_records(self.files[split], self.quotes, {*self.columns, self.label}):
             try:
-                texts = self.kind.texts([_value(record, column) for column in self.columns], self.columns)
-                value = record.get(self.label) if optional else _value(record, self.label)
+                texts = self.kind.texts([value_in(record, column, COLUMNS) for column in self.columns], self.columns)
+                value = record.get(self.label) if optional else value_in(record, self.label, COLUMNS)
                 absent = optional and value in (None, "")
                 yield *texts, None if absent else self.kind.label(value, self.label, labels)
             except BadValue as bad:
@@ -85,9 +86,10 @@ class FilesData(RawData):
         return str(self.files[split])
 
 
-def _value(record: dict[str, object], column: str) -> object:
+def value_in(record: dict[str, object], column: str, setting: str) -> object:
+    """A record's value; BadValue where it has no such column, naming the setting that says so."""
     if column not in record:
-        raise BadValue(f"no column {column!r} (data.source.columns); there are: {', '.join(record)}")
+        raise BadValue(f"no column {column!r} ({setting}); there are: {', '.join(record)}")
     return record[column]
 
 
@@ -96,15 +98,15 @@ def ending(file: Location) -> str:
     return "." + file.name.rsplit(".", 1)[-1].lower()
 
 
-def _problems(split: str, file: Location, needed: bool) -> list[str]:
-    """What is wrong with a file that is not even opened yet."""
-    if ending(file) not in READERS:
-        return [f"data.source.{split}: {str(file)!r} cannot be read; allowed: a name that ends in {', '.join(READERS)}"]
+def problems_of_file(field: str, file: Location, endings: Collection[str], *, needed: bool = True) -> list[str]:
+    """What is wrong with a file that is not even opened yet; `field` is its setting in data.source."""
+    if ending(file) not in endings:
+        return [f"data.source.{field}: {str(file)!r} cannot be read; allowed: a name that ends in {', '.join(endings)}"]
     try:
         there = file.is_file()
     except OSError as error:
-        return [f"data.source.{split}: {str(file)!r} cannot be opened: {error}"]
-    return [f"data.source.{split}: there is no file {str(file)!r}"] if needed and not there else []
+        return [f"data.source.{field}: {str(file)!r} cannot be opened: {error}"]
+    return [f"data.source.{field}: there is no file {str(file)!r}"] if needed and not there else []
 
 
 def problems_of_quotes(quotes: Quotes, files: Iterable[Location]) -> list[str]:

@@ -12,7 +12,15 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from raypp.config import GlueTextSource, HubTextSource, OfficialSource, TextSource
-from raypp.data.files import READERS, ending, file_identity, problems_of_quotes, read_records
+from raypp.data.files import (
+    READERS,
+    ending,
+    file_identity,
+    problems_of_file,
+    problems_of_quotes,
+    read_records,
+    value_in,
+)
 from raypp.data.hub import load_dataset
 from raypp.data.lines import numbered_lines, without_end
 from raypp.data.official import OfficialData
@@ -74,13 +82,7 @@ class TextFiles(TextData):
         problems = problems_of_quotes(self.quotes, [*self.files[TRAIN], *self.files[DEV]])
         for field, files in (("files", self.files[TRAIN]), ("dev_files", self.files[DEV])):
             for file in files:
-                if ending(file) not in (".txt", *READERS):
-                    allowed = ", ".join((".txt", *READERS))
-                    problems.append(
-                        f"data.source.{field}: {str(file)!r} cannot be read; allowed: a name that ends in {allowed}"
-                    )
-                elif not file.is_file():
-                    problems.append(f"data.source.{field}: there is no file {str(file)!r}")
+                problems += problems_of_file(field, file, (".txt", *READERS))
         if problems:
             raise ConfigError(problems)
         super().__init__(task, None if source.dev_files else source.held_out_fraction, max_train_rows)
@@ -92,11 +94,7 @@ class TextFiles(TextData):
                 continue
             for place, record in read_records(file, self.quotes, {self.column}):
                 try:
-                    if self.column not in record:
-                        raise BadValue(
-                            f"no column {self.column!r} (data.source.column); there are: {', '.join(record)}"
-                        )
-                    yield text_of(record[self.column], self.column)
+                    yield text_of(value_in(record, self.column, "data.source.column"), self.column)
                 except BadValue as bad:
                     raise bad.at(place) from None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raypp.pruning.linear import MaskedLinear, encoder_of, is_encoder_name, linear_layers, masked_layers
+from raypp.pruning.linear import MaskedLinear, all_linear_layers, encoder_of, is_encoder_name, masked_layers
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def count_density(model: nn.Module, layer_names: Iterable[str] | None = None) ->
 
 def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Linear | MaskedLinear]:
     masked = masked_layers(model)
-    available: dict[str, nn.Linear | MaskedLinear] = {**linear_layers(model), **masked}
+    available = all_linear_layers(model)
     if names is None:
         chosen = {name: layer for name, layer in available.items() if not masked or name in masked}
     else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raypp.pruning.density import kept_weights, split_layer_name
-from raypp.pruning.linear import MaskedLinear, encoder_of, linear_layers, masked_layers
+from raypp.pruning.linear import MaskedLinear, all_linear_layers, encoder_of
 
 # What the model families call the four matrices of an attention layer, below the part of the name that says attention.
 _ROLES = {
@@ -57,7 +57,7 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
         return ()
     found: dict[tuple[str, str, str], dict[str, nn.Linear | MaskedLinear]] = {}
     heads: dict[tuple[str, str, str], int] = {}
-    layers: dict[str, nn.Linear | MaskedLinear] = {**linear_layers(model), **masked_layers(model)}
+    layers = all_linear_layers(model)
     for name, layer in layers.items():
         stack, number, kind = split_layer_name(name)
         for role, pattern in _ATTENTION.items():

@@ -189,6 +189,11 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLinear]:
     return {name: module for name, module in encoder_of(model).named_modules() if isinstance(module, MaskedLinear)}
 
 
+def all_linear_layers(model: nn.Module) -> dict[str, nn.Linear | MaskedLinear]:
+    """The linear layers that may be pruned and those that are, by name inside the encoder."""
+    return {**linear_layers(model), **masked_layers(model)}
+
+
 def select_layers(model: nn.Module, rule: LayerRule) -> dict[str, nn.Linear]:
     """The linear layers that a rule prunes, by name inside the encoder. Reads no weights: a meta-device model will do.
 

@@ -275,7 +275,7 @@ class Pruner:
         if not has_nan:
             return
         if names := [name for name, source in sources.items() if bool(source.isnan().any())]:
-            kind = "scores" if self.settings.learns_scores else "weights"
+            kind = "scores" if self.scores() else "weights"
             raise FloatingPointError(f"NaN in the {kind} of {', '.join(names[:5])}" + (" …" if len(names) > 5 else ""))
 
     def _require_patched(self) -> None:

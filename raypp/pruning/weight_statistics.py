@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raypp.pruning.density import DensityReport, LayerDensity, kept_weights
 from raypp.pruning.heads import AttentionHeads, count_heads
-from raypp.pruning.linear import MaskedLinear, linear_layers, masked_layers
+from raypp.pruning.linear import MaskedLinear, all_linear_layers
 from raypp.storage import Location
 
 STATISTICS = "statistics.npz"  # name of their file, in a run's folder of figures
@@ -155,7 +155,7 @@ def measure(model: nn.Module, density: DensityReport, initial: nn.Module | None 
     Raises:
         DifferentModel: `initial` lacks one of the matrices, or has it in another shape.
     """
-    found = _linears(model)
+    found = all_linear_layers(model)
     layers = [found[layer.name] for layer in density.layers]
     weights = [layer.weight for layer in layers]
     before = None if initial is None else _initial_weights(initial, density.layers, weights)
@@ -175,12 +175,8 @@ def measure(model: nn.Module, density: DensityReport, initial: nn.Module | None 
     )
 
 
-def _linears(model: nn.Module) -> dict[str, _Linear]:
-    return {**linear_layers(model), **masked_layers(model)}
-
-
 def _initial_weights(initial: nn.Module, layers: Sequence[LayerDensity], weights: Sequence[Tensor]) -> list[Tensor]:
-    found = _linears(initial)
+    found = all_linear_layers(initial)
     for layer, weight in zip(layers, weights, strict=True):
         if layer.name not in found or found[layer.name].weight.shape != weight.shape:
             raise DifferentModel(f"the initial model has no matrix {layer.name} of shape {tuple(weight.shape)}")
