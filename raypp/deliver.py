@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from raypp.data.features import Features
-    from raypp.train import Job
+    from raypp.loop import Job
 
 FOLD_TOLERANCE = 1e-5
 

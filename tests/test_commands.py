@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 import torch
 import yaml
@@ -20,10 +22,11 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
 )
-from whole_runs import copy_tokenizer
+from whole_runs import assert_same, copy_tokenizer, outcome
 
 import raypp
 from raypp.cli import main
+from raypp.cluster.session import Session
 from raypp.export.huggingface import save_model
 from raypp.models import load_pretrained
 from raypp.run_figures import FIGURES
@@ -146,6 +149,88 @@ def test_a_run_that_was_killed_while_it_delivered_keeps_its_speed(finished: Path
     assert after["device_hours"] == before["device_hours"] > 0
 
 
+def test_a_finished_run_is_returned_and_fresh_starts_over(
+    finished: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = (finished / "result.json").stat().st_mtime_ns
+    assert main(["train", str(world / "mrpc.yaml")]) == 0
+    assert "student:  finished before" in capsys.readouterr().err
+    assert (finished / "result.json").stat().st_mtime_ns == written
+    shutil.copytree(finished, tmp_path / "mrpc" / "first")
+    where = [f"cluster.storage={tmp_path}", f"cluster.store={world / 'runs' / 'store'}"]
+    one = ["train.max_steps=1", "pruning.final_warmup=0", "evaluation.every_steps=1"]
+    assert main(["train", str(world / "mrpc.yaml"), *where, *one]) == 2
+    assert "holds a run with other settings" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", str(world / "mrpc.yaml"), *where, *one, "--fresh"]) == 0
+    assert json.loads((tmp_path / "mrpc" / "first" / "result.json").read_text())["steps"] == 1
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """s3://… is kept in a folder here, by a filesystem that is not local: no lock, no append, no rename."""
+    (folder := tmp_path / "s3").mkdir()
+    filesystem, opened = pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), Location.of
+
+    def of(uri: str | Path, field: str = "path") -> Location:
+        scheme, mark, path = str(uri).partition("://")
+        return Location(filesystem, path) if mark and scheme in ("s3", "subtree") else opened(uri, field)
+
+    monkeypatch.setattr(Location, "of", staticmethod(of))
+    return folder
+
+
+def test_a_run_in_a_bucket_is_the_one_on_a_disk_and_goes_on_there(
+    bucket: Path, finished: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["cluster.storage=s3://bucket/runs", f"cluster.store={world / 'runs' / 'store'}"]
+    assert main(["train", str(world / "mrpc.yaml"), *where]) == 0
+    run = bucket / "bucket" / "runs" / "mrpc" / "first"
+    assert {path.name for path in run.iterdir()} == {path.name for path in finished.iterdir()}
+    assert_same(outcome(run), outcome(finished))
+    for name in ("result.json", "predictions.tsv", "checkpoints/step-00000006/manifest.json"):  # as a kill leaves it
+        (run / name).unlink()
+    shutil.rmtree(run / "model")
+    capsys.readouterr()
+    assert main(["train", str(world / "mrpc.yaml"), *where]) == 0
+    assert "goes on after step 3" in " ".join(capsys.readouterr().err.split())
+    assert_same(outcome(run), outcome(finished))
+    assert main(["evaluate", "s3://bucket/runs/mrpc/first", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "predictions-dev.tsv").read_text() == (finished / "predictions.tsv").read_text()
+
+
+def test_a_run_predicts_its_own_test_split_and_a_file_that_another_experiment_names(
+    finished: Path, world: Path, tmp_path: Path
+) -> None:
+    assert main(["evaluate", str(finished), "--split", "test", "--out", str(tmp_path / "own")]) == 0
+    own = (tmp_path / "own" / "MRPC.tsv").read_text()
+    assert len(own.splitlines()) == 11
+    cells = [line.split("\t") for line in (world / "MRPC" / "test.tsv").read_text().splitlines()[1:]]
+    for name, head, more in (("train", ["label"], ["1"]), ("test", [], [])):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows(
+                [["sentence1", "sentence2", *head], *([cell[3], cell[4], *more] for cell in cells)]
+            )
+    source = {"kind": "files", "train": f"{tmp_path}/train.csv", "dev": f"{tmp_path}/train.csv"}
+    source["test"] = f"{tmp_path}/test.csv"
+    values = {"task": "mrpc", "data": {"source": source, "max_length": 32}, "student": {"model": "m"}}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(values))
+    words = ["--experiment", str(tmp_path / "new.yaml"), "--split", "test", "--out", str(tmp_path / "new")]
+    assert main(["evaluate", str(finished), *words]) == 0
+    assert (tmp_path / "new" / "MRPC.tsv").read_text() == own
+
+
+def test_a_model_of_mnli_answers_the_diagnostic_set(minilm_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\tA cat sat .\tIt did .\n1\tA .\tB .\n")
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    save_model(load_pretrained(minilm_dir, TASKS["mnli"], 0), tokenizer, Location.of(tmp_path / "model"))
+    words = ["--task", "ax", "--split", "test", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(tmp_path / "model"), *words]) == 0
+    lines = (tmp_path / "out" / "AX.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    assert len(lines) == 3
+    assert {line.split("\t")[1] for line in lines[1:]} <= set(TASKS["mnli"].labels)
+
+
 def test_evaluate_a_test_split_writes_the_submission(finished: Path, world: Path, tmp_path: Path) -> None:
     model, data = str(finished / "model"), str(world / "MRPC")
     words = ["evaluate", model, "--task", "MRPC", "--data", data, "--split", "test", "--out", str(tmp_path)]
@@ -242,14 +327,19 @@ def test_prepare_of_a_sweep_fills_the_store_for_all_its_trials(
     assert not (tmp_path / "mrpc").exists()
 
 
-def test_prepare_fills_the_store_and_a_run_reads_it(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_prepare_fills_the_store_and_a_run_reads_it_without_ray(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(session: Session) -> None:
+        raise AssertionError("Ray is started")
+
     overrides = [f"cluster.storage={tmp_path}", "teacher={train: {max_steps: 2, batch_size: 8}}"]
     assert main(["prepare", str(world / "mrpc.yaml"), *overrides]) == 0
     assert "logits: 64 rows" in capsys.readouterr().out
     assert not (tmp_path / "mrpc").exists()
-    assert main(["train", str(world / "mrpc.yaml"), *overrides]) == 0
+    with monkeypatch.context() as context:
+        context.setattr(Session, "start", refuse)
+        assert main(["train", str(world / "mrpc.yaml"), *overrides]) == 0
     errors = capsys.readouterr().err
     for phase in ("features train", "features dev", "teacher logits"):
         assert f"{phase}:  from the store" in errors

@@ -98,14 +98,21 @@ def expected(experiment: Path, ray_session: None) -> tuple[object, ...]:
 def striking(storage: Path, strike: Callable[[], object], after: int = STRIKES_AFTER) -> Iterator[None]:
     """Something happens once a run has done so many steps."""
 
-    def watch() -> None:
-        wait_for(lambda: steps_of(storage) >= after, "the middle of the run")
-        strike()
+    over = threading.Event()
 
-    thread = threading.Thread(target=watch)
+    def watch() -> None:
+        while not over.wait(0.02):
+            if steps_of(storage) >= after:
+                strike()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:  # a run that failed must not be struck in another test
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

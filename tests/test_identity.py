@@ -144,6 +144,7 @@ def test_a_default_may_be_written_out() -> None:
         {"distillation": {"cosine_weight": 1.0}},
         {"student": {"model": "m", "layers": [0, 2]}},
         {"student": {"model": "m", "config": {"num_hidden_layers": 2}}},
+        {"student": {"model": "m", "start": "teacher"}},
     ],
 )
 def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:

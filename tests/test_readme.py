@@ -1,4 +1,4 @@
-"""The README's examples: its experiments are experiments, and its loop learns masks."""
+"""What README and docs say is there: the quickstart, experiments, the loop that learns masks, files that are named."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
+from raypp.cli import main
 from raypp.load_config import experiment_from
 from raypp.pruning.linear import masked_layers
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -55,3 +57,25 @@ def test_the_loop_ends_with_what_it_was_asked_for() -> None:
     assert not masked_layers(model)
     moved = [float((scores - began[0][name]).detach().abs().max()) for name, scores in names["pruner"].scores()]
     assert min(moved) > 0.05, "scores learn at their own rate"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session", "minilm_dir")
+def test_the_quickstart_ends_with_the_table_that_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer = ["data.source.train_rows=96", "data.source.dev_rows=32", "cluster.workers=0", "tracking.wandb=off"]
+    words = ["train", str(ROOT / "experiments" / "quickstart.yaml"), *fewer, f"cluster.storage={tmp_path}"]
+    assert main(words) == 0
+    labels = re.findall(r"^│ (\S.*?) +│", README, re.MULTILINE)
+    assert len(labels) == 9
+    assert re.findall(r"^│ (\S.*?) +│", capsys.readouterr().out, re.MULTILINE) == labels
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"experiments/[\w/.*-]+\.yaml", text)
+    assert [name for name in named if not list(ROOT.glob(name))] == []

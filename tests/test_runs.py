@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
 from raypp.runs import clear_run, finished_result, locked, start_run
 from raypp.storage import Location
@@ -58,3 +60,27 @@ def test_who_waits_for_a_run_gets_it_also_where_its_holder_leaves_no_folder(tmp_
         assert not held
     waiting.join(timeout=60)
     assert held == [True]
+
+
+def test_a_run_that_goes_on_with_other_versions_says_which(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({"task": "sentiment", "student": {"model": "no/model"}}))
+    run, experiment = Location.of(tmp_path / "run").make_folder(), load_experiment(str(file))
+    start_run(run, experiment, "digest", {"torch": "2.12.0", "ray": "2.60.0"})
+    with caplog.at_level(logging.WARNING, logger="raypp"):
+        start_run(run, experiment, "digest", {"torch": "2.13.0", "ray": "2.60.0"})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "torch 2.12.0 -> 2.13.0" in said
+    assert "ray 2.60" not in said
+
+
+def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
+    run = Location.of(tmp_path / "runs" / "run")
+    with (
+        locked(run),
+        pytest.raises(ConfigError, match=r"another process \(\{.*\}\) works on .*wait for it, or end it"),
+        locked(run),
+    ):
+        pass
+    with locked(run):
+        pass

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from raypp import training_rows
 from raypp.cli import main
 from raypp.config import DataSettings, FilesSource, OwnTask
 from raypp.data.features import Features
@@ -25,6 +26,14 @@ from raypp.load_config import load_experiment
 from raypp.sweep_plan import plan_sweep
 from raypp.tasks import resolve_task
 from raypp.training_rows import TrainingRows
+
+
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins as a process that has counted nothing."""
+    monkeypatch.setattr(training_rows, "_counted", {})
+    monkeypatch.setattr(training_rows, "_rows", {})
+
 
 TASK = {"name": "people", "kind": "question_answering", "unanswerable": True}
 QUESTIONS = 24

@@ -25,13 +25,13 @@ from raypp.evaluate import metrics_of
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.kinds import TaskKind
+from raypp.loop import Job
 from raypp.models import load_model_config
 from raypp.plan import ModelInput, Plan, Prepare, make_plan
 from raypp.predictions import Predictions
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact, Store
-from raypp.train import Job
 from raypp.training_rows import TRAIN_SPLIT
 
 EventHandler = Callable[[Any], None]

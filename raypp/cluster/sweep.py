@@ -36,6 +36,7 @@ from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
+from raypp.loop import Job
 from raypp.plan import Plan, with_absolute_paths
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
@@ -46,7 +47,6 @@ from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweep_tracking import tracking_group
-from raypp.train import Job
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:

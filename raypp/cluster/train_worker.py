@@ -8,7 +8,7 @@ from typing import Any
 from raypp.cluster.line import Line, Notice, warnings_to
 from raypp.errors import Left, RunFailed, StorageFailed
 from raypp.events import Message, Reported, WorkersPlaced
-from raypp.train import Job, fit
+from raypp.loop import Job, fit
 from raypp.worker import Worker, ignore
 
 

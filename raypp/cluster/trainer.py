@@ -24,8 +24,8 @@ from raypp.cluster.train_worker import train_worker
 from raypp.errors import ConfigError, Left, RunFailed, WorkersLost, WorkersTaken
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, held_back
+from raypp.loop import Job, fit
 from raypp.storage import Location, tidying
-from raypp.train import Job, fit
 from raypp.worker import Worker, ignore, never
 
 EventHandler = Callable[[Any], None]

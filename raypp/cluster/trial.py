@@ -31,9 +31,9 @@ from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLos
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
+from raypp.loop import Job
 from raypp.metrics_file import whole_records
 from raypp.runs import finished_result, locked, start_run
-from raypp.train import Job
 
 # A report waits for the driver's answer, which a training step should not do often.
 REPORT_SECONDS = 2.0
