@@ -144,19 +144,17 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_does_not_wait(
-    experiment: Path, expected: tuple[object, ...], tmp_path: Path, said: Callable[[], str]
-) -> None:
-    def twice() -> None:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.001)
-
-    with striking(tmp_path, twice):
-        assert run(experiment, tmp_path) == 130
-    assert "the same command goes on from the last checkpoint" in said()
+def test_a_second_interrupt_does_not_wait(experiment: Path, tmp_path: Path) -> None:
+    with started("train", experiment, f"cluster.storage={tmp_path}") as command:
+        wait_for(lambda: steps_of(tmp_path) >= STRIKES_AFTER, "the middle of the run")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.stdout is not None
+        assert any("stopping:" in line for line in iter(command.process.stdout.readline, ""))
+        command.process.send_signal(signal.SIGTERM)
+        status, output = command.end()
+    assert status == 130, output
+    assert "which is saved" not in output, "that is what the first one waits for"
     assert run(experiment, tmp_path) == 0
-    assert_same(outcome(only_run(tmp_path)), expected)
     assert_tidy(tmp_path)
 
 
@@ -312,11 +310,12 @@ def test_a_clock_that_is_set_back_changes_nothing(
         wait_for(lambda: bool(list(tmp_path.glob("*/*/experiment.yaml"))), "the run to begin")
         set_back()
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     assert run(experiment, tmp_path) == 0
     thread.join()
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["perf"]["perf/seconds_to_first_step"] == 0, "it was set back before the first step"
     assert result["seconds"] > 0
     assert min(result["perf"].values()) >= 0
     assert_same(outcome(only_run(tmp_path)), expected)
