@@ -212,10 +212,7 @@ class _Translation:
             self.comments.append("the script took a GPU where it found one: cluster.gpus_per_worker=1 asks for one")
 
     def _pruning(self) -> None:
-        command, method = (
-            self.command,
-            method_name(self.command["pruning_method"]),
-        )
+        command, method = self.command, method_name(self.command["pruning_method"])
         if method not in METHODS:
             raise ConfigError(f"--pruning_method: allowed are {', '.join(METHODS)}, got {method!r}")
         self.put("pruning.method", method)

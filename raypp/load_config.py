@@ -111,10 +111,10 @@ def is_setting(path: str) -> bool:
     here: list[Any] = [Experiment]
     for part in path.split("."):
         fields = [model.model_fields for each in here for model in models_in(each)]
-        within = [known[part].annotation for known in fields if part in known]
-        if not within:  # the keys of a mapping are the user's
+        inside = [known[part].annotation for known in fields if part in known]
+        if not inside:  # the keys of a mapping are the user's
             return any(get_origin(each) is dict for annotation in here for each in (annotation, *get_args(annotation)))
-        here = within
+        here = inside
     return True
 
 
@@ -312,7 +312,7 @@ def _place(name: str, tree: _Tree, origin: str) -> str:
 
 def _is_meant(loc: tuple[Any, ...], task: Any) -> bool:
     """Whether a finding is of the form in which the task is given: pydantic looks at all of them."""
-    if loc[0] != "task" or len(loc) < 2:
+    if loc[:1] != ("task",) or len(loc) < 2:
         return True
     if not isinstance(task, dict):
         return bool(loc[1] == "str")

@@ -79,7 +79,7 @@ class FilesData(RawData):
         if booleans_are_names(self.task):
             identity["booleans"] = "by name"
         if not self.kind.teaches_all:
-            identity |= {"teaches": split == self.task.train_split, "unanswerable": self.task.unanswerable}
+            identity |= {"teaches": self._teaches_only(split), "unanswerable": self.task.unanswerable}
         return identity
 
     def describe(self, split: str) -> str:
