@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import yaml
 
 from raypp.config import Experiment
-from raypp.plan import Plan, make_plan, meta_model
+from raypp.model_input import meta_model
+from raypp.plan import Plan, make_plan
 from raypp.pruning.pruner import select_layers
 
 

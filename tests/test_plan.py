@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from raypp.defaults import with_absolute_paths
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
-from raypp.plan import _check_sections, with_absolute_paths
+from raypp.plan_checks import check_sections
 
 
 def test_local_paths_are_from_the_root_and_names_of_models_are_left(
@@ -59,9 +60,9 @@ def test_local_paths_are_from_the_root_and_names_of_models_are_left(
 def test_workers_of_one_run_do_not_share_a_gpu(cluster: dict[str, Any], fits: bool) -> None:
     experiment = experiment_from({"name": "n", "task": "mrpc", "student": {"model": "m"}, "cluster": cluster})
     if fits:
-        _check_sections(experiment, None)
+        check_sections(experiment, None)
     else:
         with pytest.raises(
             ConfigError, match=r"^cluster\.gpus_per_worker: workers of one run cannot share a GPU, got 0"
         ):
-            _check_sections(experiment, None)
+            check_sections(experiment, None)

@@ -26,8 +26,9 @@ from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.kinds import TaskKind
 from raypp.loop import Job
+from raypp.model_input import ModelInput
 from raypp.models import load_model_config
-from raypp.plan import ModelInput, Plan, Prepare, make_plan
+from raypp.plan import Plan, Prepare, make_plan
 from raypp.predictions import Predictions
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run

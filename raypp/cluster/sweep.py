@@ -30,6 +30,7 @@ from raypp.cluster.shares import SweepShares
 from raypp.cluster.trainer import STOP_SECONDS
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
+from raypp.defaults import with_absolute_paths
 from raypp.direction import lower_is_better
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
@@ -37,7 +38,7 @@ from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.loop import Job
-from raypp.plan import Plan, with_absolute_paths
+from raypp.plan import Plan
 from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.stopping import Halving, Judgement
