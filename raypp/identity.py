@@ -77,12 +77,24 @@ def run_name(experiment: Experiment, digest: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything whose change may change a result, and the commit raypp was run from."""
+    """Versions of everything whose change may change a result, and which raypp it was: the commit of its checkout, or a
+    hash of its sources where there is none (an image, a job's working folder)."""
     recorded = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         recorded[package] = importlib.metadata.version(package)
     commit = _git_commit()
-    return recorded | ({"git_commit": commit} if commit else {})
+    return recorded | ({"git_commit": commit} if commit else {"raypp_sources": _source_hash()})
+
+
+def _source_hash() -> str:
+    """Of all of raypp's own files: the same wherever they lie."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git_commit() -> str | None:

