@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from raypp.display.terminal import StderrHandler, native_output_hidden
 from raypp.errors import ConfigError, RunFailed
-from raypp.terminal import StderrHandler, native_output_hidden
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 STARTED_AT = time.time()
@@ -160,8 +160,8 @@ def _experiment(options: argparse.Namespace) -> Any:
 
 def _train(options: argparse.Namespace) -> None:
     from raypp.cluster.launch import train
-    from raypp.progress import Display
-    from raypp.summary import print_result
+    from raypp.display.progress import Display
+    from raypp.display.summary import print_result
 
     experiment = _experiment(options)
     with Display() as display:
@@ -172,9 +172,9 @@ def _train(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from raypp.cluster.pipeline import check_device
     from raypp.cluster.sweep import plan_resources, sweep
-    from raypp.progress import Display
-    from raypp.summary import print_front, print_trials
-    from raypp.sweep_plan import plan_sweep
+    from raypp.display.progress import Display
+    from raypp.display.summary import print_front, print_trials
+    from raypp.sweeps.plan import plan_sweep
 
     experiment = _experiment(options)
     if options.dry_run:
@@ -192,7 +192,7 @@ def _sweep(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from raypp.cluster.pipeline import prepare
     from raypp.cluster.sweep import prepare_sweep
-    from raypp.progress import Display
+    from raypp.display.progress import Display
 
     experiment = _experiment(options)
     fill = prepare if experiment.sweep is None else prepare_sweep
@@ -206,7 +206,7 @@ def _show(options: argparse.Namespace) -> None:
     if (options.experiment is None) == (options.from_original is None):
         raise ConfigError("show: name an experiment file, or --from-original and a command line")
     if options.from_original is not None:
-        from raypp.from_original import translate
+        from raypp.original.translation import translate
 
         print(translate(options.from_original))
         return

@@ -9,15 +9,15 @@ from typing import Any
 
 from raypp.errors import ConfigError
 from raypp.figures import Picture
-from raypp.front_figure import Front, front_figure
+from raypp.figures.front import Front, front_figure
+from raypp.figures.run import overview_figure, run_figures
 from raypp.metrics_file import read_records
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
-from raypp.published import published_curves, published_student
-from raypp.run_figures import overview_figure, run_figures
 from raypp.runs import recorded_settings
-from raypp.space import varies
 from raypp.storage import Location
-from raypp.sweep_result import finished_points
+from raypp.sweeps.published import published_curves, published_student
+from raypp.sweeps.result import finished_points
+from raypp.sweeps.space import varies
 
 
 @dataclass(frozen=True)

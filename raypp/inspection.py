@@ -133,7 +133,7 @@ def inspection_figure(
         ConfigError: no such figure or matrix, or nothing to draw it from.
     """
     from raypp.figures import NothingToDraw
-    from raypp.run_figures import DRAWINGS_OF_WEIGHTS
+    from raypp.figures.run import DRAWINGS_OF_WEIGHTS
 
     if name not in FIGURES:
         raise ConfigError(f"--figure: allowed are {', '.join(FIGURES)}, got {name!r}")

@@ -211,7 +211,7 @@ class Recorder:
 
     def _draw(self, folder: Path) -> None:
         # Only here: matplotlib takes its time to import, which the first step would wait for.
-        from raypp.run_figures import FIGURES, MAIN_FIGURES, run_figures
+        from raypp.figures.run import FIGURES, MAIN_FIGURES, run_figures
 
         names = MAIN_FIGURES if self.experiment.tracking.figures == "main" else FIGURES
         figures = {}

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raypp.errors import ConfigError
 from raypp.figures import FORMATS, Picture
+from raypp.figures.front import front_figure
+from raypp.figures.run import FIGURES
 from raypp.finished import Finished
-from raypp.front_figure import front_figure
-from raypp.published import METHOD_NAMES
 from raypp.report_tables import Table, front_table, metrics_table, trials_table, unfinished_table
-from raypp.run_figures import FIGURES
 from raypp.storage import Location
+from raypp.sweeps.published import METHOD_NAMES
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.front_figure import Front
-from raypp.space import told_apart
+from raypp.figures.front import Front
 from raypp.storage import name_of
+from raypp.sweeps.space import told_apart
 
 
 @dataclass(frozen=True)

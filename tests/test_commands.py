@@ -28,8 +28,8 @@ import raypp
 from raypp.cli import main
 from raypp.cluster.session import Session
 from raypp.export.huggingface import save_model
+from raypp.figures.run import FIGURES
 from raypp.models import load_pretrained
-from raypp.run_figures import FIGURES
 from raypp.storage import Location
 from raypp.tasks import TASKS
 

@@ -18,8 +18,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from raypp.cli import main
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
+from raypp.figures.mask import mask_box, pixels_per_weight
 from raypp.inspection import FIGURES, inspect_command, inspect_model, inspection_figure, inspection_table
-from raypp.mask_figure import mask_box, pixels_per_weight
 from raypp.runs import start_run
 from raypp.storage import Location
 from raypp.student import load_student

@@ -12,10 +12,10 @@ from wandb_files import read_run
 
 from raypp.config import Experiment
 from raypp.errors import Left
-from raypp.front import Point
 from raypp.recording import Progress, Recorder, Window, moved
 from raypp.storage import Location
-from raypp.sweep_tracking import record_sweep
+from raypp.sweeps.front import Point
+from raypp.sweeps.tracking import record_sweep
 from raypp.worker import Worker
 
 WEIGHTS = {"hard_loss": 0.25, "soft_loss": 0.75}

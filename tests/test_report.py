@@ -14,13 +14,13 @@ from PIL import Image
 
 from raypp.cli import main
 from raypp.errors import ConfigError
-from raypp.front_figure import Front
+from raypp.figures.front import Front
 from raypp.load_config import load_experiment
 from raypp.report import Finished, report, write_report
 from raypp.report_tables import trials_table
 from raypp.runs import write_experiment
 from raypp.storage import Location
-from raypp.sweep_result import TrialOutcome, deliver_sweep
+from raypp.sweeps.result import TrialOutcome, deliver_sweep
 
 VERSIONS = {"raypp": "0.1.0", "torch": "2.13.0+cpu"}
 

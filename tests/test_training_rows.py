@@ -23,7 +23,7 @@ from raypp.data.raw import RawData
 from raypp.data.sources import open_source
 from raypp.kinds import kind_of
 from raypp.load_config import load_experiment
-from raypp.sweep_plan import plan_sweep
+from raypp.sweeps.plan import plan_sweep
 from raypp.tasks import resolve_task
 from raypp.training_rows import TrainingRows
 

@@ -15,7 +15,7 @@ from ray import tune
 from raypp.cluster.places import free_group, free_places, places_name
 from raypp.cluster.shares import SweepShares
 from raypp.events import Message, TrialAdvanced, TrialState
-from raypp.stopping import Judgement
+from raypp.sweeps.stopping import Judgement
 
 EventHandler = Callable[[Any], None]
 STOP_SECONDS = 90.0  # that workers of a trial have to leave; Tune gives the trial itself a minute

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from raypp.cluster.background import in_background
 from raypp.cluster.session import Session
 from raypp.config import Experiment
+from raypp.display.progress import NullDisplay
 from raypp.errors import Problems
-from raypp.progress import NullDisplay
 from raypp.runs import may_be_finished
 
 if TYPE_CHECKING:

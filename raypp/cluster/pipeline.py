@@ -20,6 +20,7 @@ from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
 from raypp.data.sources import RawData
+from raypp.display.progress import NullDisplay
 from raypp.errors import ConfigError
 from raypp.evaluate import metrics_of
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
@@ -30,7 +31,6 @@ from raypp.model_input import ModelInput
 from raypp.models import load_model_config
 from raypp.plan import Plan, Prepare, make_plan
 from raypp.predictions import Predictions
-from raypp.progress import NullDisplay
 from raypp.runs import clear_run, finished_result, locked, model_files, start_run
 from raypp.store import Artifact, Store
 from raypp.training_rows import TRAIN_SPLIT

@@ -1,4 +1,4 @@
-"""Stopping early, as Ray Tune asks for it. What is decided is `raypp.stopping`'s."""
+"""Stopping early, as Ray Tune asks for it. What is decided is `raypp.sweeps.stopping`'s."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raypp.stopping import Halving, Judgement
+from raypp.sweeps.stopping import Halving, Judgement
 
 
 class StratifiedHalvingScheduler(FIFOScheduler):  # type: ignore[misc]

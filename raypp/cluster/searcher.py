@@ -11,8 +11,8 @@ from ray.tune.search import Searcher
 from raypp.cluster.trial import TrialTask
 from raypp.direction import merit
 from raypp.evaluate import headline_key
-from raypp.suggest import Told, suggest
-from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_point
+from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_point
+from raypp.sweeps.suggest import Told, suggest
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]

@@ -32,6 +32,7 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
 from raypp.direction import lower_is_better
+from raypp.display.progress import NullDisplay
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
@@ -39,15 +40,14 @@ from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.loop import Job
 from raypp.plan import Plan
-from raypp.progress import NullDisplay
 from raypp.runs import clear_run, locked, write_experiment
-from raypp.stopping import Halving, Judgement
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
-from raypp.sweep_plan import PlannedTrial, SweepPlan, plan_sweep
-from raypp.sweep_record import Spent, evaluations_of, read_results, read_stopped, record_stopped
-from raypp.sweep_result import deliver_sweep, outcome_of, read_delivered
-from raypp.sweep_tracking import tracking_group
+from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
+from raypp.sweeps.record import Spent, evaluations_of, read_results, read_stopped, record_stopped
+from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
+from raypp.sweeps.stopping import Halving, Judgement
+from raypp.sweeps.tracking import tracking_group
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:

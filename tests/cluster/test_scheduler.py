@@ -9,7 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from raypp.cluster.scheduler import StratifiedHalvingScheduler
 from raypp.config import StoppingSettings
-from raypp.stopping import Halving, Judgement
+from raypp.sweeps.stopping import Halving, Judgement
 
 # Accuracy at each eighth of the schedule but the last, by requested density, then by learning rate. Those of density
 # 0.5 are recorded (SST-2, 4,000 rows, MiniLM, magnitude); the sparser ones are drawn after them: lower, a deeper dip.

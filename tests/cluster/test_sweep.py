@@ -18,10 +18,10 @@ from wandb_files import read_run
 
 from raypp.cli import main
 from raypp.cluster.sweep import sweep
+from raypp.display.progress import NullDisplay
 from raypp.events import TrialAdvanced
 from raypp.load_config import load_experiment
-from raypp.progress import NullDisplay
-from raypp.sweep_plan import plan_sweep
+from raypp.sweeps.plan import plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -12,8 +12,8 @@ from wandb_files import read_run
 
 import raypp
 from raypp.cli import main
+from raypp.figures.run import FIGURES, MAIN_FIGURES
 from raypp.pruning.weight_statistics import STATISTICS
-from raypp.run_figures import FIGURES, MAIN_FIGURES
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

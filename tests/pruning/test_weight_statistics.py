@@ -11,12 +11,12 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from raypp.config import FisherPruning, MagnitudePruning, PruningSettings, SigmoidThresholdPruning, TopKPruning
+from raypp.figures.weights import scores_figure
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning import weight_statistics as module
 from raypp.pruning.density import count_density
 from raypp.pruning.weight_statistics import BINS, DifferentModel, WeightStatistics, measure
 from raypp.storage import Location
-from raypp.weight_figures import scores_figure
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from raypp.cli import main
 from raypp.config import Experiment, StudentSettings
 from raypp.errors import ConfigError
-from raypp.from_original import translate
 from raypp.load_config import load_experiment
-from raypp.original_options import OPTIONS, Option
+from raypp.original.options import OPTIONS, Option
+from raypp.original.translation import translate
 from raypp.student import student_config
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "from-masked_run_glue.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-masked_run_glue.md"
 
 # The recipe of soft movement pruning that the original's README gives, for MNLI.
 SOFT = """python examples/movement-pruning/masked_run_glue.py \\

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypp.config import LayerRule
-from raypp.space import varies
+from raypp.sweeps.space import varies
 
 SOURCE = "Sanh et al. 2020"
 STUDENT = "bert-base-uncased"

@@ -16,9 +16,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from raypp.durations import clock_time, duration
+from raypp.display.durations import clock_time, duration
+from raypp.display.trial_table import best_of_strata, plain_line, trials_table
 from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced
-from raypp.trial_table import best_of_strata, plain_line, trials_table
 
 BAR_COLUMNS = (8, 24)
 FORMATS = dict(epoch="epoch {:.1f}", loss="loss {:.3f}", density="density {:.3f}", rows_per_second="{:,.0f} rows/s")

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from raypp.config import Experiment
 from raypp.events import Event, Message
-from raypp.front import Point, best_runs, front_csv, points_of
-from raypp.published import published_curves, published_student
-from raypp.stopping import Judgement
 from raypp.storage import Location
-from raypp.sweep_plan import PlannedTrial, SweepPlan
-from raypp.sweep_record import evaluations_of
-from raypp.sweep_tracking import record_sweep, sync_command
+from raypp.sweeps.front import Point, best_runs, front_csv, points_of
+from raypp.sweeps.plan import PlannedTrial, SweepPlan
+from raypp.sweeps.published import published_curves, published_student
+from raypp.sweeps.record import evaluations_of
+from raypp.sweeps.stopping import Judgement
+from raypp.sweeps.tracking import record_sweep, sync_command
 
 EndState = Literal["finished", "stopped", "failed"]
 
@@ -110,7 +110,7 @@ def deliver_sweep(
         facts: what the result says besides: seconds, what was built.
         on_event: takes what W&B has to say.
     """
-    from raypp.front_figure import Front, front_figure
+    from raypp.figures.front import Front, front_figure
 
     folder.make_folder()
     finished = [(each.point, each.settings, results[each.run]) for each in outcomes if each.state == "finished"]

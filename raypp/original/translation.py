@@ -15,8 +15,8 @@ import yaml
 from raypp.config import Experiment, method_name
 from raypp.errors import ConfigError
 from raypp.load_config import expanded, experiment_from
-from raypp.original_command import OriginalCommand
-from raypp.original_options import OPTIONS, Option
+from raypp.original.command import OriginalCommand
+from raypp.original.options import OPTIONS, Option
 from raypp.tasks import find_task
 
 METHODS = ("topk", "magnitude", "sigmoid_threshold", "threshold", "l0")

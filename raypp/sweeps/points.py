@@ -8,8 +8,8 @@ import numpy as np
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space, Trial, draw
-from raypp.suggest import first_points
+from raypp.sweeps.space import Changes, Space, Trial, draw
+from raypp.sweeps.suggest import first_points
 
 MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from raypp.display.progress import Display, NullDisplay
+from raypp.display.summary import print_result, summary_table
 from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced, TrialState
-from raypp.progress import Display, NullDisplay
-from raypp.summary import print_result, summary_table
 
 EVENTS: list[Event] = [
     PhaseStarted("student", 1150),

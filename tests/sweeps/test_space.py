@@ -10,9 +10,9 @@ import pytest
 
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
-from raypp.points import trials_of
-from raypp.space import Trial, told_apart
-from raypp.sweep_plan import plan_sweep
+from raypp.sweeps.plan import plan_sweep
+from raypp.sweeps.points import trials_of
+from raypp.sweeps.space import Trial, told_apart
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -230,7 +230,7 @@ def test_trials_without_a_metric_in_common_are_refused(tasks: list[Any], said: s
     assert f"have no front in common: {said}; make a sweep of each" in problem
 
 
-SHIPPED = sorted((Path(__file__).resolve().parent.parent / "experiments" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "experiments" / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import logging, os, subprocess, sys
-from raypp.terminal import StderrHandler, native_output_hidden
+from raypp.display.terminal import StderrHandler, native_output_hidden
 os.write(2, b"native before\\n")
 with native_output_hidden():
     logging.basicConfig(format="%(message)s", handlers=[StderrHandler()])

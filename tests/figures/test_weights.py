@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from raypp.figures import DOTS_PER_INCH, NothingToDraw
-from raypp.head_figure import DEAD, heads_figure
-from raypp.mask_figure import KEPT, PRUNED, mask_box, mask_figure, pixels_per_weight
+from raypp.figures.heads import DEAD, heads_figure
+from raypp.figures.mask import KEPT, PRUNED, mask_box, mask_figure, pixels_per_weight
+from raypp.figures.run import FIGURES, run_figures
+from raypp.figures.weights import movement_figure, scores_figure, weights_figure
 from raypp.pruning.density import LayerDensity
 from raypp.pruning.heads import AttentionHeads
 from raypp.pruning.weight_statistics import BINS, Histogram, Movement, WeightStatistics
-from raypp.run_figures import FIGURES, run_figures
-from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 
 
 def histogram(low: float, high: float, border: float) -> Histogram:

@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw, Picture
-from raypp.head_figure import heads_figure
-from raypp.layer_figure import density_by_layer_figure
-from raypp.mask_figure import mask_figure
+from raypp.figures.heads import heads_figure
+from raypp.figures.layers import density_by_layer_figure
+from raypp.figures.mask import mask_figure
+from raypp.figures.weights import movement_figure, scores_figure, weights_figure
 from raypp.pruning.weight_statistics import WeightStatistics
-from raypp.weight_figures import movement_figure, scores_figure, weights_figure
 
 MAIN_FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
 FIGURES = (*MAIN_FIGURES, "heads", "scores", "weights", "movement", "mask")

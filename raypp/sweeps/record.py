@@ -12,9 +12,9 @@ from typing import Any
 from raypp.evaluate import headline_key
 from raypp.metrics_file import whole_records
 from raypp.runs import finished_result
-from raypp.stopping import Judgement
 from raypp.storage import Location
-from raypp.sweep_plan import PlannedTrial
+from raypp.sweeps.plan import PlannedTrial
+from raypp.sweeps.stopping import Judgement
 
 logger = logging.getLogger("raypp")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raypp.config import Experiment
-from raypp.front import Point, front_rows
 from raypp.storage import Location
+from raypp.sweeps.front import Point, front_rows
 from raypp.tracking import make_tracker, upload_recorded
 
 

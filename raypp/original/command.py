@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from raypp.errors import ConfigError
-from raypp.original_options import OPTIONS
+from raypp.original.options import OPTIONS
 
 
 class _Parser(argparse.ArgumentParser):

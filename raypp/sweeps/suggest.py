@@ -16,7 +16,7 @@ import numpy as np
 
 from raypp.config import Axis
 from raypp.errors import ConfigError
-from raypp.space import Changes, Space, draw, multiple_of
+from raypp.sweeps.space import Changes, Space, draw, multiple_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypp.direction import merit
-from raypp.durations import clock_time
+from raypp.display.durations import clock_time
 from raypp.events import TrialAdvanced, TrialState
 
 ACTIVE = ("running", "retrying")

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from raypp.config import PruningSettings
-from raypp.front import Point
-from raypp.front_figure import Front, front_figure
-from raypp.published import published_curves, published_student
+from raypp.figures.front import Front, front_figure
+from raypp.sweeps.front import Point
+from raypp.sweeps.published import published_curves, published_student
 
 
 def point(density: float, metric: float, on_front: bool = True, spread: float = 0.0, **changes: Any) -> Point:

@@ -9,9 +9,9 @@ import pytest
 
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
-from raypp.points import trials_of
-from raypp.space import Changes, Space
-from raypp.suggest import STARTUP, Told, as_many_as_wanted, first_points, suggest
+from raypp.sweeps.points import trials_of
+from raypp.sweeps.space import Changes, Space
+from raypp.sweeps.suggest import STARTUP, Told, as_many_as_wanted, first_points, suggest
 
 RATE = "pruning.mask_learning_rate"
 DENSITY = "pruning.final_density"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raypp.front import best_runs, front_csv, pareto, points_of
+from raypp.sweeps.front import best_runs, front_csv, pareto, points_of
 
 
 def result(run: str, density: float, metric: float) -> dict[str, Any]:

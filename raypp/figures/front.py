@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from raypp.config import method_name
 from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
-from raypp.front import Point
-from raypp.published import METHOD_NAMES, PublishedCurve
+from raypp.sweeps.front import Point
+from raypp.sweeps.published import METHOD_NAMES, PublishedCurve
 
 LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 REFERENCE_STYLES = (("--", "x"), ("-.", "+"), (":", "1"), ((0, (5, 1, 1, 1, 1, 1)), "2"))

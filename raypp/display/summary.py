@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raypp.space import said, told_apart
 from raypp.storage import name_of
-from raypp.sweep_plan import SweepPlan
+from raypp.sweeps.plan import SweepPlan
+from raypp.sweeps.space import said, told_apart
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from raypp.config import StoppingSettings
 from raypp.load_config import experiment_from
-from raypp.stopping import Halving, rungs_of, stratum_of
+from raypp.sweeps.stopping import Halving, rungs_of, stratum_of
 
 
 def halving(**settings: float) -> Halving:

@@ -18,9 +18,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from raypp.errors import ConfigError
-from raypp.layer_figure import density_by_layer_figure
+from raypp.figures.layers import density_by_layer_figure
+from raypp.figures.run import evaluation_figure, loss_figure, run_figures, running_mean, schedule_figure
 from raypp.pruning.density import split_layer_name
-from raypp.run_figures import evaluation_figure, loss_figure, run_figures, running_mean, schedule_figure
 from raypp.storage import Location
 
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
@@ -105,14 +105,14 @@ def test_a_notebook_shows_a_figure_by_itself() -> None:
 
 def test_matplotlib_is_imported_to_draw_and_its_global_state_is_left_alone() -> None:
     program = (
-        "import sys, raypp.recording, raypp.inspection, raypp.sweep_result; print('matplotlib' in sys.modules);"
+        "import sys, raypp.recording, raypp.inspection, raypp.sweeps.result; print('matplotlib' in sys.modules);"
         "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams);"
-        "import raypp.run_figures as r;"
+        "import raypp.figures.run as r;"
         "r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]).save(pathlib.Path(tempfile.mkdtemp()) /"
         "'a.png'); assert dict(m.rcParams) == before; print('matplotlib.pyplot' in sys.modules)"
     )
     environment = {"MPLBACKEND": "agg", "PATH": "", "HOME": str(Path.home())}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=root)
     assert done.stdout == "False\nFalse\n", done.stderr
 
