@@ -35,6 +35,12 @@ def test_a_point_that_another_beats_in_both_is_not_on_the_front() -> None:
     assert pareto([]) == []
 
 
+def test_a_selection_that_was_rounded_down_is_not_the_sparser_one() -> None:
+    collapsed, kept = result("collapsed", 0.029998, 0.51), result("kept", 0.03, 0.82)
+    points = points_of([(0, {}, collapsed), (1, {}, kept)])
+    assert {point.number: point.on_front for point in points} == {0: False, 1: True}
+
+
 def test_points_are_means_over_their_seeds() -> None:
     points = points_of(RESULTS)
     assert [(p.density, round(p.metric, 4), len(p.runs), p.on_front) for p in points] == [
