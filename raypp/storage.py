@@ -202,6 +202,17 @@ class Location:
             if os.path.exists(temporary):
                 os.unlink(temporary)
 
+    @_patient
+    def sync(self) -> None:
+        """Has the files of this local folder outlast the machine: what is written after it is on the disk after it."""
+        folder = Path(self.path)
+        for path in (*folder.iterdir(), folder):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def write_text(self, content: str) -> None:
         self.write_bytes(content.encode("utf-8"))
 

@@ -340,12 +340,15 @@ def _run(
 
 def _let_trials_leave(line: Line, board: Board, deadline: float) -> None:
     """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock."""
-    line.ask_to_leave()
+    from ray.exceptions import RayActorError
+
     left = set[str]()
-    while time.monotonic() < deadline and any(
-        row.state == "running" and row.name not in left for row in list(board.rows.values())
-    ):
-        left.update(line.take(POLL_SECONDS))
+    with contextlib.suppress(RayActorError):  # the line was lost: then they leave by themselves
+        line.ask_to_leave()
+        while time.monotonic() < deadline and any(
+            row.state == "running" and row.name not in left for row in list(board.rows.values())
+        ):
+            left.update(line.take(POLL_SECONDS))
 
 
 def _resources(settings: ClusterSettings) -> Any:

@@ -67,6 +67,7 @@ class TrialTask:
 
 def run_trial(config: dict[str, Any]) -> None:
     """Runs a trial from whatever of it is done. The store has everything it reads."""
+    import ray
     import torch
     from ray.exceptions import RayActorError
 
@@ -117,7 +118,7 @@ def run_trial(config: dict[str, Any]) -> None:
             raise RayActorError(
                 error_msg=f"its node is taken away; step {left.step} is saved", preempted=True
             ) from None
-        line.tell(run.name)
+        ray.get(line.tell(run.name))  # an error where it is the line that was lost, and not the command
         while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
             time.sleep(STOP_SECONDS)
     except (RunFailed, ConfigError) as failure:

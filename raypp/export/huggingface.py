@@ -27,7 +27,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, desti
         folder = Path(destination.path if destination.is_local else scratch)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        if not destination.is_local:
+        if destination.is_local:
+            destination.sync()
+        else:
             destination.upload(folder)
 
 

@@ -88,9 +88,10 @@ class Pruner:
                 scores = initial_scores(linear.weight.shape, settings.score_initialization, named_seed(seed, name))
             elif isinstance(settings, FisherPruning):
                 scores = torch.zeros(linear.weight.shape)
-            self.layers[name] = MaskedLinear.from_linear(linear, scores)
-            if isinstance(settings, L0Pruning) and scores is not None:
-                self.layers[name].set_gates(*hard_concrete(scores, None))  # all ones would have no derivative
+            self.layers[name] = layer = MaskedLinear.from_linear(linear, scores)
+            if isinstance(settings, L0Pruning) and layer.mask_scores is not None:
+                # All ones would have no derivative. From the layer's own scores, which are on the weight's device.
+                layer.set_gates(*hard_concrete(layer.mask_scores.detach(), None))
         check_room(settings, list(chosen.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
