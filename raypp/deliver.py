@@ -15,7 +15,7 @@ from raypp.export.huggingface import load_saved, save_model
 from raypp.models import load_tokenizer
 from raypp.predictions import Predictions
 from raypp.pruning.density import DensityReport
-from raypp.recording import Progress, Recorder
+from raypp.recording import Recorder, RunProgress
 from raypp.runs import model_files
 from raypp.worker import Worker
 
@@ -36,7 +36,7 @@ def deliver(
     splits: Mapping[str, Features],
     masked: Mapping[str, Predictions],
     density: DensityReport,
-    progress: Progress,
+    progress: RunProgress,
     perf: Mapping[str, float],
     recorder: Recorder,
 ) -> dict[str, Any]:

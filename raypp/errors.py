@@ -65,7 +65,7 @@ class WorkersTaken(WorkersLost):
     """… because a node was taken away that had been warned of it: nobody's failure, however often."""
 
 
-class Left(Exception):
+class Interrupted(Exception):
     """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
 
     Every worker raises it after the same step; the run goes on from there, here or elsewhere.

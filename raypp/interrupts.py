@@ -12,7 +12,7 @@ STOPPING = "stopping: the step that is under way is saved first; once more to st
 
 
 @contextlib.contextmanager
-def held_back(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def deferred_interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Holds the first Ctrl-C or SIGTERM back, if it would interrupt this thread; a second one does what it always does.
 
     Args:

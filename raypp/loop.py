@@ -26,9 +26,9 @@ from raypp.config import Experiment
 from raypp.data.tokenization import Vocabulary
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import Comparison, OnlineTeacher, load_teacher
+from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher, load_teacher
 from raypp.dropout import replace_dropout, set_dropout
-from raypp.errors import Left, RunFailed, StorageFailed
+from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.freezing import freeze
@@ -40,7 +40,7 @@ from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
 from raypp.pruning.weight_statistics import measure
-from raypp.recording import Progress, Recorder, Window
+from raypp.recording import LogMeans, Recorder, RunProgress
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, forget_peak_memory, peak_memory
 from raypp.storage import Location
@@ -74,7 +74,7 @@ class Job:
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
-    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
     """The terms on both models' hidden states, by name."""
     trained_teacher: Location | None = None
     """Model folder of a teacher that was trained first; a given one is found as the student is."""
@@ -98,7 +98,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         The run's result (as in result.json), the same on every worker.
 
     Raises:
-        Left: the worker was asked to leave; the step it was at is done and saved.
+        Interrupted: the worker was asked to leave; the step it was at is done and saved.
         RunFailed: a loss or gradient is not finite, the storage fails for good, the folded model disagrees.
     """
     with Recorder(job.run, job.experiment, worker, job.group) as recorder:
@@ -146,14 +146,14 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
     selects_best = experiment.evaluation.select == "best"
     latest = checkpoints.latest(with_best=selects_best)
-    progress, devices = Progress(), worker.devices(experiment.cluster.gpus_per_worker)
+    progress, devices = RunProgress(), worker.devices(experiment.cluster.gpus_per_worker)
     if latest is not None:
         restore(latest, model, optimizer, beside=objective.projections)
         scaler.load_state_dict(latest.state["scaler"])
         controller.load_state_dict(latest.state["controller"])
         state = latest.state["progress"]
         # One that an older raypp has written does not say what trained: as much as now.
-        progress = Progress(**{"device_seconds": state["seconds"] * devices, **state})
+        progress = RunProgress(**{"device_seconds": state["seconds"] * devices, **state})
         worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
     elif checkpoints.steps():
         worker.on_event(Message(f"{job.phase}: none of its checkpoints can be used; starts over"))
@@ -164,7 +164,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     recorder.start(start if latest else None)
     # A run that was killed while it delivered its model has no step left to measure.
     perf = recorder.recorded("perf/") if start == steps.total else {}
-    window = Window(tuple(objective.weights))
+    means = LogMeans(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
     stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
     with watch("data"):
@@ -189,7 +189,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         model.train()
         optimizer.zero_grad(set_to_none=True)
         penalty: Tensor | None = None
-        sums = torch.zeros(len(window.terms), dtype=torch.float64, device=worker.device)
+        sums = torch.zeros(len(means.terms), dtype=torch.float64, device=worker.device)
         for share, share_inputs in inputs.shares.items():
             if teacher is not None:
                 with watch("teacher"), autocast():
@@ -199,7 +199,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                 terms = objective(model, share_inputs)
             with watch("backward"):
                 scaler.scale(objective.loss(terms, counts)).backward()
-            sums += torch.stack([terms[name].detach() for name in window.terms])
+            sums += torch.stack([terms[name].detach() for name in means.terms])
         if worker.is_first and point.penalty_lambda:
             # The penalty is the whole model's and not a share's: once, on one worker.
             with watch("backward"):
@@ -211,8 +211,9 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             upcoming = next(stream, None)
 
         with watch("optimizer"):
-            numbers = torch.tensor([inputs.tokens, inputs.computed_tokens, worker.leaves()], dtype=torch.float64)
-            sums = worker.sum_gradients(parameters, torch.cat([sums, numbers.to(worker.device)]))
+            counted = [inputs.tokens, inputs.computed_tokens, worker.is_interrupted()]
+            numbers = torch.tensor(counted, dtype=torch.float64).to(worker.device)
+            sums = worker.sum_gradients(parameters, torch.cat([sums, numbers]))
             scaler.unscale_(optimizer)
             norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
@@ -225,14 +226,14 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         if step == start:
             # The clock of another node, or one that was set back, may be behind.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
-        *totals, leaving = sums.tolist()  # one worker that leaves is enough
-        window.add(totals, counts, norm, time.perf_counter() - began)
+        *totals, leaving = sums.tolist()  # one worker that is interrupted is enough
+        means.add(totals, counts, norm, time.perf_counter() - began)
         saving = steps.saves_after(done) or leaving
         if done % settings.log_every_steps == 0 or saving:
-            progress.tokens += window.tokens
-            progress.computed_tokens += window.computed_tokens
-            metrics = window.means(objective.weights) | pruner.describe(point) | _rates(optimizer)
-            window = Window(window.terms)
+            progress.tokens += means.tokens
+            progress.computed_tokens += means.computed_tokens
+            metrics = means.values(objective.weights) | pruner.describe(point) | _rates(optimizer)
+            means = LogMeans(means.terms)
             if penalty is not None:
                 metrics["train/penalty"] = float(penalty)
             metrics["train/epoch"] = steps.epochs_after(done)
@@ -269,12 +270,12 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     # The log goes first: what is too new is cut on resume, what is missing is lost.
                     checkpoints.write(captured, best_step, before=recorder.save_metrics)
         if steps.evaluates_after(done):
-            if worker.may_stop:
+            if worker.may_be_stopped:
                 checkpoints.wait()
             worker.on_report({"step": done, **metrics})
         if leaving:
             checkpoints.wait()
-            raise Left(done)
+            raise Interrupted(done)
 
     checkpoints.wait()
     perf["perf/loop_seconds"] = time.monotonic() - loop_began
@@ -311,12 +312,12 @@ def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeach
     with_logits = not job.kind.stores_teacher_logits and bool(
         followed and (followed.soft_weight or followed.logits_weight)
     )
-    if not job.comparisons and not with_logits:
+    if not job.hidden_state_terms and not with_logits:
         return None
     assert experiment.teacher is not None
     model = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
     pad_with(model, job.kind, job.vocabulary.pad_id)
-    terms, width, seed = job.comparisons, student.hidden_size, experiment.train.seed
+    terms, width, seed = job.hidden_state_terms, student.hidden_size, experiment.train.seed
     return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=with_logits)
 
 

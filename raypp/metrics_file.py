@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raypp.storage import Location, patiently
+from raypp.storage import Location, with_retries
 
 logger = logging.getLogger("raypp")
 
@@ -34,7 +34,7 @@ class MetricsFile:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}: {value} at step {step} is not a finite number")
         line = json.dumps({"step": step, **metrics}, allow_nan=False) + "\n"
-        patiently(self.path, lambda: self._append(line.encode()))
+        with_retries(self.path, lambda: self._append(line.encode()))
 
     def _append(self, line: bytes) -> None:
         """Appends the whole line or, where that fails, nothing of it: a full disk takes a part."""
@@ -58,7 +58,7 @@ class MetricsFile:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-        patiently(self.path, flush)
+        with_retries(self.path, flush)
 
     def close(self) -> None:
         """Closes the file; the next line opens it again."""

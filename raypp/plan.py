@@ -16,7 +16,7 @@ from raypp.config import Experiment
 from raypp.data.batches import batch_counter
 from raypp.data.sources import RawData, open_source
 from raypp.defaults import fill_in, micro_batches, teacher_experiment
-from raypp.distillation.teacher import Comparison, comparisons
+from raypp.distillation.teacher import HiddenStateTerm, hidden_state_terms
 from raypp.errors import Problems
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
@@ -44,7 +44,7 @@ class Plan:
     """A teacher that is fine-tuned already."""
     teacher_plan: Plan | None
     """A teacher that must be trained first: a dense run of its own."""
-    comparisons: Mapping[str, Comparison]
+    hidden_state_terms: Mapping[str, HiddenStateTerm]
     """The terms on both models' hidden states, by name."""
     micro_batches: int
     steps: StepPlan
@@ -94,7 +94,7 @@ class Draft:
     student: ModelInput
     teacher: ModelInput | None
     teacher_draft: Draft | None
-    comparisons: Mapping[str, Comparison]
+    hidden_state_terms: Mapping[str, HiddenStateTerm]
     micro_batches: int
     rows: TrainingRows
     steps: StepPlan | None
@@ -102,7 +102,7 @@ class Draft:
     runs: Location
     """Folder that holds the run."""
 
-    def lay_out(self, prepare: Prepare | None = None) -> Plan:
+    def to_plan(self, prepare: Prepare | None = None) -> Plan:
         """The plan of the run.
 
         Args:
@@ -125,7 +125,7 @@ class Draft:
         steps = self.steps or problems.attempt(lay_steps)
         teacher_plan = None
         with problems.collect():
-            teacher_plan = self.teacher_draft.lay_out(prepare) if self.teacher_draft else None
+            teacher_plan = self.teacher_draft.to_plan(prepare) if self.teacher_draft else None
         problems.stop()
         assert steps is not None
 
@@ -140,7 +140,7 @@ class Draft:
             student=self.student,
             teacher=self.teacher,
             teacher_plan=teacher_plan,
-            comparisons=self.comparisons,
+            hidden_state_terms=self.hidden_state_terms,
             micro_batches=self.micro_batches,
             steps=steps,
             digest=digest,
@@ -150,12 +150,12 @@ class Draft:
 
 
 def make_plan(experiment: Experiment, prepare: Prepare | None = None) -> Plan:
-    """Checks an experiment against the world and lays its run out; `prepare`: as in `Draft.lay_out`.
+    """Checks an experiment against the world and lays its run out; `prepare`: as in `Draft.to_plan`.
 
     Raises:
         ConfigError: with every problem found.
     """
-    return draft_plan(experiment).lay_out(prepare)
+    return draft_plan(experiment).to_plan(prepare)
 
 
 def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
@@ -202,11 +202,11 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     steps = None if lengths is None else problems.attempt(lambda: _steps(experiment, lengths))
     teacher_draft = problems.attempt(lambda: _teacher_draft(experiment, store))
     teacher_model = teacher_draft.student if teacher_draft else teacher
-    compared: Mapping[str, Comparison] | None = {}
+    compared: Mapping[str, HiddenStateTerm] | None = {}
     if teacher_model is not None:
         if experiment.distillation is not None:
             settings, configs = experiment.distillation, (student.config, teacher_model.config)
-            compared = problems.attempt(lambda: comparisons(settings, *configs))
+            compared = problems.attempt(lambda: hidden_state_terms(settings, *configs))
         with problems.collect():
             check_tokens(experiment, kind, student, teacher_model)
         if experiment.student.start == "teacher":
@@ -221,7 +221,7 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
         student=student,
         teacher=teacher,
         teacher_draft=teacher_draft,
-        comparisons=compared,
+        hidden_state_terms=compared,
         micro_batches=micro_batches(experiment),
         rows=rows,
         steps=steps,

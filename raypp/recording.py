@@ -1,4 +1,4 @@
-"""What a run remembers of itself while it trains: the log's window, the progress a checkpoint carries, the files."""
+"""What a run remembers of itself while it trains: the means of the log, a checkpoint's progress, the files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypp.config import Experiment
 from raypp.direction import merit
-from raypp.errors import Left
+from raypp.errors import Interrupted
 from raypp.events import Message
 from raypp.parameter_statistics import parameter_histograms, parameter_statistics
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
@@ -29,7 +29,7 @@ logger = logging.getLogger("raypp")
 
 
 @dataclass
-class Window:
+class LogMeans:
     """Sums since the last line of the log."""
 
     terms: tuple[str, ...]
@@ -58,8 +58,8 @@ class Window:
             self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.norms += norm
 
-    def means(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Means over the window."""
+    def values(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Means of the steps since the last line."""
         means = {"perf/step_seconds": self.seconds / self.steps}
         if self.skipped_steps:
             means["train/skipped_steps"] = self.skipped_steps
@@ -71,7 +71,7 @@ class Window:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """What a checkpoint carries besides the model."""
 
     steps: int = 0
@@ -132,7 +132,7 @@ class Recorder:
                 # By SystemExit(0) Ray Tune ends a trial that the sweep has stopped early, and its workers are asked to
                 # leave: nothing failed.
                 stopped = (isinstance(error, SystemExit) and error.code == 0) or (
-                    isinstance(error, Left) and self.worker.is_stopped()
+                    isinstance(error, Interrupted) and self.worker.stops_for_good()
                 )
                 if stopped:
                     self.tracker.summary({"stopped_early": True})

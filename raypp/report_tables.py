@@ -8,7 +8,7 @@ from typing import Any
 
 from raypp.figures.front import Front
 from raypp.storage import name_of
-from raypp.sweeps.space import told_apart
+from raypp.sweeps.space import distinguishing_settings
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 def front_table(front: Front, headline: str) -> Table:
     """The points that no other beats, by falling density, after the teacher."""
-    settings = told_apart([point.changes for point in front.points])
+    settings = distinguishing_settings([point.changes for point in front.points])
     rows = [] if front.teacher is None else [Row(("dense", _number(front.teacher), "", "teacher"))]
     for point, short in zip(front.points, settings, strict=True):
         if point.on_front:
@@ -80,7 +80,7 @@ def front_table(front: Front, headline: str) -> Table:
 def trials_table(result: Mapping[str, Any], front: Front) -> Table:
     """Every trial of a sweep (`result` as in its result.json), those on the front set off."""
     trials = result["trials"]
-    settings = told_apart([trial["settings"] for trial in trials])
+    settings = distinguishing_settings([trial["settings"] for trial in trials])
     best = {run for point in front.points if point.on_front for run in point.runs}
     rows = [
         Row(

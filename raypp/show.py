@@ -38,7 +38,7 @@ def _facts(plan: Plan) -> list[str]:
     ]
     if plan.teacher_plan is not None:
         facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")
-    for term, compared in plan.comparisons.items():
+    for term, compared in plan.hidden_state_terms.items():
         pairs = ", ".join(f"{student} with {teacher}" for student, teacher in compared.pairs)
         facts.append(f"{term.replace('_', ' ')}: layers of student and teacher, {pairs}")
     if plan.experiment.pruning is not None:

@@ -38,7 +38,7 @@ SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", 
 DEFINITE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
-def patiently(place: object, attempt: Callable[[], T]) -> T:
+def with_retries(place: object, attempt: Callable[[], T]) -> T:
     """What `attempt` returns, tried again with growing pauses while storage fails; the last OSError where it stays so.
 
     Args:
@@ -65,12 +65,12 @@ def tidying(place: object) -> Iterator[None]:
         logger.warning("%s cannot be tidied up (%s)", place, error)
 
 
-def _patient(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:
+def _retried(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:
     """A method of Location that is tried again while storage fails."""
 
     @functools.wraps(method)
     def patient(self: Location, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return patiently(self, lambda: method(self, *args, **kwargs))
+        return with_retries(self, lambda: method(self, *args, **kwargs))
 
     return patient
 
@@ -132,20 +132,20 @@ class Location:
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
-    @_patient
+    @_retried
     def is_file(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.File)
 
-    @_patient
+    @_retried
     def is_folder(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory)
 
-    @_patient
+    @_retried
     def make_folder(self) -> Location:
         self.filesystem.create_dir(self.path, recursive=True)
         return self
 
-    @_patient
+    @_retried
     def children(self) -> list[Location]:
         """Files and folders directly inside, by name; empty where there is no such folder."""
         try:
@@ -154,14 +154,14 @@ class Location:
             return []
         return [self / info.base_name for info in sorted(infos, key=lambda info: info.base_name)]
 
-    @_patient
+    @_retried
     def files(self) -> list[Location]:
         """All files below this folder, by path."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return [replace(self, path=i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
 
-    @_patient
+    @_retried
     def delete(self) -> None:
         """Removes the file or folder; nothing to remove is fine (somebody else may have been first)."""
         kind = self.filesystem.get_file_info(self.path).type
@@ -173,7 +173,7 @@ class Location:
         except FileNotFoundError:
             pass
 
-    @_patient
+    @_retried
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
             return bytes(stream.read())
@@ -184,7 +184,7 @@ class Location:
     def read_json(self) -> Any:
         return json.loads(self.read_text())
 
-    @_patient
+    @_retried
     def write_bytes(self, content: bytes) -> None:
         """Writes the whole file. Local writes go through a temporary name, so a reader never sees half of it."""
         if not self.is_local:
@@ -202,7 +202,7 @@ class Location:
             if os.path.exists(temporary):
                 os.unlink(temporary)
 
-    @_patient
+    @_retried
     def sync(self) -> None:
         """Has the files of this local folder outlast the machine: what is written after it is on the disk after it."""
         folder = Path(self.path)
@@ -225,14 +225,14 @@ class Location:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
-    @_patient
+    @_retried
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
 
-    @_patient
+    @_retried
     def download(self, folder: Path) -> Path:
         """A local copy of this folder under `folder`; the folder itself if it is local already."""
         if self.is_local:
@@ -240,7 +240,7 @@ class Location:
         pafs.copy_files(self.path, str(folder), source_filesystem=self.filesystem, chunk_size=CHUNK_BYTES)
         return folder
 
-    @_patient
+    @_retried
     def upload(self, folder: Path) -> None:
         """Copies a local folder's files to this folder."""
         self.make_folder()

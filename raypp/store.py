@@ -27,7 +27,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raypp.errors import ConfigError, StorageFailed
-from raypp.storage import DEFINITE, Location, patiently, tidying
+from raypp.storage import DEFINITE, Location, tidying, with_retries
 
 logger = logging.getLogger("raypp")
 
@@ -88,7 +88,7 @@ class Artifact:
                 return [file.read_row_group(group) for group in groups]
 
         with storage_errors(place):
-            return patiently(place, read)
+            return with_retries(place, read)
 
     def read_table(self) -> pa.Table:
         """All Parquet files as one table, sorted by the column `row`: the order of the source."""
@@ -243,7 +243,7 @@ def _read_manifest(build: Location) -> Artifact:
 def _files_in(folder: Location) -> dict[str, pafs.FileInfo]:
     """Every file below a folder, by its name relative to it."""
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-    infos = patiently(folder, lambda: folder.filesystem.get_file_info(selector))
+    infos = with_retries(folder, lambda: folder.filesystem.get_file_info(selector))
     return {info.path[len(folder.path) :].lstrip("/"): info for info in infos if info.is_file}
 
 

@@ -38,12 +38,12 @@ class Worker:
     """Takes progress events for the display; may be called often."""
     on_report: Callable[[dict[str, Any]], None] = ignore
     """Takes the metrics of every report, on every worker at the same step."""
-    leaves: Callable[[], bool] = never
+    is_interrupted: Callable[[], bool] = never
     """Whether this process is to leave (a command that ends, a node that is taken away). Asked at every step; one
-    worker is enough for all to save that step and raise `Left`."""
-    is_stopped: Callable[[], bool] = never
+    worker is enough for all to save that step and raise `Interrupted`."""
+    stops_for_good: Callable[[], bool] = never
     """Whether a process that leaves does so for good: a sweep does not go on with its run."""
-    may_stop: bool = False
+    may_be_stopped: bool = False
     """Whether who takes the reports may end the run there and then, process and all."""
 
     @property

@@ -1,4 +1,4 @@
-"""The log's window: means over steps, and float16's skipped ones. What sessions leave in a bucket."""
+"""The log's means: means over steps, and float16's skipped ones. What sessions leave in a bucket."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from wandb_files import read_run
 
 from raypp.config import Experiment
-from raypp.errors import Left
-from raypp.recording import Progress, Recorder, Window, moved
+from raypp.errors import Interrupted
+from raypp.recording import LogMeans, Recorder, RunProgress, moved
 from raypp.storage import Location
 from raypp.sweeps.front import Point
 from raypp.sweeps.tracking import record_sweep
@@ -22,11 +22,11 @@ WEIGHTS = {"hard_loss": 0.25, "soft_loss": 0.75}
 
 
 def test_means_are_over_rows_and_steps() -> None:
-    window = Window(("hard_loss", "soft_loss"))
-    window.add([8.0, 16.0, 100, 120], counts=dict.fromkeys(WEIGHTS, 8), norm=1.0, seconds=0.5)
-    window.add([4.0, 4.0, 50, 80], counts=dict.fromkeys(WEIGHTS, 4), norm=3.0, seconds=0.3)
-    assert (window.tokens, window.computed_tokens) == (150, 200)
-    assert window.means(WEIGHTS) == pytest.approx(
+    means = LogMeans(("hard_loss", "soft_loss"))
+    means.add([8.0, 16.0, 100, 120], counts=dict.fromkeys(WEIGHTS, 8), norm=1.0, seconds=0.5)
+    means.add([4.0, 4.0, 50, 80], counts=dict.fromkeys(WEIGHTS, 4), norm=3.0, seconds=0.3)
+    assert (means.tokens, means.computed_tokens) == (150, 200)
+    assert means.values(WEIGHTS) == pytest.approx(
         {
             "train/hard_loss": 1.0,
             "train/soft_loss": 20 / 12,
@@ -38,16 +38,16 @@ def test_means_are_over_rows_and_steps() -> None:
 
 
 def test_each_term_has_its_own_count() -> None:
-    window = Window(("hard_loss", "soft_loss"))
+    means = LogMeans(("hard_loss", "soft_loss"))
     for _ in range(2):
-        window.add([8.0, 16.0, 100, 120], counts={"hard_loss": 4, "soft_loss": 32}, norm=1.0, seconds=0.5)
-    metrics = window.means(WEIGHTS)
+        means.add([8.0, 16.0, 100, 120], counts={"hard_loss": 4, "soft_loss": 32}, norm=1.0, seconds=0.5)
+    metrics = means.values(WEIGHTS)
     assert (metrics["train/hard_loss"], metrics["train/soft_loss"]) == (2.0, 0.5)
 
 
 def test_the_best_evaluation_is_the_highest_or_of_perplexity_the_lowest() -> None:
     for headline, best in (("eval/accuracy", 2), ("eval/perplexity", 3)):
-        progress = Progress()
+        progress = RunProgress()
         for step, value in ((1, 8.0), (2, 9.0), (3, 7.0), (4, 7.0)):
             progress.note(step, headline, {headline: value}, eligible=True)
         progress.note(5, headline, {headline: 100.0}, eligible=False)
@@ -59,13 +59,13 @@ def test_the_best_evaluation_is_the_highest_or_of_perplexity_the_lowest() -> Non
 @pytest.mark.parametrize("broken", [([math.inf, 1.0, 10, 10], 1.0), ([1.0, 1.0, 10, 10], math.nan)])
 def test_a_skipped_step_is_counted_and_spoils_no_mean(broken: tuple[list[float], float]) -> None:
     sums, norm = broken
-    window = Window(("hard_loss", "soft_loss"))
-    window.add(sums, counts=dict.fromkeys(WEIGHTS, 1), norm=norm, seconds=0.1)
-    assert window.means(WEIGHTS) == {"perf/step_seconds": 0.1, "train/skipped_steps": 1}
-    window = Window(("hard_loss", "soft_loss"))
-    window.add(sums, counts=dict.fromkeys(WEIGHTS, 1), norm=norm, seconds=0.1)
-    window.add([8.0, 16.0, 100, 120], counts=dict.fromkeys(WEIGHTS, 8), norm=1.0, seconds=0.3)
-    metrics = window.means(WEIGHTS)
+    means = LogMeans(("hard_loss", "soft_loss"))
+    means.add(sums, counts=dict.fromkeys(WEIGHTS, 1), norm=norm, seconds=0.1)
+    assert means.values(WEIGHTS) == {"perf/step_seconds": 0.1, "train/skipped_steps": 1}
+    means = LogMeans(("hard_loss", "soft_loss"))
+    means.add(sums, counts=dict.fromkeys(WEIGHTS, 1), norm=norm, seconds=0.1)
+    means.add([8.0, 16.0, 100, 120], counts=dict.fromkeys(WEIGHTS, 8), norm=1.0, seconds=0.3)
+    metrics = means.values(WEIGHTS)
     assert metrics["train/skipped_steps"] == 1
     assert (metrics["train/hard_loss"], metrics["train/gradient_norm"]) == (1.0, 1.0)
     assert metrics["perf/step_seconds"] == pytest.approx(0.2)
@@ -76,13 +76,13 @@ def test_workers_of_a_trial_that_is_stopped_early_have_not_failed(
     stopped: bool, experiment: Experiment, tmp_path: Path
 ) -> None:
     def leave() -> None:
-        worker = Worker(leaves=lambda: True, is_stopped=lambda: stopped)
+        worker = Worker(is_interrupted=lambda: True, stops_for_good=lambda: stopped)
         with Recorder(Location.of(tmp_path / "run"), experiment, worker, None) as recorder:
             recorder.start(None)
             recorder.log(1, {"train/loss": 1.0})
-            raise Left(1)
+            raise Interrupted(1)
 
-    with pytest.raises(Left):
+    with pytest.raises(Interrupted):
         leave()
     recorded = read_run(the_offline_run(tmp_path / "run"))
     assert recorded["exit_code"] == (0 if stopped else 1)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from raypp.cluster.places import MissingPlaces, places_now
-from raypp.cluster.shares import Share
+from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
 from raypp.errors import WorkersLost
 
@@ -19,35 +19,37 @@ class Elastic:
 
     Args:
         resources: of one worker.
-        share: what this run may have of the cluster.
+        quota: what this run may have of the cluster.
         name: of the places that it asks for.
     """
 
-    def __init__(self, settings: ClusterSettings, resources: Mapping[str, float], share: Share, name: str) -> None:
-        self.settings, self.resources, self.share, self.name = settings, resources, share, name
+    def __init__(
+        self, settings: ClusterSettings, resources: Mapping[str, float], quota: WorkerQuota, name: str
+    ) -> None:
+        self.settings, self.resources, self.quota, self.name = settings, resources, quota, name
         self.size = 0
         self._missing = MissingPlaces(resources, settings.grow_after_seconds, name)
 
-    def next_size(self, leaves: Callable[[], bool], tell: Callable[[str], None]) -> int:
+    def next_size(self, is_interrupted: Callable[[], bool], tell: Callable[[str], None]) -> int:
         """The workers of the next group; waits until there is room for the fewest. 0: it `leaves`, and waits no more.
 
         Raises:
             WorkersLost: there was no room for too long.
         """
-        least, share = self.settings.min_workers, self.share
-        share.start()
+        least, quota = self.settings.min_workers, self.quota
+        quota.start()
         began, told = time.monotonic(), False
-        while not leaves():
-            if share.has_turn():
-                self.size = places_now(least, share.reserve(), self.resources, self.name)
+        while not is_interrupted():
+            if quota.has_turn():
+                self.size = places_now(least, quota.reserve(), self.resources, self.name)
                 if self.size:
-                    share.hold(self.size)
+                    quota.hold(self.size)
                     return self.size
-            share.wait()
+            quota.wait()
             if not told:
                 tell(f"waits for room for {least} worker{'s' * (least != 1)}")
                 told = True
-            if share.others_train():
+            if quota.others_train():
                 began = time.monotonic()
             if time.monotonic() - began > WAIT_SECONDS:
                 raise WorkersLost(f"there was no room for {least} of its workers for {WAIT_SECONDS / 60:g} minutes")
@@ -56,15 +58,15 @@ class Elastic:
 
     def group_trains(self) -> None:
         """The group has its workers."""
-        self.share.placed()
+        self.quota.placed()
         self._missing.group_has_its_own()
 
     def wants_another_size(self) -> str | None:
         """Why the group that trains should leave for one of another size; None: it should not."""
-        target = self.share.target()
+        target = self.quota.target()
         if target < self.size:
             return "another trial waits for room"
-        if self._missing.granted(target - self.size) and self.share.claim():
+        if self._missing.granted(target - self.size) and self.quota.claim():
             return "there is room for more workers"
         return None
 

@@ -47,7 +47,7 @@ def train(
         draft = _checked(experiment, session, fresh)
         from raypp.cluster.pipeline import preparer, run_plan
 
-        plan = draft.lay_out(preparer(session, on_event, trains=True))
+        plan = draft.to_plan(preparer(session, on_event, trains=True))
         return run_plan(plan, session, on_event, phase="student", fresh=fresh, started_at=started_at)
 
 

@@ -101,7 +101,7 @@ def make_job(
         train=inputs.features[TRAIN_SPLIT],
         evaluation={split: inputs.features[split] for split in plan.task.eval_splits},
         teacher_logits=inputs.logits,
-        comparisons=plan.comparisons,
+        hidden_state_terms=plan.hidden_state_terms,
         trained_teacher=plan.trained_teacher,
         group=group,
         started_at=time.time() if started_at is None else started_at,

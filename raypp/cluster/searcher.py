@@ -12,7 +12,7 @@ from raypp.cluster.trial import TrialTask
 from raypp.direction import merit
 from raypp.evaluate import headline_key
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_point
-from raypp.sweeps.suggest import Told, suggest
+from raypp.sweeps.suggest import Observation, suggest
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
@@ -73,7 +73,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         def check(number: int, point: dict[str, Any]) -> None:
             trials[:] = plan_point(plan.space, number, point)
 
-        point = suggest(plan.space, self._told(), check)
+        point = suggest(plan.space, self._observations(), check)
         if point is None:
             if not plan.is_complete:
                 plan.record_exhausted()
@@ -85,18 +85,18 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         self.left += new
         return True
 
-    def _told(self) -> list[Told]:
+    def _observations(self) -> list[Observation]:
         """What is known of each point: its trials' mean once all have ended."""
-        told = []
+        observations = []
         for point, runs in zip(self.plan.points, self.plan.runs, strict=True):
             if any(run not in self.ended for run in runs):
-                told.append(Told(point, "running"))
+                observations.append(Observation(point, "running"))
                 continue
             finished = [values for run in runs if (values := self.ended[run]) is not None]
             if not finished:
-                told.append(Told(point, "lost"))
+                observations.append(Observation(point, "lost"))
                 continue
             metrics, densities = zip(*finished, strict=True)
             reached = merit(headline_key(self.plan.trials[0].plan.task), statistics.fmean(metrics))
-            told.append(Told(point, "finished", reached, statistics.fmean(densities)))
-        return told
+            observations.append(Observation(point, "finished", reached, statistics.fmean(densities)))
+        return observations

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from raypp.cluster.line import actor_here
+from raypp.cluster.channel import actor_here
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.background import in_background
-from raypp.cluster.line import Line
+from raypp.cluster.channel import Channel
 from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
-from raypp.cluster.shares import SweepShares
 from raypp.cluster.trainer import STOP_SECONDS
 from raypp.cluster.trial import TrialTask, run_trial
+from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
 from raypp.direction import lower_is_better
@@ -44,14 +44,14 @@ from raypp.runs import clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
-from raypp.sweeps.record import Spent, evaluations_of, read_results, read_stopped, record_stopped
+from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_stopped, record_stopped
 from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
-    from raypp.cluster.board import Board
+    from raypp.cluster.trial_monitor import TrialMonitor
 
 NO_REASON = "nothing; their folders hold no result, as of nodes that do not share cluster.storage"
 POLL_SECONDS = 1.0
@@ -64,7 +64,7 @@ TUNE_ENVIRONMENT = {
 
 
 @dataclass
-class Built:
+class BuildCounts:
     """Passes events on, and counts what they say was built, by kind."""
 
     on_event: EventHandler
@@ -81,7 +81,7 @@ class SharedInputs:
     """What the trials read, built once for all that need the same, and how often that was."""
 
     session: Session
-    built: Built
+    build_counts: BuildCounts
     group: str
     """What W&B groups the trials under."""
     needed: Counter[str] = field(default_factory=Counter)
@@ -101,13 +101,13 @@ class SharedInputs:
             if settings.autoscaling:
                 own = self.session.settings.cpus_per_worker
                 settings = settings.model_copy(update={"cpus_per_worker": own})
-            self._inputs[needs] = prepare_plan(plan, self.session.with_settings(settings), self.built)
+            self._inputs[needs] = prepare_plan(plan, self.session.with_settings(settings), self.build_counts)
         return self._inputs[needs]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What was built, and how often a trial found it there."""
-        reused = {kind: max(0, needed - self.built.counts[kind]) for kind, needed in self.needed.items()}
-        return {"built": {kind: self.built.counts[kind] for kind in self.needed}, "reused": reused}
+        reused = {kind: max(0, needed - self.build_counts.counts[kind]) for kind, needed in self.needed.items()}
+        return {"built": {kind: self.build_counts.counts[kind] for kind in self.needed}, "reused": reused}
 
     def job_of(self, plan: Plan) -> Job:
         """A planned run with its input, ready to train."""
@@ -135,10 +135,10 @@ def sweep(
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
-    built = Built(on_event)
+    build_counts = BuildCounts(on_event)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))
-        plan = plan_sweep(experiment, preparer(session, built, trains=True))
+        plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
         stack.enter_context(locked(plan.folder))
         stack.enter_context(session.owning(plan.folder))
         if fresh:
@@ -148,10 +148,10 @@ def sweep(
             clear_run(plan.folder)
         # What an earlier search has drawn is gone now, or another command has drawn more until it let go of the folder.
         if not plan.is_current:
-            plan = plan_sweep(experiment, preparer(session, built, trains=True))
+            plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
         for number in range(len(plan.points)):
             plan.record_point(number)
-        shared = SharedInputs(session, built, tracking_group(plan.folder))
+        shared = SharedInputs(session, build_counts, tracking_group(plan.folder))
         ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
         if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
@@ -161,13 +161,13 @@ def sweep(
         failures: dict[str, str] = {}
         written = with_absolute_paths(experiment)
         write_experiment(plan.folder.make_folder(), written, plan.folder.name, versions())
-        with Spent(plan.folder, began) as spent:
+        with SweepClock(plan.folder, began) as spent:
             if left or not plan.is_complete:
                 session.start()
                 session.check_resources()
-                board = _run(plan, left, ended, experiment, shared)
-                failures = {row.name: row.reason for row in board.rows.values() if row.reason is not None}
-                facts["overhead_seconds_per_trial"] = _overhead(board)
+                monitor = _run(plan, left, ended, experiment, shared)
+                failures = {row.name: row.reason for row in monitor.rows.values() if row.reason is not None}
+                facts["overhead_seconds_per_trial"] = _overhead(monitor)
             results, stopped = read_results(plan.trials), read_stopped(plan.folder)
             if not results:
                 raise RunFailed(
@@ -193,7 +193,7 @@ def prepare_sweep(
     check_device(experiment)
     with Session(trial_cluster(experiment), verbose) as session:
         plan = plan_sweep(experiment, preparer(session, on_event))
-        shared = SharedInputs(session, Built(on_event), tracking_group(plan.folder))
+        shared = SharedInputs(session, BuildCounts(on_event), tracking_group(plan.folder))
         artifacts = [artifact for each in plan.trials for artifact in shared.inputs_of(each.plan).artifacts]
     return list({str(artifact.location): artifact for artifact in artifacts}.values())
 
@@ -244,31 +244,31 @@ def _run(
     ended: dict[str, tuple[float, float] | None],
     experiment: Experiment,
     shared: SharedInputs,
-) -> Board:
+) -> TrialMonitor:
     """Runs what is left of a sweep on Tune."""
     os.environ.update(TUNE_ENVIRONMENT)
     from ray import tune
 
-    from raypp.cluster.board import Board
     from raypp.cluster.scheduler import StratifiedHalvingScheduler
     from raypp.cluster.searcher import TrialSearcher
+    from raypp.cluster.trial_monitor import TrialMonitor
 
-    on_event, session = shared.built.on_event, shared.session
+    on_event, session = shared.build_counts.on_event, shared.session
     for each in left:
         shared.inputs_of(each.plan)
-    line_name = f"line of {plan.folder} {uuid.uuid4().hex}"
-    line = Line.open(line_name)
+    channel_name = f"channel of {plan.folder} {uuid.uuid4().hex}"
+    channel = Channel.open(channel_name)
     at_once = trials_at_once(experiment, session)
-    shares = SweepShares.open(f"shares of {line_name}", session.settings) if session.settings.is_elastic else None
-    board = Board(headline_key(plan.trials[0].plan.task), on_event, shares)
-    board.add((each.name, each.stratum) for each in left)
+    quotas = SweepQuotas.open(f"quotas of {channel_name}", session.settings) if session.settings.is_elastic else None
+    monitor = TrialMonitor(headline_key(plan.trials[0].plan.task), on_event, quotas)
+    monitor.add((each.name, each.stratum) for each in left)
     for each in plan.trials:
         if each.name in ended:
-            board.add_ended(each.name, each.stratum, ended[each.name])
+            monitor.add_ended(each.name, each.stratum, ended[each.name])
 
     def stop(judgement: Judgement) -> None:
         record_stopped(plan.folder, judgement)
-        board.stop(judgement)
+        monitor.stop(judgement)
 
     stopping = plan.space.settings.stopping
     scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop)
@@ -276,8 +276,10 @@ def _run(
         plan,
         left,
         ended,
-        task_of=lambda planned: _task(planned, plan.folder, shared, line_name, shares, may_stop=stopping is not None),
-        on_draw=lambda new: board.add((each.name, each.stratum) for each in new),
+        task_of=lambda planned: _task(
+            planned, plan.folder, shared, channel_name, quotas, may_be_stopped=stopping is not None
+        ),
+        on_draw=lambda new: monitor.add((each.name, each.stratum) for each in new),
         on_exhausted=lambda: on_event(
             Message(
                 f"trials: no more than {len(plan.points)} of the {plan.wanted} points are found that differ and fit"
@@ -302,17 +304,17 @@ def _run(
                 # Trials whose workers come and go count their failures themselves.
                 max_failures=1 if session.settings.is_elastic else experiment.cluster.max_failures
             ),
-            callbacks=[board],
+            callbacks=[monitor],
             verbose=0,
         ),
     )
 
     def advance() -> None:
-        waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(board.rows.values()))
+        waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(monitor.rows.values()))
         on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
-        if shares is not None:
+        if quotas is not None:
             room = None if session.settings.autoscaling else session.room()
-            shares.update(room, min(at_once, waiting) if plan.is_complete else at_once)
+            quotas.update(room, min(at_once, waiting) if plan.is_complete else at_once)
 
     advance()
     fitted = in_background(tuner.fit, "fit")
@@ -324,31 +326,31 @@ def _run(
     except KeyboardInterrupt:
         on_event(Message(STOPPING))
         deadline = time.monotonic() + STOP_SECONDS
-        _let_trials_leave(line, board, deadline)
-        board.halted.set()
+        _interrupt_trials(channel, monitor, deadline)
+        monitor.halted.set()
         wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
         raise
     with tidying(scratch):
         scratch.delete()
     if (error := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {error}") from error
-    board.free_stopped()
+    monitor.free_stopped()
     advance()
     on_event(PhaseFinished(PHASE))
-    return board
+    return monitor
 
 
-def _let_trials_leave(line: Line, board: Board, deadline: float) -> None:
+def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float) -> None:
     """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock."""
     from ray.exceptions import RayActorError
 
     left = set[str]()
-    with contextlib.suppress(RayActorError):  # the line was lost: then they leave by themselves
-        line.ask_to_leave()
+    with contextlib.suppress(RayActorError):  # the channel was lost: then they leave by themselves
+        channel.interrupt()
         while time.monotonic() < deadline and any(
-            row.state == "running" and row.name not in left for row in list(board.rows.values())
+            row.state == "running" and row.name not in left for row in list(monitor.rows.values())
         ):
-            left.update(line.take(POLL_SECONDS))
+            left.update(channel.take(POLL_SECONDS))
 
 
 def _resources(settings: ClusterSettings) -> Any:
@@ -362,7 +364,12 @@ def _resources(settings: ClusterSettings) -> Any:
 
 
 def _task(
-    planned: PlannedTrial, sweep: Location, shared: SharedInputs, line: str, shares: SweepShares | None, may_stop: bool
+    planned: PlannedTrial,
+    sweep: Location,
+    shared: SharedInputs,
+    channel: str,
+    quotas: SweepQuotas | None,
+    may_be_stopped: bool,
 ) -> TrialTask:
     """What a trial's actor is given. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
@@ -382,10 +389,10 @@ def _task(
         digest=plan.digest,
         sweep=sweep.name,
         total_steps=plan.steps.total,
-        may_stop=may_stop,
+        may_be_stopped=may_be_stopped,
         threads=max(1, int(float(cluster.cpus_per_worker))),
-        line=line,
-        shares=None if shares is None else shares.name,
+        channel=channel,
+        quotas=None if quotas is None else quotas.name,
     )
 
 
@@ -406,7 +413,7 @@ def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
     return dict.fromkeys(read_stopped(plan.folder)) | finished
 
 
-def _overhead(board: Board) -> float | None:
+def _overhead(monitor: TrialMonitor) -> float | None:
     """Seconds that a trial took beyond training and the final evaluation: the mean; None where none was finished."""
-    known = [row.overhead_seconds for row in board.rows.values() if row.overhead_seconds is not None]
+    known = [row.overhead_seconds for row in monitor.rows.values() if row.overhead_seconds is not None]
     return sum(known) / len(known) if known else None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from raypp.cluster.line import Line, Notice, warnings_to
-from raypp.errors import Left, RunFailed, StorageFailed
+from raypp.cluster.channel import Channel, InterruptNotice, warnings_to
+from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.loop import Job, fit
 from raypp.worker import Worker, ignore
 
 
-def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
+def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> dict[str, Any]:
     """Trains, and returns one of: `result`; `left`, the step that was saved when it was asked to leave; `failed`, with
     what trying again would not help."""
     import ray.train
@@ -31,23 +31,23 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
         with telling:
             if told and ray.wait(told, timeout=0)[0]:
                 ray.get(told.pop())
-            told[:] = [line.tell(event)]
+            told[:] = [channel.tell(event)]
 
     def report(metrics: dict[str, Any]) -> None:
         ray.train.report(metrics)
         if first:
             tell(Reported(metrics))
 
-    notice = Notice(line)
+    notice = InterruptNotice(channel)
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=get_device(),
         on_event=tell if first else ignore,
         on_report=report,
-        leaves=notice,
-        may_stop=may_stop,
-        is_stopped=lambda: notice.stopped,
+        is_interrupted=notice,
+        may_be_stopped=may_be_stopped,
+        stops_for_good=lambda: notice.stopped,
     )
     if first:
         tell(WorkersPlaced(ray.util.get_current_placement_group().id.hex()))
@@ -56,7 +56,7 @@ def train_worker(job: Job, line: Line, may_stop: bool) -> dict[str, Any]:
             result = fit(job, worker)
         ray.get(told)  # answered after all that was told before: nothing is lost
         return {"result": result}
-    except Left as left:
+    except Interrupted as left:
         return {"left": left.step}
     except RayActorError:
         return {"failed": "the command that started this run has ended"}

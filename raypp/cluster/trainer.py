@@ -15,15 +15,15 @@ import torch
 
 from raypp.checkpoint import Checkpoints
 from raypp.cluster.background import in_background
+from raypp.cluster.channel import Channel
 from raypp.cluster.elastic import Elastic
-from raypp.cluster.line import Line
 from raypp.cluster.places import free_group, places_name
 from raypp.cluster.session import Session
-from raypp.cluster.shares import Share
 from raypp.cluster.train_worker import train_worker
-from raypp.errors import ConfigError, Left, RunFailed, WorkersLost, WorkersTaken
+from raypp.cluster.worker_quotas import WorkerQuota
+from raypp.errors import ConfigError, Interrupted, RunFailed, WorkersLost, WorkersTaken
 from raypp.events import Message, Reported, WorkersPlaced
-from raypp.interrupts import STOPPING, held_back
+from raypp.interrupts import STOPPING, deferred_interrupts
 from raypp.loop import Job, fit
 from raypp.storage import Location, tidying
 from raypp.worker import Worker, ignore, never
@@ -43,35 +43,35 @@ def run_job(
     on_event: EventHandler,
     on_report: Callable[[dict[str, Any]], None] | None = None,
     *,
-    may_stop: bool = False,
-    leaves: Callable[[], bool] | None = None,
-    share: Share | None = None,
+    may_be_stopped: bool = False,
+    is_interrupted: Callable[[], bool] | None = None,
+    quota: WorkerQuota | None = None,
 ) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
     Args:
         session: started, and found to have the resources, unless `workers: 0`.
         on_report: called with the metrics of every evaluation; what it raises ends the job.
-        may_stop: whether it may: then the evaluation's checkpoint is written before.
-        leaves: whether this process is to leave; None: it is when it is interrupted.
-        share: what workers that come and go may have of the cluster; None: all there is room for.
+        may_be_stopped: whether it may: then the evaluation's checkpoint is written before.
+        is_interrupted: whether this process is to leave; None: it is when it is interrupted.
+        quota: what workers that come and go may have of the cluster; None: all there is room for.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the step it was at is saved, if there was time for it.
-        Left: `leaves` has said so; the step it was at is saved.
+        Interrupted: `is_interrupted` has said so; the step it was at is saved.
         RunFailed: training failed for good; the same command resumes it.
     """
     on_report = on_report or ignore
     if job.experiment.cluster.max_workers:
-        return _run_on_workers(job, session, on_event, on_report, may_stop, leaves or never, share)
+        return _run_on_workers(job, session, on_event, on_report, may_be_stopped, is_interrupted or never, quota)
     device = torch.device("cuda" if job.experiment.cluster.gpus_per_worker else "cpu")
-    worker = Worker(device=device, on_event=on_event, on_report=on_report, may_stop=may_stop)
-    if leaves is not None:
-        return fit(job, replace(worker, leaves=leaves))
-    with held_back(lambda text: on_event(Message(text))) as interrupted:
+    worker = Worker(device=device, on_event=on_event, on_report=on_report, may_be_stopped=may_be_stopped)
+    if is_interrupted is not None:
+        return fit(job, replace(worker, is_interrupted=is_interrupted))
+    with deferred_interrupts(lambda text: on_event(Message(text))) as interrupted:
         try:
-            result = fit(job, replace(worker, leaves=interrupted))
-        except Left as left:
+            result = fit(job, replace(worker, is_interrupted=interrupted))
+        except Interrupted as left:
             raise _interrupted(left.step) from None
         if interrupted():  # too late to stop this run, but not what may follow it
             raise KeyboardInterrupt
@@ -87,9 +87,9 @@ def _run_on_workers(
     session: Session,
     on_event: EventHandler,
     on_report: Callable[[dict[str, Any]], None],
-    may_stop: bool,
-    leaves: Callable[[], bool],
-    share: Share | None,
+    may_be_stopped: bool,
+    is_interrupted: Callable[[], bool],
+    quota: WorkerQuota | None,
 ) -> dict[str, Any]:
     """Runs groups of workers, one after the other, until one has done the job. A group of a fixed size that loses a
     worker is Ray Train's to restart. One that may be smaller or larger is over then, as any group is when its node is
@@ -100,23 +100,25 @@ def _run_on_workers(
     resources = session.worker_resources()  # once: an even part of the cluster is another when a node has gone
     elastic = None
     if settings.is_elastic:
-        share = share or Share.alone(settings.min_workers, settings.max_workers)
-        elastic = Elastic(settings, resources, share, places_name(job.run))
+        quota = quota or WorkerQuota.alone(settings.min_workers, settings.max_workers)
+        elastic = Elastic(settings, resources, quota, places_name(job.run))
     lost = failures = 0
     news: list[str] = []
     while True:
         size = settings.max_workers
         if elastic is not None:
-            size = elastic.next_size(leaves, lambda text: on_event(Message(f"{job.phase}: {text}")))
+            size = elastic.next_size(is_interrupted, lambda text: on_event(Message(f"{job.phase}: {text}")))
             if not size:
                 saved = Checkpoints(job.run / "checkpoints", settings.keep_checkpoints).steps()
-                raise Left(max(saved, default=0))
+                raise Interrupted(max(saved, default=0))
             if news or size < settings.max_workers:
                 news.append(f"{size} of {settings.max_workers} workers train")
         if news:
             on_event(Message(f"{job.phase}: {'; '.join(news)}"))
         try:
-            returned = _run_group(job, session, size, resources, elastic, on_event, on_report, may_stop, leaves)
+            returned = _run_group(
+                job, session, size, resources, elastic, on_event, on_report, may_be_stopped, is_interrupted
+            )
         except RayActorError as error:
             lost += 1
             if lost > CONTROLLER_FAILURES:
@@ -133,8 +135,8 @@ def _run_on_workers(
             raise RunFailed(returned["failed"])
         if "left" not in returned:
             return dict(returned["result"])
-        if leaves():
-            raise Left(returned["left"])
+        if is_interrupted():
+            raise Interrupted(returned["left"])
         if returned["resizes"]:
             news = [f"{returned['resizes']}; step {returned['left']} is saved"]
         else:
@@ -149,22 +151,22 @@ def _run_group(
     elastic: Elastic | None,
     on_event: EventHandler,
     on_report: Callable[[dict[str, Any]], None],
-    may_stop: bool,
-    leaves: Callable[[], bool],
+    may_be_stopped: bool,
+    is_interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
     """Runs one group of so many workers and returns what `train_worker` did on its first one, and why it was asked to
     leave for one of another size, if it was (`resizes`).
 
     Raises:
-        RayActorError: Ray Train's controller, or the line to the workers, died.
+        RayActorError: Ray Train's controller, or the channel to the workers, died.
         WorkersLost: a worker was lost, and Ray Train is not to try again.
     """
     from ray.exceptions import RayActorError
 
-    line = Line.open()
+    channel = Channel.open()
     scratch = job.run / "ray"
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
-    worker = functools.partial(train_worker, job, line, may_stop)
+    worker = functools.partial(train_worker, job, channel, may_be_stopped)
     trainer = _trainer(job, session, size, resources, scratch, worker)
     fitted = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
     asked, resizes = False, None
@@ -173,7 +175,7 @@ def _run_group(
         ended = False
         while not ended:
             ended = fitted.done()
-            for event in line.take(0 if ended else POLL_SECONDS):
+            for event in channel.take(0 if ended else POLL_SECONDS):
                 if isinstance(event, Reported):
                     on_report(event.metrics)
                 else:
@@ -184,17 +186,17 @@ def _run_group(
                         elastic.group_trains()
             if not asked and elastic is not None:
                 resizes = elastic.wants_another_size()
-            if not asked and (resizes or leaves()):
-                line.ask_to_leave()
+            if not asked and (resizes or is_interrupted()):
+                channel.interrupt()
                 asked = True
     except BaseException as error:
         # Else the workers would train on, on a cluster of others, with a run that is nobody's; and Ray of our own must
         # not be shut down under the trainer's feet.
         if isinstance(error, KeyboardInterrupt):
             on_event(Message(STOPPING))
-        with contextlib.suppress(RayActorError):  # the line itself may be what was lost: then they know
-            line.ask_to_leave(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
-        wait([fitted], STOP_SECONDS if leaves is never else TRIAL_STOP_SECONDS)
+        with contextlib.suppress(RayActorError):  # the channel itself may be what was lost: then they know
+            channel.interrupt(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
+        wait([fitted], STOP_SECONDS if is_interrupted is never else TRIAL_STOP_SECONDS)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             returned = fitted.result().return_value
             if "left" in returned:
@@ -203,7 +205,7 @@ def _run_group(
     finally:
         if elastic is not None:
             elastic.close()
-        line.close()
+        channel.close()
         for group in placed:
             free_group(group)
     with tidying(scratch):

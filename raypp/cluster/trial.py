@@ -23,11 +23,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from raypp.cluster.line import Line, Notice, warnings_to
+from raypp.cluster.channel import Channel, InterruptNotice, warnings_to
 from raypp.cluster.session import Session
-from raypp.cluster.shares import Share
 from raypp.cluster.trainer import run_job
-from raypp.errors import ConfigError, Left, RunFailed, StorageFailed, WorkersLost
+from raypp.cluster.worker_quotas import WorkerQuota
+from raypp.errors import ConfigError, Interrupted, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
@@ -52,14 +52,14 @@ class TrialTask:
     sweep: str
     """Name of the sweep's folder, beside the run's."""
     total_steps: int
-    may_stop: bool
+    may_be_stopped: bool
     """Whether the sweep stops trials early."""
     threads: int
     """Of torch, where the actor runs the loop itself."""
-    line: str
-    """Name of the line to the command."""
-    shares: str | None
-    """Name of the shares of the cluster; None where workers do not come and go."""
+    channel: str
+    """Name of the channel to the command."""
+    quotas: str | None
+    """Name of the quotas of the cluster; None where workers do not come and go."""
 
     def __repr__(self) -> str:  # Tune puts it into names and files
         return self.job.run.name
@@ -77,9 +77,9 @@ def run_trial(config: dict[str, Any]) -> None:
     torch.set_num_threads(task.threads)
     reporter = _Reporter(task)
     run = task.job.run
-    line = Line.named(task.line)
-    share = None if task.shares is None else Share.of(task.shares, run.name)
-    notice = Notice(line)
+    channel = Channel.named(task.channel)
+    quota = None if task.quotas is None else WorkerQuota.of(task.quotas, run.name)
+    notice = InterruptNotice(channel)
     try:
         # What a command that was killed has left may hold the run for some seconds more.
         with (
@@ -105,20 +105,20 @@ def run_trial(config: dict[str, Any]) -> None:
                     session,
                     reporter.on_event,
                     reporter.on_evaluation,
-                    may_stop=task.may_stop,
-                    leaves=notice,
-                    share=share,
+                    may_be_stopped=task.may_be_stopped,
+                    is_interrupted=notice,
+                    quota=quota,
                 )
     except (StorageFailed, WorkersLost):
         raise
-    except Left as left:
+    except Interrupted as left:
         if notice.drained:
             # By this error Tune tries the trial again elsewhere, as often as it comes: it counts no node that is taken
             # away among a trial's failures.
             raise RayActorError(
                 error_msg=f"its node is taken away; step {left.step} is saved", preempted=True
             ) from None
-        ray.get(line.tell(run.name))  # an error where it is the line that was lost, and not the command
+        ray.get(channel.tell(run.name))  # an error where it is the channel that was lost, and not the command
         while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
             time.sleep(STOP_SECONDS)
     except (RunFailed, ConfigError) as failure:
@@ -160,7 +160,7 @@ class _Reporter:
         match event:
             case Message():
                 self.warn(event.text)
-                if self.task.shares is not None:
+                if self.task.quotas is not None:
                     self.report()  # at once: it may be that it waits for workers
             case WorkersPlaced():
                 self.placement_group = event.placement_group

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from raypp.storage import name_of
 from raypp.sweeps.plan import SweepPlan
-from raypp.sweeps.space import said, told_apart
+from raypp.sweeps.space import distinguishing_settings, said
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
@@ -80,7 +80,7 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
     if result["teacher"] is not None:
         table.add_row("dense", f"{result['teacher']:.4f}", "teacher", "")
     tried = [trial["settings"] for trial in result["trials"]]
-    short = told_apart(tried)
+    short = distinguishing_settings(tried)
     for point in result["front"]:
         spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
         table.add_row(

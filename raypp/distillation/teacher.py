@@ -31,7 +31,7 @@ DISTANCES = {"mse": hidden_mse_sum, "cosine": hidden_cosine_sum}
 
 
 @dataclass(frozen=True)
-class Comparison:
+class HiddenStateTerm:
     """One term on hidden states: which are compared, and how."""
 
     pairs: LayerPairs
@@ -45,7 +45,7 @@ def even_pairs(student_layers: int, teacher_layers: int) -> LayerPairs:
     return tuple((layer, -(-layer * teacher_layers // student_layers)) for layer in range(1, student_layers + 1))
 
 
-def comparisons(settings: DistillationSettings, student: Any, teacher: Any) -> dict[str, Comparison]:
+def hidden_state_terms(settings: DistillationSettings, student: Any, teacher: Any) -> dict[str, HiddenStateTerm]:
     """The terms on hidden states that the settings ask for, by name, from the `transformers` configurations of both
     models.
 
@@ -73,9 +73,9 @@ def comparisons(settings: DistillationSettings, student: Any, teacher: Any) -> d
         raise ConfigError(problems)
     terms = {}
     if settings.hidden_weight:
-        terms["hidden_loss"] = Comparison(settings.hidden_layers or even_pairs(*counts), settings.hidden_kind)
+        terms["hidden_loss"] = HiddenStateTerm(settings.hidden_layers or even_pairs(*counts), settings.hidden_kind)
     if settings.cosine_weight:
-        terms["cosine_loss"] = Comparison((counts,), "cosine")
+        terms["cosine_loss"] = HiddenStateTerm((counts,), "cosine")
     return terms
 
 
@@ -95,7 +95,7 @@ class OnlineTeacher:
         self,
         model: PreTrainedModel,
         kind: TaskKind,
-        terms: Mapping[str, Comparison],
+        terms: Mapping[str, HiddenStateTerm],
         student_width: int,
         seed: int,
         device: torch.device,
@@ -107,7 +107,7 @@ class OnlineTeacher:
         Args:
             model: evaluates from now on, and is not trained.
             kind: of the task.
-            terms: from `comparisons`.
+            terms: from `hidden_state_terms`.
             student_width: of the student's hidden states.
             seed: of the projections' initial weights; each one's follow from it and the pair.
             device: of teacher and projections.

@@ -103,7 +103,7 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
     """Every trial that is known now, checked against its input. Two that come to the same run are one.
 
     Args:
-        prepare: as in `Draft.lay_out`; called when all trials that are known have been checked.
+        prepare: as in `Draft.to_plan`; called when all trials that are known have been checked.
 
     Raises:
         ConfigError: with every problem of every trial.
@@ -188,7 +188,7 @@ def plan_trials(trials: Iterable[Trial], prepare: Prepare | None = None) -> list
     planned: dict[str, PlannedTrial] = {}
     for trial, draft in drafts:
         with problems.collect():
-            plan = draft.lay_out(prepare)
+            plan = draft.to_plan(prepare)
             planned.setdefault(plan.digest, PlannedTrial(trial, plan))
     problems.stop()
     return list(planned.values())

@@ -22,7 +22,7 @@ NOTED_EVERY_SECONDS = 10.0
 LEAVE_SECONDS = 5.0
 
 
-class Spent:
+class SweepClock:
     """Seconds that all commands of a sweep have taken together, noted in its folder while it is entered: so those of a
     command that is killed count, but for the last few."""
 
@@ -42,7 +42,7 @@ class Spent:
         """Of this command and those before it."""
         return self.earlier + time.monotonic() - self.began
 
-    def __enter__(self) -> Spent:
+    def __enter__(self) -> SweepClock:
         self._thread.start()
         return self
 

@@ -184,7 +184,7 @@ def varies(field: str, axes: Iterable[str]) -> bool:
     return any(_holds(axis, field) for axis in axes)
 
 
-def told_apart(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def distinguishing_settings(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The points by single fields (a section's mapping is taken apart), without what is the same wherever it stands.
     A point of which this leaves nothing, or what it leaves of another, keeps all that not every point has; a single
     one keeps everything."""

@@ -33,7 +33,7 @@ Check = Callable[[int, Changes], object]
 
 
 @dataclass(frozen=True)
-class Told:
+class Observation:
     """What is known of a point."""
 
     point: Changes
@@ -51,13 +51,13 @@ def first_points(space: Space, check: Check | None = None) -> list[Changes]:
     Raises:
         ConfigError: of a combination of the grid axes, no point fits.
     """
-    told: list[Told] = []
+    told: list[Observation] = []
     while (point := _next(space, told, min(STARTUP, space.settings.trials or 0), check)) is not None:
-        told.append(Told(point, "running"))
+        told.append(Observation(point, "running"))
     return [each.point for each in told]
 
 
-def suggest(space: Space, told: Sequence[Told], check: Check | None = None) -> Changes | None:
+def suggest(space: Space, told: Sequence[Observation], check: Check | None = None) -> Changes | None:
     """The next point after those told; None where all are drawn, or nothing new that fits is found.
 
     Each combination of the grid axes has a search of its own. They take turns, and those that have no more points let
@@ -82,7 +82,7 @@ def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
     return list(points)
 
 
-def _next(space: Space, told: Sequence[Told], most: int, check: Check | None) -> Changes | None:
+def _next(space: Space, told: Sequence[Observation], most: int, check: Check | None) -> Changes | None:
     """The next point of the combination that has the fewest, and fewer than `most`; of another where it has no more."""
     import optuna
 
@@ -112,7 +112,7 @@ def _has(fixed: Changes, point: Changes) -> bool:
 
 
 def _drawn(
-    space: Space, fixed: Changes, known: Sequence[Told], told: Sequence[Told], check: Check | None
+    space: Space, fixed: Changes, known: Sequence[Observation], told: Sequence[Observation], check: Check | None
 ) -> Changes | None:
     """A new point of a combination, learned from those `known` of it; None where none is found."""
     number = len(told)
@@ -161,7 +161,7 @@ def _ask(lessons: Sequence[FrozenTrial], *numbers: int) -> Any:
     return study.ask()
 
 
-def _lessons(known: Sequence[Told]) -> list[Told]:
+def _lessons(known: Sequence[Observation]) -> list[Observation]:
     """What is learned from: all finished points, and the latest of those that were lost."""
     finished = sum(each.state == "finished" for each in known)
     lost = [place for place, each in enumerate(known) if each.state == "lost"]
@@ -184,7 +184,7 @@ def _suggested(trial: Any, name: str, axis: Axis) -> Any:
             return trial.suggest_float(name, low, high)
 
 
-def _frozen(space: Space, told: Told) -> FrozenTrial:
+def _frozen(space: Space, told: Observation) -> FrozenTrial:
     """A point as Optuna knows it."""
     from optuna.trial import TrialState, create_trial
 

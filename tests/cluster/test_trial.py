@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from raypp.cluster.line import warnings_to
+from raypp.cluster.channel import warnings_to
 from raypp.cluster.trial import _Reporter
 
 

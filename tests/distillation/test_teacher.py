@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.config import DistillationSettings
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import Comparison, OnlineTeacher, comparisons, even_pairs
+from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher, even_pairs, hidden_state_terms
 from raypp.inputs import Counts
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS
@@ -38,7 +38,7 @@ def encoder(layers: int, width: int, seed: int) -> Any:
 
 
 def teacher_of(student: Any, teacher: Any, kind: Any = "mse", seed: int = 5) -> OnlineTeacher:
-    terms = {"hidden_loss": Comparison(PAIRS, kind)}
+    terms = {"hidden_loss": HiddenStateTerm(PAIRS, kind)}
     return OnlineTeacher(teacher, kind_of(TASKS["mrpc"]), terms, student.config.hidden_size, seed, CPU)
 
 
@@ -109,10 +109,10 @@ def test_the_cosine_loss_is_torchs_on_the_last_states_and_shares_their_projectio
     settings = DistillationSettings(
         soft_weight=0.0, hard_weight=0.5, hidden_weight=2.0, hidden_layers=((1, 2), (2, 4)), cosine_weight=3.0
     )
-    compared = comparisons(settings, student.config, other.config)
+    compared = hidden_state_terms(settings, student.config, other.config)
     assert compared == {
-        "hidden_loss": Comparison(((1, 2), (2, 4)), "mse"),
-        "cosine_loss": Comparison(((2, 4),), "cosine"),
+        "hidden_loss": HiddenStateTerm(((1, 2), (2, 4)), "mse"),
+        "cosine_loss": HiddenStateTerm(((2, 4),), "cosine"),
     }
     teacher = OnlineTeacher(other, kind_of(TASKS["mrpc"]), compared, 16, 5, CPU)
     assert set(teacher.projections) == ({"1_2", "2_4"} if width != 16 else set())

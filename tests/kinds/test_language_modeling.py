@@ -18,7 +18,7 @@ from raypp.corpus.examples import BlockExamples
 from raypp.corpus.targets import NOT_PREDICTED, Masker
 from raypp.direction import lower_is_better, merit
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import OnlineTeacher, comparisons
+from raypp.distillation.teacher import OnlineTeacher, hidden_state_terms
 from raypp.errors import ConfigError
 from raypp.evaluate import headline_key
 from raypp.inputs import Counts
@@ -115,7 +115,7 @@ def test_every_loss_of_task_agnostic_distillation_is_a_plain_torch_reference(sof
         hidden_weight=3.0,
         soft_tokens=soft_tokens,
     )
-    compared = comparisons(settings, student.config, teacher.config)
+    compared = hidden_state_terms(settings, student.config, teacher.config)
     online = OnlineTeacher(teacher, language, compared, 16, 0, torch.device("cpu"), with_logits=True)
     objective = Objective.build(language, settings, online)
     given = examples(all_tokens=soft_tokens == "all")

@@ -20,7 +20,7 @@ from raypp.config import Columns, DataSettings, DistillationSettings, FilesSourc
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import Comparison, OnlineTeacher
+from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
 from raypp.kinds import kind_of
@@ -248,7 +248,7 @@ def test_the_hidden_loss_of_a_row_is_the_mean_over_its_choices(
 ) -> None:
     features = Features.from_table(tokenized(official(write_swag(tmp_path)), "dev", tokenizer))
     student = load_pretrained(minilm_dir, SWAG, seed=1).eval()
-    twin, terms = load_pretrained(minilm_dir, SWAG, seed=1), {"hidden_loss": Comparison(((3, 6),), "mse")}
+    twin, terms = load_pretrained(minilm_dir, SWAG, seed=1), {"hidden_loss": HiddenStateTerm(((3, 6),), "mse")}
     teacher = OnlineTeacher(twin, kind_of(SWAG), terms, 384, 1, torch.device("cpu"))
     settings = DistillationSettings(soft_weight=0.0, hard_weight=0.5, hidden_weight=1.0)
     objective = Objective.build(kind_of(SWAG), settings, teacher)

@@ -12,7 +12,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
 from raypp.sweeps.plan import plan_sweep
 from raypp.sweeps.points import trials_of
-from raypp.sweeps.space import Trial, told_apart
+from raypp.sweeps.space import Trial, distinguishing_settings
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -319,12 +319,12 @@ def test_points_are_told_apart_by_the_single_fields_that_differ() -> None:
         {"pruning": {"method": "topk", "initial_warmup": 1}, "pruning.final_density": 0.1, "train.epochs": 3},
         {"pruning": {"method": "l0", "initial_warmup": 1, "penalty": {"kind": "l0"}}, "train.epochs": 3},
     ]
-    assert told_apart(points) == [
+    assert distinguishing_settings(points) == [
         {"pruning.method": "topk", "pruning.final_density": 0.5},
         {"pruning.method": "topk", "pruning.final_density": 0.1},
         {"pruning.method": "l0"},
     ]
-    assert told_apart(points[:1]) == [
+    assert distinguishing_settings(points[:1]) == [
         {"pruning.method": "topk", "pruning.initial_warmup": 1, "pruning.final_density": 0.5, "train.epochs": 3}
     ]
 
@@ -333,15 +333,15 @@ def test_a_dense_point_and_the_single_method_are_told_apart() -> None:
     topk = {"method": "topk", "final_density": 0.1}
     told = {"pruning.method": "topk", "pruning.final_density": 0.1}
     points = [{"pruning": pruning, "train.epochs": 3} for pruning in (None, topk, None)]
-    assert told_apart(points) == [{"pruning": None}, told, {"pruning": None}]
+    assert distinguishing_settings(points) == [{"pruning": None}, told, {"pruning": None}]
     sparser = {"pruning": {"method": "topk", "final_density": 0.03}, "train.epochs": 3}
-    assert told_apart([*points[:2], sparser]) == [
+    assert distinguishing_settings([*points[:2], sparser]) == [
         {"pruning": None},
         {"pruning.final_density": 0.1},
         {"pruning.final_density": 0.03},
     ]
     epochs = [{"pruning": pruning, "train.epochs": epochs} for pruning in (None, topk) for epochs in (2, 3)]
-    assert told_apart(epochs) == [
+    assert distinguishing_settings(epochs) == [
         {"pruning": None, "train.epochs": 2},
         {"pruning": None, "train.epochs": 3},
         {**told, "train.epochs": 2},

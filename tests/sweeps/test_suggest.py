@@ -11,7 +11,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
 from raypp.sweeps.points import trials_of
 from raypp.sweeps.space import Changes, Space
-from raypp.sweeps.suggest import STARTUP, Told, as_many_as_wanted, first_points, suggest
+from raypp.sweeps.suggest import STARTUP, Observation, as_many_as_wanted, first_points, suggest
 
 RATE = "pruning.mask_learning_rate"
 DENSITY = "pruning.final_density"
@@ -34,11 +34,11 @@ def outcome(point: Changes) -> tuple[float, float]:
     return density**0.1 - 0.1 * abs(np.log10(point[RATE]) + 2), density
 
 
-def searched(space: Space, told: list[Told] | None = None) -> list[Told]:
+def searched(space: Space, told: list[Observation] | None = None) -> list[Observation]:
     """The search to its end, one point at a time."""
     told = list(told or [])
     while (point := suggest(space, told)) is not None:
-        told.append(Told(point, "finished", *outcome(point)))
+        told.append(Observation(point, "finished", *outcome(point)))
     return told
 
 
@@ -69,14 +69,14 @@ def test_an_interrupted_search_goes_on_as_it_would_have() -> None:
 def test_a_stopped_point_counts_as_a_bad_one() -> None:
     axes = {RATE: {"loguniform": [1e-4, 1.0]}}
     told = [
-        Told({RATE: rate}, "finished" if rate < 1e-2 else "lost", *((0.9, 0.5) if rate < 1e-2 else (0.0, 0.0)))
+        Observation({RATE: rate}, "finished" if rate < 1e-2 else "lost", *((0.9, 0.5) if rate < 1e-2 else (0.0, 0.0)))
         for rate in np.geomspace(1e-4, 1.0, 20).tolist()
     ]
     rates = []
     for _ in range(10):
         point = suggest(space(axes, trials=30), told)
         assert point is not None
-        told.append(Told(point, "running"))
+        told.append(Observation(point, "running"))
         rates.append(point[RATE])
     assert np.median(rates) < 1e-2
 
@@ -94,12 +94,14 @@ def test_listed_values_are_all_found_before_a_search_ends(seed: int) -> None:
 def test_what_was_lost_is_not_looked_for_where_little_has_finished(seed: int) -> None:
     """The first to end are those that diverge; more of them must not follow."""
     axes = {RATE: {"loguniform": [1e-4, 1.0]}}
-    told = [Told({RATE: rate}, "running") for rate in (1e-3, 4e-3, 1e-2, 2e-2)] + [Told({RATE: 0.5}, "lost")]
+    told = [Observation({RATE: rate}, "running") for rate in (1e-3, 4e-3, 1e-2, 2e-2)] + [
+        Observation({RATE: 0.5}, "lost")
+    ]
     points = [suggest(space(axes, trials=60, seed=number), told) for number in range(40 * seed, 40 * seed + 40)]
     above = np.mean([point is not None and point[RATE] > 0.1 for point in points])
     assert above < 0.6, "a quarter is, by chance"
-    told = [Told({RATE: rate}, "finished", 0.9, 0.5) for rate in np.geomspace(1e-4, 1e-2, 5).tolist()]
-    told += [Told({RATE: rate}, "lost") for rate in np.geomspace(0.1, 0.9, 60).tolist()]
+    told = [Observation({RATE: rate}, "finished", 0.9, 0.5) for rate in np.geomspace(1e-4, 1e-2, 5).tolist()]
+    told += [Observation({RATE: rate}, "lost") for rate in np.geomspace(0.1, 0.9, 60).tolist()]
     points = [suggest(space(axes, trials=90, seed=number), told) for number in range(10)]
     assert np.median([point[RATE] for point in points if point is not None]) < 0.1
 
@@ -110,10 +112,10 @@ def test_an_axis_that_does_not_matter_is_not_drawn() -> None:
         RATE: {"loguniform": [1e-3, 1e-1], "when": {"pruning.method": "topk"}},
         DENSITY: {"uniform": [0.05, 0.5]},
     }
-    told: list[Told] = []
+    told: list[Observation] = []
     while (point := suggest(space(axes, trials=20), told)) is not None:
         assert (RATE in point) == (point["pruning.method"] == "topk")
-        told.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+        told.append(Observation(point, "finished", *outcome({RATE: 1e-2, **point})))
     assert {each.point["pruning.method"] for each in told} == {"topk", "magnitude"}
     assert len(told) == 20
 
@@ -136,9 +138,9 @@ UNEVEN = {METHOD: {"grid": ["magnitude", "topk"]}, RATE: {"loguniform": [1e-4, 1
 
 
 def test_a_combination_without_more_points_lets_the_others_go_on() -> None:
-    found: list[Told] = []
+    found: list[Observation] = []
     while (point := suggest(space(UNEVEN, trials=10), found)) is not None:
-        found.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+        found.append(Observation(point, "finished", *outcome({RATE: 1e-2, **point})))
     assert [each.point[METHOD] for each in found] == ["magnitude", *["topk"] * 10]
     assert len({each.point.get(RATE) for each in found}) == 11
     assert first_points(space(UNEVEN, trials=10)) == [each.point for each in found[: 1 + STARTUP]]
@@ -150,9 +152,9 @@ def test_a_combination_without_more_points_lets_the_others_go_on() -> None:
 
 
 def test_a_shorter_search_has_so_many_points_of_each_combination() -> None:
-    found: list[Told] = []
+    found: list[Observation] = []
     while (point := suggest(space(UNEVEN, trials=10), found)) is not None:
-        found.append(Told(point, "finished", *outcome({RATE: 1e-2, **point})))
+        found.append(Observation(point, "finished", *outcome({RATE: 1e-2, **point})))
     points = [each.point for each in found]
     assert as_many_as_wanted(space(UNEVEN, trials=10), points) == points
     assert as_many_as_wanted(space(UNEVEN, trials=3), points) == points[:4]
@@ -192,9 +194,9 @@ def test_a_combination_that_does_not_fit_is_drawn_again() -> None:
 
 
 def searched_densities(space: Space) -> list[float]:
-    told: list[Told] = []
+    told: list[Observation] = []
     while (point := suggest(space, told)) is not None:
-        told.append(Told(point, "finished", 0.5, point[DENSITY]))
+        told.append(Observation(point, "finished", 0.5, point[DENSITY]))
     return [each.point[DENSITY] for each in told]
 
 

@@ -1,4 +1,4 @@
-"""The line between a command and those who train for it: events and warnings one way, the wish that they leave the
+"""The channel between a command and those who train for it: events and warnings one way, the wish that they leave the
 other way.
 
 Who trains hears of one more thing here: that its node is about to be taken away, as a spot machine is.
@@ -17,7 +17,7 @@ from typing import Any
 NOTICE_POLL_SECONDS = 2.0  # between two looks at whether the node is drained; clouds warn 30 to 120 seconds before
 
 
-class _Exchange:
+class _ChannelActor:
     """The actor in the middle. It lives where the command does, and ends with it."""
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class _Exchange:
             events.append(self.events.get_nowait())
         return events
 
-    async def ask_to_leave(self, stopped: bool) -> None:
+    async def interrupt(self, stopped: bool) -> None:
         self.stopped = stopped
         self.wish.set()
 
-    async def wish_to_leave(self) -> bool:
+    async def wait_for_interrupt(self) -> bool:
         """Returns when it is wished: whether the run is stopped for good."""
         await self.wish.wait()
         return self.stopped
@@ -63,19 +63,19 @@ def actor_here(kind: type, *values: Any, name: str | None = None, max_concurrenc
 
 
 @dataclass(frozen=True)
-class Line:
-    """The line as both ends hold it. All methods raise RayActorError when the command at its other end has ended."""
+class Channel:
+    """The channel as both ends hold it. All methods raise RayActorError when the command at its other end has ended."""
 
     actor: Any
 
     @classmethod
-    def open(cls, name: str | None = None) -> Line:
-        """A new line from this process. With a name, `Line.named` finds it."""
-        return cls(actor_here(_Exchange, name=name, max_concurrency=1000))
+    def open(cls, name: str | None = None) -> Channel:
+        """A new channel from this process. With a name, `Channel.named` finds it."""
+        return cls(actor_here(_ChannelActor, name=name, max_concurrency=1000))
 
     @classmethod
-    def named(cls, name: str) -> Line:
-        """The other end of a line with a name."""
+    def named(cls, name: str) -> Channel:
+        """The other end of a channel with a name."""
         import ray
 
         return cls(ray.get_actor(name, namespace="raypp"))
@@ -90,7 +90,7 @@ class Line:
 
         return list(ray.get(self.actor.take.remote(timeout_seconds)))
 
-    def ask_to_leave(self, *, stopped: bool = False) -> None:
+    def interrupt(self, *, stopped: bool = False) -> None:
         """Asks all who train to save the step they are at, and leave.
 
         Args:
@@ -98,7 +98,7 @@ class Line:
         """
         import ray
 
-        ray.get(self.actor.ask_to_leave.remote(stopped))
+        ray.get(self.actor.interrupt.remote(stopped))
 
     def close(self) -> None:
         import ray
@@ -106,22 +106,22 @@ class Line:
         ray.kill(self.actor)
 
 
-class Notice:
+class InterruptNotice:
     """Whether who trains in this process is to leave: it is wished, the command has ended, or the node is drained."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, channel: Channel) -> None:
         self.drained = False
         self.stopped = False
         self._leave = threading.Event()
         self._closed = threading.Event()
-        self._wish = line.actor.wish_to_leave.remote()
+        self._wish = channel.actor.wait_for_interrupt.remote()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __call__(self) -> bool:
         return self._leave.is_set()
 
     def close(self) -> None:
-        """Ends the waiting: else the line would keep a place for it, and Ray this process, which has called it."""
+        """Ends the waiting: else the channel would keep a place for it, and Ray this process, which has called it."""
         import ray
 
         self._closed.set()

@@ -1,4 +1,4 @@
-"""The line between a command and those who train for it: the wish to leave, and warnings for the display."""
+"""The channel between a command and those who train for it: the wish to leave, and warnings for the display."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import time
 import pytest
 import ray
 
-from raypp.cluster.line import Line, Notice, _Exchange, actor_here, warnings_to
+from raypp.cluster.channel import Channel, InterruptNotice, _ChannelActor, actor_here, warnings_to
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("stopped", [True, False])
 def test_who_is_asked_to_leave_hears_whether_it_is_for_good(stopped: bool) -> None:
-    line = Line.open()
-    notice = Notice(line)
+    channel = Channel.open()
+    notice = InterruptNotice(channel)
     assert not notice()
-    line.ask_to_leave(stopped=stopped)
+    channel.interrupt(stopped=stopped)
     deadline = time.monotonic() + 30
     while not notice() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert notice()
     assert notice.stopped == stopped
-    line.close()
+    channel.close()
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_command_that_ends_is_a_wish_too() -> None:
-    line = Line.open()
-    notice = Notice(line)
-    line.close()
+    channel = Channel.open()
+    notice = InterruptNotice(channel)
+    channel.close()
     deadline = time.monotonic() + 30
     while not notice() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -43,15 +43,15 @@ def test_a_command_that_ends_is_a_wish_too() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_line_outlasts_more_trainers_than_it_has_places() -> None:
-    """A sweep's line serves all its trials."""
-    line = Line(actor_here(_Exchange, max_concurrency=2))
+    """A sweep's channel serves all its trials."""
+    channel = Channel(actor_here(_ChannelActor, max_concurrency=2))
     for number in range(4):
-        notice = Notice(line)
-        ray.get(line.tell(number), timeout=30)
+        notice = InterruptNotice(channel)
+        ray.get(channel.tell(number), timeout=30)
         notice.close()
-    assert line.take(0) == [0, 1, 2, 3]
-    last = Notice(line)
-    line.close()
+    assert channel.take(0) == [0, 1, 2, 3]
+    last = InterruptNotice(channel)
+    channel.close()
     last.close()  # also where the command has ended
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from raypp.cluster.places import free_group, free_places, places_name
-from raypp.cluster.shares import SweepShares
+from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.sweeps.stopping import Judgement
 
@@ -48,12 +48,12 @@ class Row:
 
 
 @dataclass
-class Board(tune.Callback):  # type: ignore[misc]
+class TrialMonitor(tune.Callback):  # type: ignore[misc]
     """All trials that run in this command. Its methods are called in the thread in which Tune runs."""
 
     headline: str
     on_event: EventHandler
-    shares: SweepShares | None
+    quotas: SweepQuotas | None
     """Of the cluster, where workers come and go."""
     rows: dict[str, Row] = field(default_factory=dict)
     stopped_groups: dict[str, float] = field(default_factory=dict)
@@ -146,9 +146,9 @@ class Board(tune.Callback):  # type: ignore[misc]
                 self.stopped_groups[group] = time.monotonic() + STOP_SECONDS
             else:
                 free_group(group)
-        if self.shares is not None:  # only then it asks for places, and looking for them takes a question to Ray
+        if self.quotas is not None:  # only then it asks for places, and looking for them takes a question to Ray
             free_places(places_name(trial.config["task"].job.run))
-            self.shares.gone(self._row(trial).name)
+            self.quotas.gone(self._row(trial).name)
 
     def _row(self, trial: Any) -> Row:
         return self.rows[trial.config["task"].job.run.name]

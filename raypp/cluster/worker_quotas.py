@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.cluster.line import actor_here
+from raypp.cluster.channel import actor_here
 from raypp.config import ClusterSettings
 
 
-class Shares:
+class WorkerQuotas:
     """Who has how many workers, and who waits. A single run has one of its own; that of a sweep is in an actor."""
 
     def __init__(self, least: int, most: int) -> None:
@@ -116,25 +116,25 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A run's own end of the shares."""
+class WorkerQuota:
+    """A run's own end of the quotas."""
 
     name: str
     ask: Callable[..., Any]
-    """Calls a method of the shares by its name."""
+    """Calls a method of the quotas by its name."""
 
     @classmethod
-    def alone(cls, least: int, most: int) -> Share:
+    def alone(cls, least: int, most: int) -> WorkerQuota:
         """That of a run which shares with nobody."""
-        shares = Shares(least, most)
-        return cls("", lambda method, *values: getattr(shares, method)(*values))
+        quotas = WorkerQuotas(least, most)
+        return cls("", lambda method, *values: getattr(quotas, method)(*values))
 
     @classmethod
-    def of(cls, shares: str, name: str) -> Share:
-        """That of a trial, from the shares with a name."""
+    def of(cls, quotas: str, name: str) -> WorkerQuota:
+        """That of a trial, from the quotas with a name."""
         import ray
 
-        actor = ray.get_actor(shares, namespace="raypp")
+        actor = ray.get_actor(quotas, namespace="raypp")
         return cls(name, lambda method, *values: ray.get(getattr(actor, method).remote(*values)))
 
     def start(self) -> None:
@@ -166,17 +166,17 @@ class Share:
 
 
 @dataclass(frozen=True)
-class SweepShares:
-    """The command's end of the shares of its trials."""
+class SweepQuotas:
+    """The command's end of the quotas of its trials."""
 
     name: str
-    """By which `Share.of` finds them."""
+    """By which `WorkerQuota.of` finds them."""
     actor: Any
 
     @classmethod
-    def open(cls, name: str, settings: ClusterSettings) -> SweepShares:
+    def open(cls, name: str, settings: ClusterSettings) -> SweepQuotas:
         """New ones, in an actor beside this process."""
-        return cls(name, actor_here(Shares, settings.min_workers, settings.max_workers, name=name))
+        return cls(name, actor_here(WorkerQuotas, settings.min_workers, settings.max_workers, name=name))
 
     def update(self, room: int | None, trials: int) -> None:
         import ray
