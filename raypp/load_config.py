@@ -9,6 +9,7 @@ run or sweep is such a file, too.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -237,6 +238,14 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
                 f"method or kind does); put that one before it, or leave one out"
             )
     return problems
+
+
+def as_yaml(value: Any) -> str:
+    """A value of a setting on one line, as a file or an override has it."""
+    if isinstance(value, str | float | int) and not isinstance(value, bool):
+        return str(value)
+    line = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return str(line).removesuffix("\n...\n").strip()
 
 
 def within(value: Any, parts: Iterable[str]) -> Any:

@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raypp.config import ALTERNATIVES, Experiment
-from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, models_in
+from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, as_yaml, models_in
 
 WIDTH = 120
 SECTION = "SECTION"  # stands for a link to it, until it is known where that is
@@ -182,14 +181,7 @@ def _default(info: FieldInfo) -> str:
         value = value.model_dump(exclude_defaults=True) if info.default_factory is None else {}
         if not value:
             return ""
-    return f"; default `{_written(value)}`"
-
-
-def _written(value: Any) -> str:
-    """A value as YAML has it."""
-    if isinstance(value, str | float | int) and not isinstance(value, bool):
-        return str(value)
-    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("\n...\n").strip()
+    return f"; default `{as_yaml(value)}`"
 
 
 def _allowed(schema: Mapping[str, Any]) -> list[str]:

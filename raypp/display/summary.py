@@ -11,7 +11,8 @@ from rich.text import Text
 
 from raypp.storage import name_of
 from raypp.sweeps.plan import SweepPlan
-from raypp.sweeps.space import distinguishing_settings, said
+from raypp.sweeps.record import read_results, read_stopped
+from raypp.sweeps.space import as_overrides, distinguishing_settings
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
@@ -51,15 +52,18 @@ def summary_table(result: Mapping[str, Any]) -> Table:
 
 
 def print_trials(plan: SweepPlan, console: Console | None = None) -> None:
-    """Prints what a sweep would run: point, seed, settings, run folder."""
+    """Prints what a sweep would run: point, seed, settings, run folder, and what has ended already."""
     console = console or Console()
-    table = Table(title=f"{len(plan.trials)} trials", title_style="bold", title_justify="left")
-    for name in ("point", "seed", "settings", "run"):
+    finished, stopped = read_results(plan.trials), read_stopped(plan.folder)
+    left = sum(each.name not in finished and each.name not in stopped for each in plan.trials)
+    title = f"{len(plan.trials)} trials" + (f", {left} left" if left < len(plan.trials) else "")
+    table = Table(title=title, title_style="bold", title_justify="left")
+    for name in ("point", "seed", "settings", "run", "state"):
         table.add_column(name)
     for each in plan.trials:
-        table.add_row(
-            str(each.trial.point), str(each.trial.experiment.train.seed), Text(said(each.trial.changes)), each.name
-        )
+        state = "finished" if each.name in finished else "stopped early" if each.name in stopped else ""
+        seed = str(each.trial.experiment.train.seed)
+        table.add_row(str(each.trial.point), seed, Text(as_overrides(each.trial.changes)), each.name, state)
     console.print(table)
     if not plan.is_complete:
         console.print(f"at most {plan.wanted - len(plan.points)} more points are drawn as results come in")
@@ -86,7 +90,7 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
         table.add_row(
             f"{point['density']:.4f}",
             f"{point['metric']:.4f}{spread}",
-            Text(said(short[tried.index(point["settings"])])),
+            Text(as_overrides(short[tried.index(point["settings"])])),
             name_of(point["run"]),
         )
     console.print(table)

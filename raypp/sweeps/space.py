@@ -12,7 +12,7 @@ import numpy as np
 
 from raypp.config import ALTERNATIVES, Axis, Experiment, SweepSettings, method_name
 from raypp.errors import ConfigError
-from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, expanded, is_setting, with_changes, within
+from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, as_yaml, expanded, is_setting, with_changes, within
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
@@ -107,7 +107,8 @@ class Space:
         try:
             experiment = self._changed(point)
         except ConfigError as error:
-            raise ConfigError([f"sweep.space: {said(point)}: {problem}" for problem in error.problems]) from None
+            at = f"sweep.space: {as_overrides(point)}"
+            raise ConfigError([f"{at}: {problem}" for problem in error.problems]) from None
         trials = []
         for seed in range(self.settings.seeds):
             seeded = experiment.train.model_copy(update={"seed": experiment.train.seed + seed})
@@ -139,7 +140,7 @@ class Space:
                     try:
                         self._changed(changes)
                     except ConfigError as error:
-                        yield from (f"sweep.space: {said(changes)}: {problem}" for problem in error.problems)
+                        yield from (f"sweep.space: {as_overrides(changes)}: {problem}" for problem in error.problems)
 
     def _corners(self, axis: str) -> Iterator[Changes]:
         """The values of all axes: each of those that decide which fields there are, or whether `axis` matters; the
@@ -153,9 +154,9 @@ class Space:
             yield dict(zip(self.axes, values, strict=True))
 
 
-def said(changes: Mapping[str, Any]) -> str:
+def as_overrides(changes: Mapping[str, Any]) -> str:
     """A point as a user would write it."""
-    return ", ".join(f"{name}={value}" for name, value in changes.items())
+    return ", ".join(f"{name}={as_yaml(value)}" for name, value in changes.items())
 
 
 def draw(axis: Axis, random: np.random.Generator) -> Any:

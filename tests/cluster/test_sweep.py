@@ -90,7 +90,10 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     assert main(["sweep", str(experiment)]) == 0
     assert (runs[1] / "result.json").stat().st_mtime_ns == untouched
     assert json.loads((swept / "result.json").read_text())["front"] == before["front"]
-    capsys.readouterr()
+    assert main(["sweep", str(experiment), "--dry-run", "sweep.seeds=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "6 trials, 2 left" in shown
+    assert shown.count("finished") == 4
     assert main(["sweep", str(experiment)]) == 0
     assert "trials:  finished before" in capsys.readouterr().err
 
