@@ -513,11 +513,13 @@ class MagnitudePruning(DensitySchedule, PruningBase):
 class FisherPruning(DensitySchedule, PruningBase):
     """Keep the weights that the loss would miss most, by the diagonal of the empirical Fisher information.
 
-    A weight's score is a running mean of (w g)^2, w the weight and g the loss's gradient for it: twice what the loss
-    rises by when the weight goes to 0, to second order and without the other weights (LeCun et al. 1990, "Optimal Brain
-    Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned weights have gradients as well, and may come back.
+    A weight's score is a running mean of n (w g)^2, w the weight and g the gradient for it of the loss, a mean over the
+    n rows of a global batch: twice what the loss rises by when the weight goes to 0, to second order and without the
+    other weights (LeCun et al. 1990, "Optimal Brain Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned
+    weights have gradients as well, and may come back.
 
-    In a loop of your own, `raypp.optim.build_optimizer` makes the optimizer that keeps these means.
+    In a loop of your own, `raypp.optim.build_optimizer` makes the optimizer that keeps these means; where batches
+    differ in size, as the last of an epoch does, its step is told of it: `optimizer.step(rows=n)`.
     """
 
     method: Literal["fisher"]

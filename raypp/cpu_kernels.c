@@ -101,9 +101,9 @@ GRADIENTS(gradients_bfloat16, bfloat16)
 GATE_GRADIENTS(gate_gradients_float, float)
 GATE_GRADIENTS(gate_gradients_bfloat16, bfloat16)
 
-/* mean = decay * mean + (1 - decay) * gradient^2 */
-void average_squares(int64_t size, float *mean, const float *gradient, double decay, int threads) {
-    float keep = decay, rest = 1 - decay;
+/* mean = decay * mean + (1 - decay) * factor * gradient^2 */
+void average_squares(int64_t size, float *mean, const float *gradient, double decay, double factor, int threads) {
+    float keep = decay, rest = (1 - decay) * factor;
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < size; i++) mean[i] = keep * mean[i] + rest * (gradient[i] * gradient[i]);
 }

@@ -51,7 +51,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "select_near": (None, [_SIZE, *[_POINTER] * 10, _INT]),
     "sum_squares": (ctypes.c_double, [_SIZE, _POINTER, _POINTER, _INT]),
     "adamw": (None, [_SIZE, *[_POINTER] * 6, *[ctypes.c_double] * 6, _INT]),
-    "average_squares": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_double, _INT]),
+    "average_squares": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_double, ctypes.c_double, _INT]),
     "add_sigmoid_gradient": (ctypes.c_double, [_SIZE, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT]),
     "sample_gates": (None, [_SIZE, *[_POINTER] * 3, *[_FLOAT] * 4, _POINTER, _POINTER, _INT]),
 }
@@ -145,11 +145,11 @@ class Kernels:
             for threshold, begin, end in zip(thresholds.tolist(), first[:-1].tolist(), first[1:].tolist(), strict=True)
         ]
 
-    def average_squares(self, mean: Tensor, gradient: Tensor, decay: float) -> None:
-        """mean = decay * mean + (1 - decay) * gradient^2, in place."""
+    def average_squares(self, mean: Tensor, gradient: Tensor, decay: float, factor: float) -> None:
+        """mean = decay * mean + (1 - decay) * factor * gradient^2, in place."""
         _require(mean, gradient)
         self._library.average_squares(
-            mean.numel(), mean.data_ptr(), gradient.data_ptr(), decay, torch.get_num_threads()
+            mean.numel(), mean.data_ptr(), gradient.data_ptr(), decay, factor, torch.get_num_threads()
         )
 
     def sum_squares(self, tensors: Sequence[Tensor]) -> float:

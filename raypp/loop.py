@@ -218,7 +218,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
-            scaler.step(optimizer)
+            scaler.step(optimizer, rows=inputs.counts.rows)
             scaler.update()
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
                 raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))

@@ -57,8 +57,8 @@ class AdamW(torch.optim.AdamW):
     """torch's AdamW, fused, but for two things.
 
     The gradients' clipping and the step are one pass over memory on a CPU. Groups with a `fisher_decay` take no step:
-    their parameters become running means of their squared gradients. (In the optimizer, since it is what a loss scaler
-    unscales gradients for, and what it leaves out when they overflow.)
+    their parameters become running means of their squared gradients, each times the rows of its batch. (In the
+    optimizer, since it is what a loss scaler unscales gradients for, and what it leaves out when they overflow.)
     """
 
     _scale = 1.0
@@ -88,12 +88,17 @@ class AdamW(torch.optim.AdamW):
         return norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """A step of all groups; those with a `fisher_decay` are left without gradients."""
+    def step(self, closure: None = None, *, rows: int = 1) -> None:  # type: ignore[override]
+        """A step of all groups; those with a `fisher_decay` are left without gradients.
+
+        Args:
+            rows: examples that the loss is the mean over. It matters to a `fisher_decay` alone, where batches differ in
+                size; the same number at every step scales all scores alike.
+        """
         assert closure is None
         for group in self.param_groups:
             if "fisher_decay" in group:
-                self._average(group)
+                self._average(group, rows)
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         gradients = [p.grad for parameters in moved for p in parameters if p.grad is not None]
         kernels = cpu_kernels.kernels_for(*[p for parameters in moved for p in parameters], *gradients)
@@ -112,12 +117,12 @@ class AdamW(torch.optim.AdamW):
         found: Tensor | None = getattr(self, "found_inf", None)
         return found
 
-    def _average(self, group: dict[str, Any]) -> None:
+    def _average(self, group: dict[str, Any], rows: int) -> None:
         overflows = self._overflows()
         is_left_out = overflows is not None and bool(overflows.item())
         for score in group["params"]:
             if score.grad is not None and not is_left_out:  # none of a matrix that the model did not use
-                _average_squares(score, score.grad, group["fisher_decay"])
+                _average_squares(score, score.grad, group["fisher_decay"], rows)
             score.grad = None  # which is what AdamW passes over
 
     def _scale_gradients(self, gradients: list[Tensor]) -> None:
@@ -163,13 +168,17 @@ def _norm(gradients: Sequence[Tensor]) -> float:
     return float(torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt())
 
 
-def _average_squares(mean: nn.Parameter, gradient: Tensor, decay: float) -> None:
-    """mean = decay * mean + (1 - decay) * gradient^2, in place."""
+def _average_squares(mean: nn.Parameter, gradient: Tensor, decay: float, rows: int) -> None:
+    """mean = decay * mean + (1 - decay) * rows * gradient^2, in place.
+
+    The square of a mean of independent rows' gradients is, but for the square of what they have in common, 1 / rows of
+    the mean of their squares: so a short last batch counts no more than a full one.
+    """
     if (kernels := cpu_kernels.kernels_for(mean, gradient)) is not None:
-        kernels.average_squares(mean, gradient, decay)
+        kernels.average_squares(mean, gradient, decay, rows)
         torch.autograd.graph.increment_version(mean)
     else:
-        mean.mul_(decay).addcmul_(gradient, gradient, value=1.0 - decay)
+        mean.mul_(decay).addcmul_(gradient, gradient, value=(1.0 - decay) * rows)
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -151,8 +151,8 @@ def test_a_running_mean_is_torchs(decay: float) -> None:
     kernels = cpu_kernels._kernels()
     assert kernels is not None
     mean, gradient = torch.rand(1001, generator=torch.Generator().manual_seed(1)), numbers(1001, 2)
-    expected = mean.clone().mul_(decay).addcmul_(gradient, gradient, value=1.0 - decay)
-    kernels.average_squares(mean, gradient, decay)
+    expected = mean.clone().mul_(decay).addcmul_(gradient, gradient, value=(1.0 - decay) * 32)
+    kernels.average_squares(mean, gradient, decay, 32)
     torch.testing.assert_close(mean, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 

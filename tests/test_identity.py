@@ -17,7 +17,7 @@ from raypp.config import Experiment
 from raypp.identity import RUN_FORMAT, identity_hash, run_identity
 from raypp.load_config import experiment_from
 
-# The defaults of RUN_FORMAT 3, of every section that is hashed. What a run left to a default is not in its identity:
+# The defaults of RUN_FORMAT 4, of every section that is hashed. What a run left to a default is not in its identity:
 # who changes a default raises RUN_FORMAT and changes it here; who adds a field adds it here, with a default that means
 # what was done before.
 PRUNING: dict[str, Any] = {
@@ -95,7 +95,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_the_defaults_are_those_of_the_format(section: str) -> None:
-    assert RUN_FORMAT == 3
+    assert RUN_FORMAT == 4
     fields = getattr(config, section).model_fields
     found = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
     as_values = {

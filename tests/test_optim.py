@@ -37,24 +37,62 @@ def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and
     optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
     layer = pruner.layers["0"]
     expected = torch.zeros(5, 6)
-    for step, density in enumerate((1.0, 0.6, 0.3, 0.5)):
+    for step, (density, rows) in enumerate(((1.0, 7), (0.6, 7), (0.3, 1), (0.5, 7))):
         pruner.refresh(SchedulePoint(step=step, value=density, progress=0.5, penalty_lambda=0.0, is_final=False))
-        inputs, targets = torch.randn(7, 6), torch.randn(7, 5)
+        inputs, targets = torch.randn(rows, 6), torch.randn(rows, 5)
         weight, mask = layer.weight.detach().clone(), layer.mask.clone()
         assert mask.sum() == round(density * 30)
         masked = (weight * mask).requires_grad_()
         bias = layer.bias.detach()  # type: ignore[union-attr]
         (gradient,) = torch.autograd.grad(F.mse_loss(torch.tanh(F.linear(inputs, masked, bias)), targets), masked)
-        expected = DECAY * expected + (1 - DECAY) * (weight * gradient) ** 2
+        expected = DECAY * expected + (1 - DECAY) * rows * (weight * gradient) ** 2
 
         set_learning_rates(optimizer, 0.5)
         optimizer.zero_grad(set_to_none=True)
         F.mse_loss(model(inputs), targets).backward()
-        optimizer.step()
+        optimizer.step(rows=rows)
         torch.testing.assert_close(scores.detach(), expected, rtol=1e-5, atol=1e-12)
         assert not torch.equal(layer.weight[mask], weight[mask]), "weights take their step as ever"
     assert learning_rates(optimizer) == {"weights": pytest.approx(0.5e-2)}, "a running mean has none"
     assert scores not in optimizer.state, "it costs no moments"
+
+
+@pytest.mark.usefixtures("with_and_without_kernels")
+def test_a_fisher_score_is_the_mean_square_of_rows_gradients_however_many_rows_a_batch_has() -> None:
+    """In closed form where no two rows have a weight in common: rows are powers of two, each for one weight."""
+    linear = nn.Linear(6, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
+    model = nn.Sequential(linear, nn.Identity())
+    ((_, scores),) = Pruner(model, settings).scores()
+    optimizer = build_optimizer(model, [scores], TrainSettings(), settings)
+    set_learning_rates(optimizer, 0.0)
+    expected = torch.zeros(1, 6)
+    rows = torch.diag(2.0 ** torch.arange(6))
+    for batch in (rows[:4], rows[2:6], rows[:1], rows[4:6]):
+        optimizer.zero_grad(set_to_none=True)
+        model(batch).mean().backward()
+        optimizer.step(rows=len(batch))
+        expected = DECAY * expected + (1 - DECAY) * (batch**2).mean(0)
+        torch.testing.assert_close(scores.detach(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("with_and_without_kernels")
+def test_where_batches_are_of_one_size_their_rows_scale_all_fisher_scores_alike() -> None:
+    """… so the same weights are kept as if nothing was said of them."""
+    settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
+    found = []
+    for rows in (1, 32):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(60, 50), nn.Tanh())
+        ((_, scores),) = Pruner(model, settings).scores()
+        optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
+        for _ in range(5):
+            optimizer.zero_grad(set_to_none=True)
+            model(torch.randn(32, 60)).square().mean().backward()
+            optimizer.step(rows=rows)
+        found.append(scores.detach().clone())
+    assert torch.equal(32 * found[0], found[1])
 
 
 def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() -> None:

@@ -294,6 +294,43 @@ def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settin
     assert_same(whole, run(values("cut")))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
+    workers: int, settings: Experiment, tmp_path: Path, minilm_dir: Path
+) -> None:
+    """Against plain autograd, on weights that stand still: a batch of 16 rows, and one of a single row."""
+    student = without_dropout(a_small_encoder(minilm_dir, tmp_path / "encoder"), tmp_path / "student")
+    cluster = settings()["cluster"] | {"workers": workers, "checkpoint_every_steps": 1, "keep_checkpoints": 3}
+    values = settings(
+        student={"model": str(student)},
+        data={"source": {"kind": "synthetic", "train_rows": 17, "dev_rows": 8}, "max_length": 64},
+        pruning={"method": "fisher", "fisher_decay": 0.9, "initial_warmup": 1, "final_warmup": 0},
+        train={"max_steps": 3, "warmup_steps": 1, "batch_size": 16, "micro_batches": 2, "learning_rate": 1e-12},
+        cluster=cluster | ({"cpus_per_worker": 1} if workers else {}),
+        tracking={"wandb": "off", "figures": "main"},
+    )
+    result = run(values)
+    saved = load_file(Path(result["paths"]["run"], "checkpoints", "step-00000002", "model.safetensors"))
+
+    plan = make_plan(experiment_from(values))
+    artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
+    assert artifact is not None
+    features = Features.from_table(artifact.read_table())
+    model = load_pretrained(student, TASKS["sentiment"], seed=42)
+    names = [name for name in saved if name.endswith("mask_scores")]
+    assert len(names) == 12
+    weights = [model.get_parameter(name.replace("mask_scores", "weight")) for name in names]
+    expected = [torch.zeros_like(weight) for weight in weights]
+    batches = [batch.indices for batch in plan_epoch(features.lengths, TrainSettings(batch_size=16), 0, 1)]
+    assert [len(batch) for batch in batches] == [16, 1]
+    for batch in batches:
+        loss = model(**features.collate(batch, 0)).loss
+        for mean, weight, gradient in zip(expected, weights, torch.autograd.grad(loss, weights), strict=True):
+            mean.mul_(0.9).add_(0.1 * len(batch) * (weight * gradient).detach() ** 2)
+    for name, mean in zip(names, expected, strict=True):
+        np.testing.assert_allclose(saved[name], mean.numpy(), rtol=1e-3, atol=1e-5 * float(mean.max()), err_msg=name)
+
+
 @pytest.mark.parametrize("method", ["sigmoid_threshold", pytest.param("l0", marks=pytest.mark.slow)])
 def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
     method: str, settings: Experiment, tmp_path: Path
