@@ -614,6 +614,9 @@ class ThresholdPruning(FloorPruning):
     """Keep the weights whose score is above a threshold, while a penalty pushes the scores down."""
 
     method: Literal["threshold"]
+    score_initialization: ScoreInitialization = ScoreInitialization(kind="constant", scale=2.197)
+    """How the scores start; at or below initial_threshold a weight is off from the first step on. 2.197 is about as far
+    above the usual final_threshold as the scores of sigmoid_threshold start above theirs."""
     initial_threshold: float = 0.0
     """Threshold until the initial warmup ends; not with a target_density."""
     final_threshold: float = 0.1

@@ -85,7 +85,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | DENSITY
     | {"scope": "global", "initial_warmup": 0, "final_warmup": 4, "fisher_decay": 0.99},
     "SigmoidThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
-    "ThresholdPruning": TARGETED | {"density_floor": 0.005, "initial_threshold": 0.0, "final_threshold": 0.1},
+    "ThresholdPruning": TARGETED
+    | {
+        "score_initialization": {"kind": "constant", "scale": 2.197},
+        "density_floor": 0.005,
+        "initial_threshold": 0.0,
+        "final_threshold": 0.1,
+    },
     "L0Pruning": TARGETED | {"score_initialization": {"kind": "constant", "scale": 2.197}},
     "Penalty": {"mean": "per_matrix"},
     "ScoreInitialization": {"kind": "constant", "scale": 0.0},

@@ -139,12 +139,13 @@ def test_steps_take_the_place_of_epochs_and_evaluation_of_its_rhythm(tmp_path: P
         ("--mask_init uniform --mask_scale 2", "uniform", 2.0, ""),
         ("--mask_init uniform", "constant", 0.0, "# --mask_init uniform: with a mask_scale of 0 all scores are 0"),
         ("--mask_scale 1.5", "constant", 1.5, ""),
+        ("--pruning_method threshold", "constant", 0.0, ""),  # where raypp's own default is another
+        ("--pruning_method l0", "constant", 0.0, ""),
     ],
 )
 def test_scores_start_as_in_the_script(words: str, kind: str, scale: float, said: str, tmp_path: Path) -> None:
     pruning = loaded(f"{GLUE} {words}", tmp_path).pruning
     assert pruning is not None
-    assert pruning.method == "topk"
     assert (pruning.score_initialization.kind, pruning.score_initialization.scale) == (kind, scale)
     assert said in comments(f"{GLUE} {words}")
     assert said or "mask_" not in comments(f"{GLUE} {words}")

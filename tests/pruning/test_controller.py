@@ -102,7 +102,8 @@ def test_what_cannot_be_reached_is_gone_towards_without_lambda_running_away() ->
 
 
 def test_scores_that_are_too_low_already_get_less_and_less_penalty_but_none_that_pushes_them_up() -> None:
-    training = Training(settings_of("threshold", target_density=0.1, final_threshold=0.1), 200, 0.3)
+    low = {"kind": "constant", "scale": 0.0}
+    training = Training(settings_of("threshold", target_density=0.1, score_initialization=low), 200, 0.3)
     training.run(0, 200)
     assert 0 < training.lambdas[-1] < training.lambdas[50] < 100.0
     assert training.lambdas[-1] == pytest.approx(100 / 1e4), "and no less"

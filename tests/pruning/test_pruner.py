@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from raypp.config import LayerRule, PruningSettings
+from raypp.config import LayerRule, PruningSettings, TrainSettings
 from raypp.errors import ConfigError
+from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear
@@ -107,6 +108,25 @@ def test_topk_keeps_exactly_so_many_of_each_matrix(density: float) -> None:
         assert torch.equal(layer.mask, largest(layer.mask_scores, int(layer.mask.sum()), named_seed(4, name)))
 
 
+@pytest.mark.parametrize("method", ["topk", "magnitude", "fisher", "sigmoid_threshold", "threshold", "l0"])
+def test_by_default_training_begins_dense(method: str) -> None:
+    settings, model = settings_of(method), bert()
+    pruner, schedule = Pruner(model, settings), PruningSchedule(settings, 200, 20)
+    optimizer = build_optimizer(model, [scores for _, scores in pruner.scores()], TrainSettings(), settings)
+    for step in range(8):
+        pruner.refresh(schedule.at(step))
+        # fisher has no initial warmup: its density follows the cubic from the first step on.
+        expected = schedule.at(step).value if method == "fisher" else 1.0
+        assert pruner.density().linear == pytest.approx(expected, abs=0.002)
+        if method == "l0":
+            pruner.refresh(schedule.at(step), noise_seed=step)
+            assert pruner.density().linear > 0.95
+        set_learning_rates(optimizer, rate_factor(step, 20, 200))
+        model(**batch(step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def test_ties_follow_the_seed_and_the_matrixs_name() -> None:
     for scope in ("local", "global"):
         pruner = Pruner(bert(), settings_of("topk", scope=scope), seed=4)
@@ -166,7 +186,8 @@ def test_sigmoid_threshold_and_threshold_keep_what_is_above() -> None:
 
 @pytest.mark.parametrize("method", ["sigmoid_threshold", "threshold"])
 def test_threshold_methods_keep_the_floor_even_of_constant_scores(method: str) -> None:
-    pruner = Pruner(bert(), settings_of(method, density_floor=0.1))
+    constant = {"kind": "constant", "scale": 0.0}
+    pruner = Pruner(bert(), settings_of(method, density_floor=0.1, score_initialization=constant))
     pruner.refresh(at(0.9))
     assert [int(layer.mask.sum()) for layer in pruner.layers.values()] == [
         int(0.1 * layer.mask.numel()) + 1 for layer in pruner.layers.values()
