@@ -237,8 +237,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             if penalty is not None:
                 metrics["train/penalty"] = float(penalty)
             metrics["train/epoch"] = steps.epochs_after(done)
-            trained = (progress.tokens - before.tokens, progress.computed_tokens - before.computed_tokens)
-            perf |= watch.speed(done - start, *trained) | peak_memory(worker.device)
+            perf |= _speed(watch, done - start, progress, before, worker.device)
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
         if records:
@@ -271,13 +270,20 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
                     checkpoints.write(captured, best_step, before=recorder.save_metrics)
         if steps.evaluates_after(done):
             if worker.may_be_stopped:
-                checkpoints.wait()
+                with watch("checkpoint"):
+                    checkpoints.wait()
             worker.on_report({"step": done, **metrics})
         if leaving:
             checkpoints.wait()
             raise Interrupted(done)
 
-    checkpoints.wait()
+    with watch("checkpoint"):
+        checkpoints.wait()
+    if start < steps.total:
+        # What the log has so far lacks the last evaluation and checkpoint.
+        perf |= _speed(watch, steps.total - start, progress, before, worker.device)
+        recorder.log(steps.total, perf)
+        recorder.save_metrics()
     perf["perf/loop_seconds"] = time.monotonic() - loop_began
     worker.barrier()  # the first worker writes, all may read now
     best = progress.best if selects_best else None
@@ -334,6 +340,14 @@ def _precision(
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     rates = {f"train/{name}_learning_rate": rate for name, rate in learning_rates(optimizer).items()}
     return {name.replace("weights_", ""): rate for name, rate in rates.items()}
+
+
+def _speed(
+    watch: Stopwatch, steps: int, progress: RunProgress, before: RunProgress, device: torch.device
+) -> dict[str, float]:
+    """What this session has done until now, in so many steps, of its time and memory."""
+    tokens, computed = progress.tokens - before.tokens, progress.computed_tokens - before.computed_tokens
+    return watch.speed(steps, tokens, computed) | peak_memory(device)
 
 
 def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]) -> PhaseAdvanced:

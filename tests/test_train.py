@@ -211,6 +211,21 @@ def test_two_workers_are_one_and_evaluate_every_row_once(settings: Experiment, t
     assert two["metrics"]["eval/accuracy"] == np.mean([row[2] == row[3] for row in tables[1]]), "over all rows"
 
 
+def test_shares_of_the_time_have_the_last_evaluation_and_checkpoint(settings: Experiment) -> None:
+    """They come at the end alone, after the last step's line."""
+    result = run(settings(train={"max_steps": 2, "batch_size": 16, "log_every_steps": 1}))
+    *_, last_step, evaluation, last = records(result)
+    assert "perf/share_forward" in last_step
+    assert "perf/share_evaluation" not in last_step
+    assert "eval/accuracy" in evaluation
+    assert last.pop("step") == 2
+    assert last == {key: result["perf"][key] for key in last}
+    shares = {key: value for key, value in last.items() if key.startswith("perf/share_")}
+    assert shares.keys() >= {"perf/share_forward", "perf/share_evaluation", "perf/share_checkpoint"}
+    assert min(shares.values()) > 0
+    assert sum(shares.values()) < 1
+
+
 def cut(finished: Path, storage: Path) -> None:
     """A finished run's storage as a kill -9 after step 6 leaves it: nothing delivered, the log ahead of the
     checkpoint."""
