@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from raypp.config import EvaluationSettings, TrainSettings
@@ -24,10 +26,13 @@ class StepPlan:
 
     def place(self, step: int) -> tuple[int, int]:
         """The epoch of a step and its batch in it, both counted from 0."""
-        for epoch, end in enumerate(accumulate(self.epoch_steps)):
-            if step < end:
-                return epoch, step - end + self.epoch_steps[epoch]
-        return len(self.epoch_steps), step - sum(self.epoch_steps)
+        epoch = bisect_right(self._ends, step)
+        return epoch, step - (self._ends[epoch - 1] if epoch else 0)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Steps done at the end of each epoch."""
+        return list(accumulate(self.epoch_steps))
 
     def epochs_after(self, done: int) -> float:
         """Epochs, with their part, that so many steps make."""
@@ -68,9 +73,10 @@ def plan_steps(
     """
     counts: list[int] = []
     if settings.max_steps is not None:
-        total = settings.max_steps
-        while sum(counts) < total:
+        total, begun = settings.max_steps, 0
+        while begun < total:
             counts.append(batches_of(len(counts)))
+            begun += counts[-1]
     else:
         epochs = settings.epochs or 0
         counts = [batches_of(epoch) for epoch in range(math.ceil(epochs))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from raypp.config import EvaluationSettings, TrainSettings
@@ -41,6 +43,24 @@ def test_a_step_is_at_its_place_in_its_epoch() -> None:
     assert [steps.place(step) for step in range(6)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
     assert [steps.epochs_after(done) for done in (1, 2, 5, 6)] == [0.5, 1.0, 2.0, 3.0]
     assert steps.epochs_after(3) == pytest.approx(1 + 1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_step_of_any_plan_is_where_counting_finds_it(seed: int) -> None:
+    counts = random.Random(seed).choices(range(1, 7), k=30)
+    expected = [(epoch, batch) for epoch, count in enumerate(counts) for batch in range(count)]
+    by_epochs, by_steps = plan({"epochs": 30}, counts), plan({"max_steps": len(expected)}, counts)
+    assert by_epochs.epoch_steps == by_steps.epoch_steps == tuple(counts)
+    assert by_epochs.total == by_steps.total == len(expected)
+    assert [by_epochs.place(step) for step in range(len(expected))] == expected
+    assert by_epochs.place(len(expected)) == (30, 0)
+
+
+@pytest.mark.parametrize("train", [{"epochs": 100_000}, {"max_steps": 100_000}])
+def test_many_short_epochs_are_planned_without_going_through_all_of_them_at_each_step(train: dict[str, object]) -> None:
+    steps = plan(train, [1] * 100_000)
+    assert evaluated(steps) == list(range(1, 100_001))
+    assert steps.place(99_999) == (99_999, 0)
 
 
 def test_evaluations_fall_on_the_ends_of_epochs_or_of_their_parts_and_on_the_end() -> None:
