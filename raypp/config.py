@@ -339,8 +339,9 @@ class TrainSettings(Settings):
     smaller batches. Not of plain text, which comes in blocks of one size."""
     micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Fixed shares that a global batch is cut into: share m runs on worker m mod the number of workers, with dropout of
-    its own. So it is the same run on any number of workers as long as this is the same number. auto: the most workers
-    that cluster.workers asks for, at least 1; other workers are another run then."""
+    its own. So it is the same run on any number of workers as long as this is the same number, which must be at least
+    that of the workers. auto: the most workers that cluster.workers asks for, at least 1; other workers are another run
+    then."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
     """Peak learning rate of the weights."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -38,8 +38,31 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
         ]
     if task is not None and kind_of(task).cuts_texts and experiment.train.batch_tokens is not None:
         problems.append("train.batch_tokens: plain text comes in blocks of much the same size; give batch_size instead")
+    problems += _idle_workers(experiment)
     if problems:
         raise ConfigError(problems)
+
+
+def _idle_workers(experiment: Experiment) -> list[str]:
+    """What cuts a global batch into fewer parts than there may be workers."""
+    workers, teacher = experiment.cluster.max_workers, experiment.teacher
+    trained = {"train": experiment.train}
+    if teacher is not None and teacher.train is not None:
+        trained["teacher.train"] = teacher.train
+    problems = []
+    for section, settings in trained.items():
+        shares, rows = settings.micro_batches, settings.batch_size
+        if shares != "auto" and shares < workers:
+            problems.append(
+                f"{section}.micro_batches: {shares} would leave some of {workers} workers (cluster.workers) without "
+                f"work; allowed: auto, {workers} or more"
+            )
+        if rows is not None and rows < workers:
+            problems.append(
+                f"{section}.batch_size: {rows} would leave some of {workers} workers (cluster.workers) without work; "
+                f"allowed: {workers} or more"
+            )
+    return problems
 
 
 def check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:

@@ -66,3 +66,36 @@ def test_workers_of_one_run_do_not_share_a_gpu(cluster: dict[str, Any], fits: bo
             ConfigError, match=r"^cluster\.gpus_per_worker: workers of one run cannot share a GPU, got 0"
         ):
             check_sections(experiment, None)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problems"),
+    [
+        ({"cluster": {"workers": 2}}, []),
+        ({"cluster": {"workers": 2}, "train": {"micro_batches": 2, "batch_size": 2}}, []),
+        ({"cluster": {"workers": 0}, "train": {"micro_batches": 1, "batch_size": 1}}, []),
+        ({"cluster": {"workers": 2}, "train": {"batch_tokens": 8}}, []),
+        ({"cluster": {"workers": 2}, "train": {"micro_batches": 1}}, [("train.micro_batches: 1", "auto, 2 or more")]),
+        (
+            {"cluster": {"workers": [1, 4]}, "train": {"micro_batches": 3, "batch_size": 3}},
+            [("train.micro_batches: 3", "auto, 4 or more"), ("train.batch_size: 3", "4 or more")],
+        ),
+        (
+            {"cluster": {"workers": 4}, "teacher": {"train": {"micro_batches": 2, "batch_size": 2}}},
+            [("teacher.train.micro_batches: 2", "auto, 4 or more"), ("teacher.train.batch_size: 2", "4 or more")],
+        ),
+    ],
+)
+def test_batches_of_fewer_parts_than_workers_are_refused(
+    sections: dict[str, Any], problems: list[tuple[str, str]]
+) -> None:
+    experiment = experiment_from({"name": "n", "task": "mrpc", "student": {"model": "m"}, **sections})
+    if not problems:
+        check_sections(experiment, None)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_sections(experiment, None)
+    assert len(caught.value.problems) == len(problems)
+    for said, (given, allowed) in zip(caught.value.problems, problems, strict=True):
+        assert said.startswith(f"{given} would leave some of")
+        assert said.endswith(f"without work; allowed: {allowed}")
