@@ -36,6 +36,8 @@ class OfficialFile:
     name: str
     sentences: tuple[str | int, ...]
     label: str | int | None = None
+    other_name: str | None = None
+    """Another name that it is published by."""
 
     @property
     def has_header(self) -> bool:
@@ -230,7 +232,7 @@ _ROWS = (
         metrics=("matthews",),
         train_split=None,
         eval_splits=(),
-        official=(OfficialFile("test", "diagnostic.tsv", _PAIR),),
+        official=(OfficialFile("test", "diagnostic.tsv", _PAIR, other_name="AX.tsv"),),
         hub_config="ax",
         hub_columns=("premise", "hypothesis"),
     ),

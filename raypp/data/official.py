@@ -37,7 +37,7 @@ class OfficialData(RawData):
                     f"{FIELD}: {source.directory!r} is no folder; give the one that holds {task.title}'s files"
                 )
             there = tuple(split for split in task.splits if self._file(task.official_file(split)).is_file())
-            if missing := [task.official_file(split).name for split in required if split not in there]:
+            if missing := [_names(task.official_file(split)) for split in required if split not in there]:
                 names = ", ".join(file.name for file in self.folder.children()) or "nothing"
                 raise ConfigError(
                     f"{FIELD}: {self.folder} lacks {', '.join(missing)} of {task.title}; it holds: {names}"
@@ -85,7 +85,11 @@ class OfficialData(RawData):
         return str(self._file(self.task.official_file(split)))
 
     def _file(self, spec: OfficialFile) -> Location:
-        return self.folder / spec.name
+        file = self.folder / spec.name
+        if spec.other_name is None or file.is_file():
+            return file
+        other = self.folder / spec.other_name
+        return other if other.is_file() else file
 
     def _tell(self, split: str, file: Location, skipped: int, long: int) -> None:
         """Records what was read over, and warns of it once a file."""
@@ -95,6 +99,10 @@ class OfficialData(RawData):
             logger.warning("%s: skipped %d rows that lack fields; GLUE's own readers skip them too", file, skipped)
         if long and not known:
             logger.warning("%s: %d rows have more fields than the header; the last ones are not used", file, long)
+
+
+def _names(spec: OfficialFile) -> str:
+    return spec.name if spec.other_name is None else f"{spec.name} (or {spec.other_name})"
 
 
 def _rows(file: Location) -> Iterator[tuple[int, list[str]]]:

@@ -213,10 +213,23 @@ def test_tasks_of_three_files(
     assert [tuple(row.values()) for row in rows(raw, "test")] == [("What?", "That.", None)]
 
 
-def test_ax_is_a_test_file_alone(tmp_path: Path) -> None:
-    raw = official(write(tmp_path, diagnostic=table("index|sentence1|sentence2", "0|A cat sat.|It did not.")), "ax")
+@pytest.mark.parametrize("name", ["diagnostic", "AX"])
+def test_ax_is_a_test_file_alone_by_either_of_its_published_names(tmp_path: Path, name: str) -> None:
+    raw = official(write(tmp_path, **{name: table("index|sentence1|sentence2", "0|A cat sat.|It did not.")}), "ax")
     assert raw.splits == ("test",)
     assert rows(raw, "test") == [{"sentence1": "A cat sat.", "sentence2": "It did not.", "label": None}]
+    assert raw.describe("test").endswith(f"{name}.tsv")
+
+
+def test_a_submission_beside_the_diagnostic_set_is_not_taken_for_it(tmp_path: Path) -> None:
+    """It is called as the other of the set's published names is."""
+    files = {"diagnostic": table("index|sentence1|sentence2", "0|A.|B."), "AX": table("index|prediction", "0|neutral")}
+    assert len(rows(official(write(tmp_path, **files), "ax"), "test")) == 1
+
+
+def test_a_folder_without_the_diagnostic_set_is_told_both_its_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks diagnostic\.tsv \(or AX\.tsv\) of AX; it holds: train\.tsv"):
+        official(write(tmp_path, train=table("index|sentence1|sentence2")), "ax", required=("test",))
 
 
 def test_odd_characters_stay_and_only_newlines_end_lines(tmp_path: Path) -> None:
