@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: where the real data and the real encoder are."""
+"""What all tests share: no GPU is seen but by tests of GPUs; where the real data and the real encoder are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from raypp.cpu_kernels import Kernels
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -21,6 +25,32 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, before torch and Ray look for them, from this process and those that it starts: what tests expect is
+    what a CPU computes, and a process that has once looked cannot look again."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    if item.config.option.markexpr != "gpu":
+        pytest.skip("GPUs are hidden from the other tests; `pytest -m gpu` runs those of GPUs")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Kernels:
+    """The C kernels."""
+    from c_kernels import kernels_or_skip
+
+    return kernels_or_skip()
 
 
 @pytest.fixture(scope="session")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from c_kernels import needs_compiler, without_kernels
 from torch import Tensor, nn
 
-from raypp import cpu_kernels
+from raypp.cpu_kernels import Kernels
 from raypp.pruning import masked_product
 from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest
 from raypp.pruning.penalty import add_penalty
 
 SPECIAL = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, -3e38])
-needs_compiler = pytest.mark.skipif(cpu_kernels._kernels() is None, reason="no C compiler here")
 
 
 def numbers(size: int, seed: int) -> Tensor:
@@ -39,10 +42,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A context in which there are no kernels."""
     with monkeypatch.context() as context:
         yield context
-
-
-def without_kernels(context: pytest.MonkeyPatch) -> None:
-    context.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
 
 
 @needs_compiler
@@ -123,10 +122,7 @@ def test_selections_that_are_made_together_are_those_of_each_alone(threads: int)
         torch.set_num_threads(usual)
 
 
-@needs_compiler
-def test_a_norm_is_torchs_whatever_the_threads_and_shows_what_is_not_finite() -> None:
-    kernels = cpu_kernels._kernels()
-    assert kernels is not None
+def test_a_norm_is_torchs_whatever_the_threads_and_shows_what_is_not_finite(kernels: Kernels) -> None:
     sizes = (1, 513, 100_003, 131_072, 300_000)
     tensors = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in sizes]
     expected = sum(float(tensor.double().square().sum()) for tensor in tensors)
@@ -145,11 +141,8 @@ def test_a_norm_is_torchs_whatever_the_threads_and_shows_what_is_not_finite() ->
     assert math.isnan(kernels.sum_squares(tensors))
 
 
-@needs_compiler
 @pytest.mark.parametrize("decay", [0.5, 0.9999, 1 - 1e-9])
-def test_a_running_mean_is_torchs(decay: float) -> None:
-    kernels = cpu_kernels._kernels()
-    assert kernels is not None
+def test_a_running_mean_is_torchs(decay: float, kernels: Kernels) -> None:
     mean, gradient = torch.rand(1001, generator=torch.Generator().manual_seed(1)), numbers(1001, 2)
     expected = mean.clone().mul_(decay).addcmul_(gradient, gradient, value=(1.0 - decay) * 32)
     kernels.average_squares(mean, gradient, decay, 32)
@@ -184,78 +177,92 @@ def test_a_penalty_adds_what_torch_adds(kind: str, plain: pytest.MonkeyPatch) ->
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
-def compiled_in(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A process of its own that multiplies with a mask, and says whether it had kernels."""
-    script = (
-        "import logging, torch; logging.basicConfig(format='%(message)s')\n"
-        "from raypp import cpu_kernels\n"
-        "from raypp.pruning import masked_product\n"
-        "weight, mask = torch.tensor([2.0, 3.0]), torch.tensor([True, False])\n"
-        "for _ in range(2):\n"
-        "    product = masked_product.multiply(weight, mask, torch.empty(2))\n"
-        "print(product.tolist(), cpu_kernels.kernels_for(weight) is not None)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
+@dataclass
+class Loaded:
+    """How a process of its own would come by its kernels."""
+
+    has_kernels: bool
+    warnings: list[str]
 
 
-def test_where_there_is_no_compiler_torch_serves_and_that_is_said_once(tmp_path: Path) -> None:
-    ran = compiled_in({"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)})
-    assert ran.stdout == "[2.0, 0.0] False\n"
-    assert ran.stderr.count("no C kernels") == 1
-    assert "no-such-compiler" in ran.stderr
-    failing = compiled_in({"CC": "false", "XDG_CACHE_HOME": str(tmp_path)})
-    assert failing.stdout == "[2.0, 0.0] False\n"
-    assert list((tmp_path / "raypp").iterdir()) == [], "half a file is not left"
+@pytest.fixture
+def load_anew(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[..., Loaded]:
+    """Multiplies twice with a mask, with the module imported anew in an environment."""
+
+    def load(cache: Path, **environment: str) -> Loaded:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        spec = importlib.util.find_spec("raypp.cpu_kernels")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(masked_product, "cpu_kernels", module)
+        caplog.clear()
+        weight, mask = torch.tensor([2.0, 3.0]), torch.tensor([True, False])
+        for _ in range(2):
+            assert masked_product.multiply(weight, mask, torch.empty(2)).tolist() == [2.0, 0.0]
+        return Loaded(module.kernels_for(weight) is not None, [record.getMessage() for record in caplog.records])
+
+    return load
 
 
-def test_a_compiler_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    ran = compiled_in({"CC": 'gcc "', "XDG_CACHE_HOME": str(tmp_path)})
-    assert ran.stdout == "[2.0, 0.0] False\n"
-    assert "No closing quotation" in ran.stderr
+@pytest.mark.skipif(platform.system() != "Linux", reason="the C kernels are for Linux")
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "no C compiler 'no-such-compiler'"),
+        ("false", "no C kernels"),
+        ('gcc "', "No closing quotation"),
+    ],
+)
+def test_where_no_compiler_works_torch_serves_and_that_is_said_once(
+    compiler: str, reason: str, load_anew: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = load_anew(tmp_path, CC=compiler)
+    assert not loaded.has_kernels
+    (warning,) = loaded.warnings
+    assert warning.startswith("no C kernels, so masks, dropout and the optimizer take longer: ")
+    assert reason in warning
+    assert not list(tmp_path.glob("raypp/*")), "half a file is not left"
 
 
 @needs_compiler
-def test_an_empty_name_of_a_compiler_is_no_name(tmp_path: Path) -> None:
-    assert compiled_in({"CC": "", "XDG_CACHE_HOME": str(tmp_path)}).stdout == "[2.0, 0.0] True\n"
-
-
-@needs_compiler
-def test_a_damaged_library_is_compiled_anew(tmp_path: Path) -> None:
-    environment = {"XDG_CACHE_HOME": str(tmp_path)}
-    compiled_in(environment)
-    (library,) = (tmp_path / "raypp").iterdir()
-    size = library.stat().st_size
-    library.write_bytes(library.read_bytes()[:100])
-    ran = compiled_in(environment)
-    assert (ran.stdout, ran.stderr) == ("[2.0, 0.0] True\n", "")
-    assert library.stat().st_size == size
-
-
-@needs_compiler
-def test_a_machine_compiles_once(tmp_path: Path) -> None:
+def test_a_machine_compiles_once_and_anew_what_is_damaged(load_anew: Callable[..., Loaded], tmp_path: Path) -> None:
     log = tmp_path / "compilations"
     compiler = tmp_path / "counting-cc"
     compiler.write_text(f'#!/bin/sh\necho compiled >> {log}\nexec {os.environ.get("CC", "cc")} "$@"\n')
     compiler.chmod(0o755)
-    environment = {"CC": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
-    assert [compiled_in(environment).stdout for _ in range(2)] == ["[2.0, 0.0] True\n"] * 2
+    for _ in range(2):
+        assert load_anew(tmp_path / "whole", CC=str(compiler)) == Loaded(True, [])
     assert log.read_text().splitlines() == ["compiled"]
-    assert (tmp_path / "raypp").stat().st_mode & 0o077 == 0, "nobody else can write what is loaded"
+    folder = tmp_path / "whole" / "raypp"
+    assert folder.stat().st_mode & 0o077 == 0, "nobody else can write what is loaded"
+
+    # In another place, since this process has the first one in its memory.
+    (library,) = folder.iterdir()
+    damaged = tmp_path / "damaged" / "raypp" / library.name
+    damaged.parent.mkdir(mode=0o700, parents=True)
+    damaged.write_bytes(library.read_bytes()[:100])
+    assert load_anew(tmp_path / "damaged", CC=str(compiler)) == Loaded(True, [])
+    assert log.read_text().splitlines() == ["compiled"] * 2
+    assert damaged.stat().st_size == library.stat().st_size
 
 
 @needs_compiler
 @pytest.mark.parametrize("what", ["a file in its place", "others may write"])
-def test_kernels_need_no_cache_and_take_none_that_is_not_safe(tmp_path: Path, what: str) -> None:
+def test_kernels_need_no_cache_and_take_none_that_is_not_safe(
+    what: str, load_anew: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    """The compiler's name is empty here, which is no name."""
     folder = tmp_path / "raypp"
     if what == "others may write":
         folder.mkdir()
         folder.chmod(0o777)
     else:
         folder.write_text("")
-    ran = compiled_in({"XDG_CACHE_HOME": str(tmp_path)})
-    assert ran.stdout == "[2.0, 0.0] True\n", ran.stderr
+    assert load_anew(tmp_path, CC="") == Loaded(True, [])
     assert not folder.is_dir() or list(folder.iterdir()) == []
 
 

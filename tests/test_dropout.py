@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from c_kernels import needs_compiler, without_kernels
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Starcoder2Config, Starcoder2Model, XLMConfig, XLMModel
 
-from raypp import cpu_kernels
 from raypp.dropout import Dropout, drop, replace_dropout, set_dropout
 from raypp.errors import ConfigError
 
 SIZE = 200_003  # several pieces, the last one short
-needs_compiler = pytest.mark.skipif(cpu_kernels._kernels() is None, reason="no C compiler here")
 
 
 @pytest.mark.parametrize("of_attention", [0.2, 0])
@@ -59,7 +58,7 @@ def test_without_a_compiler_the_same_are_dropped(
     """So that a run is the same on a machine that has none."""
     inputs = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
     found = drop(inputs, 0.3, seed=2**62 + size)
-    monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+    without_kernels(monkeypatch)
     assert torch.equal(drop(inputs, 0.3, seed=2**62 + size), found)
 
 

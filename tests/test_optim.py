@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from c_kernels import without_kernels
 from torch import nn
 from transformers import DebertaConfig, DebertaModel
 
-from raypp import cpu_kernels
 from raypp.config import FisherPruning, LayerRule, TrainSettings
 from raypp.optim import build_optimizer, learning_rates, set_learning_rates
 from raypp.pruning.pruner import Pruner
@@ -21,10 +21,10 @@ DECAY = 0.75
 @pytest.fixture(params=[True, False], ids=["C", "torch"])
 def with_and_without_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested runs twice: with the C kernels, and in plain torch."""
-    if request.param and cpu_kernels._kernels() is None:
-        pytest.skip("no C compiler here")
-    if not request.param:
-        monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+    if request.param:
+        request.getfixturevalue("kernels")
+    else:
+        without_kernels(monkeypatch)
 
 
 def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and_gradient() -> None:

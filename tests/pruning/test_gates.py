@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from c_kernels import needs_compiler, without_kernels
 from torch import Tensor
 
-from raypp import cpu_kernels
 from raypp.pruning.gates import hard_concrete, sample_gates, uniform_noise
 
 
@@ -53,6 +53,7 @@ def scores_with_extremes(size: int, seed: int) -> Tensor:
     return scores
 
 
+@needs_compiler
 @pytest.mark.parametrize("lift", [None, torch.tensor(1.5)])
 def test_sampled_gates_are_those_of_their_seeds_noise_however_they_are_computed(
     lift: Tensor | None, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +61,7 @@ def test_sampled_gates_are_those_of_their_seeds_noise_however_they_are_computed(
     scores = [scores_with_extremes(size, size) for size in (1, 7, 512, 1027, 5000)]  # no multiple of a word's 4, or not
     seeds = list(range(40, 45))
     found = sample_gates(scores, seeds, lift)
-    monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+    without_kernels(monkeypatch)
     plain = sample_gates(scores, seeds, lift)
     for matrix, seed, gates, plain_gates in zip(scores, seeds, found, plain, strict=True):
         raw = np.random.SFC64(seed).random_raw(-(-matrix.numel() // 4)).view(np.uint16)[: matrix.numel()]

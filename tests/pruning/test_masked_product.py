@@ -7,7 +7,7 @@ for real GPUs, which needs none.
 from __future__ import annotations
 
 import importlib.util
-import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from c_kernels import without_kernels
 from torch import Tensor, nn
 
-from raypp import cpu_kernels
 from raypp.pruning import masked_product
 from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear
@@ -27,8 +27,10 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux")
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-# One program, exactly two, and two with a rest.
+# Numbers of one program, of exactly two, and of two with a rest.
 SHAPES = [(1, 1), (5, 7), (32, 64), (33, 65)]
+MASKS = ["bool", "float32 gates", "own gates"]
+LAYOUTS = ["rows", "transposed", "every second"]
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3e38, -3e-6]
 SUBNORMAL = [1e-40, -1e-40]
 
@@ -66,7 +68,7 @@ class Place:
             assert torch.equal(found.signbit() & ~found.isnan(), expected.signbit() & ~expected.isnan())
 
 
-@pytest.fixture(params=["interpreter", "cuda"] if torch.cuda.is_available() else ["interpreter"])
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "cuda":
         return Place(kernels_as_imported_now(), "cuda")
@@ -79,7 +81,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plain torch on every device."""
     with monkeypatch.context() as context:
         context.setattr(masked_product, "_kernels_for", lambda tensor: None)
-        context.setattr(cpu_kernels, "kernels_for", lambda *tensors, **mixed: None)
+        without_kernels(context)
         yield
 
 
@@ -92,10 +94,10 @@ def numbers(shape: tuple[int, int], seed: int, dtype: torch.dtype, device: str) 
     return values.view(shape).to(device, dtype)
 
 
-def masks(shape: tuple[int, int], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """A boolean mask; gates with zeros and ones among them, in float32 and in the weight's type."""
+def mask_of(kind: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> Tensor:
+    """A boolean mask; or gates with zeros and ones among them, in float32 or in the weight's type."""
     gates = torch.rand(shape, generator=torch.Generator().manual_seed(5)).mul_(1.4).sub_(0.2).clamp_(0, 1).to(device)
-    return {"bool": gates > 0.5, "float32 gates": gates, "own gates": gates.to(dtype)}
+    return {"bool": gates > 0.5, "float32 gates": gates, "own gates": gates.to(dtype)}[kind]
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
@@ -111,41 +113,41 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 @pytest.mark.usefixtures("plain")
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's words on infinity * 0
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_multiplies_as_torch_does(place: Place, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    weight = numbers(shape, 1, dtype, place.device)
-    for mask in masks(shape, dtype, place.device).values():
-        for layout in ("rows", "transposed", "every second"):
-            # bfloat16 is what autocast asks for; the interpreter cannot convert float64 to it.
-            for out_dtype in {dtype, torch.float16, *([torch.bfloat16] if dtype != torch.float64 else [])}:
-                expected = masked_product.multiply(weight, mask, torch.empty_like(weight, dtype=out_dtype))
-                found = torch.full_like(expected, 7)
-                place.kernels.multiply(laid_out(weight, layout), laid_out(mask, layout), found)
-                place.assert_same(found, expected)
+def test_the_kernel_multiplies_as_torch_does(place: Place, dtype: torch.dtype) -> None:
+    # bfloat16 is what autocast asks for; the interpreter cannot convert float64 to it.
+    out_dtypes = {dtype, torch.float16, *([torch.bfloat16] if dtype != torch.float64 else [])}
+    cases = [((33, 65), "rows", kind, out_dtype) for kind in MASKS for out_dtype in out_dtypes]
+    cases += [(shape, "rows", "bool", dtype) for shape in SHAPES]
+    cases += [((33, 65), layout, "own gates", dtype) for layout in LAYOUTS]
+    for shape, layout, kind, out_dtype in cases:
+        weight, mask = numbers(shape, 1, dtype, place.device), mask_of(kind, shape, dtype, place.device)
+        expected = masked_product.multiply(weight, mask, torch.empty_like(weight, dtype=out_dtype))
+        found = torch.full_like(expected, 7)
+        place.kernels.multiply(laid_out(weight, layout), laid_out(mask, layout), found)
+        place.assert_same(found, expected)
 
 
 @needs_triton
 @pytest.mark.usefixtures("plain")
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sloped", [False, True])
-def test_the_kernel_gives_both_gradients_as_torch_does(
-    place: Place, dtype: torch.dtype, shape: tuple[int, int], sloped: bool
-) -> None:
-    weight, gradient = numbers(shape, 1, dtype, place.device), numbers(shape, 2, dtype, place.device)
-    slope = numbers(shape, 3, torch.float32, place.device) if sloped else None
-    for mask in masks(shape, dtype, place.device).values():
-        for needs_weight, needs_scores in ((True, True), (True, False), (False, True), (False, False)):
-            for layout in ("rows", "transposed", "every second"):
-                for dtypes in ((dtype, dtype), (dtype, torch.float32)):
-                    kept = mask if needs_weight else None
-                    factor = weight if needs_scores else None
-                    expected = masked_product.gradients(gradient, factor, kept, slope, dtypes)
-                    arriving = laid_out(gradient, layout)
-                    found = place.kernels.gradients(arriving, factor, kept, slope, dtypes)
-                    for one, other in zip(found, expected, strict=True):
-                        place.assert_same(one, other)
+def test_the_kernel_gives_both_gradients_as_torch_does(place: Place, dtype: torch.dtype, sloped: bool) -> None:
+    both, same = (True, True), (dtype, dtype)
+    cases = [((33, 65), "rows", kind, both, dtypes) for kind in MASKS for dtypes in {same, (dtype, torch.float32)}]
+    cases += [((33, 65), "rows", "bool", needed, same) for needed in ((True, False), (False, True), (False, False))]
+    cases += [(shape, "rows", "bool", both, same) for shape in SHAPES]
+    cases += [((33, 65), layout, "own gates", both, same) for layout in LAYOUTS]
+    for shape, layout, kind, (needs_weight, needs_scores), dtypes in cases:
+        gradient = numbers(shape, 2, dtype, place.device)
+        weight = numbers(shape, 1, dtype, place.device) if needs_scores else None
+        mask = mask_of(kind, shape, dtype, place.device) if needs_weight else None
+        slope = numbers(shape, 3, torch.float32, place.device) if sloped else None
+        expected = masked_product.gradients(gradient, weight, mask, slope, dtypes)
+        operands = [None if each is None else laid_out(each, layout) for each in (gradient, weight, mask, slope)]
+        found = place.kernels.gradients(*operands, dtypes)
+        for one, other in zip(found, expected, strict=True):
+            place.assert_same(one, other)
 
 
 def masked_layer(device: str, dtype: torch.dtype, mask: str) -> MaskedLinear:
@@ -247,14 +249,23 @@ def test_the_kernels_compile_for_a_gpu(capability: int, tmp_path: Any, monkeypat
     assert (scores_frozen.count("ld.global"), scores_frozen.count("st.global")) == (3, 2)
 
 
-def test_on_a_cpu_triton_is_not_imported() -> None:
-    train(masked_layer("cpu", torch.float32, "gates"), "cpu", autocast=False, frozen="")
-    assert "raypp.pruning.triton_kernels" not in sys.modules
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton may work here")
 @needs_triton
-def test_where_triton_does_not_work_plain_torch_serves_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="raypp"):
-        assert masked_product._working_kernels.__wrapped__() is None
-    assert "Triton does not work here" in caplog.text
+def test_on_a_cpu_triton_is_not_imported_and_where_it_does_not_work_that_is_said() -> None:
+    """In a process of its own, which has neither. It does not work here, where no GPU is seen; asked within, since only
+    a tensor on a GPU leads there."""
+    script = (
+        "import logging, sys, torch\n"
+        "from raypp.pruning import masked_product\n"
+        "from raypp.pruning.linear import MaskedLinear\n"
+        "logging.basicConfig(format='%(message)s', stream=sys.stdout)\n"
+        "layer = MaskedLinear.from_linear(torch.nn.Linear(65, 33), torch.randn(33, 65))\n"
+        "layer.mask = torch.rand(33, 65) > 0.5\n"
+        "layer(torch.randn(3, 65)).sum().backward()\n"
+        "print(layer.mask_scores.grad is not None, 'triton' in sys.modules)\n"
+        "print(masked_product._working_kernels(), 'triton' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    on_a_cpu, warning, *_, on_a_gpu = ran.stdout.splitlines()
+    assert on_a_cpu == "True False"
+    assert warning.startswith("Triton does not work here, so masks are applied in several passes: ")
+    assert on_a_gpu == "None True"
