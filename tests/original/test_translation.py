@@ -209,33 +209,74 @@ def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "script", ["masked_run_glue.py", "masked_run_squad.py", "run_squad_w_distillation.py", "train.py"]
 )
-def test_no_option_that_is_given_is_dropped(script: str) -> None:
-    """Each stands in the settings under its field, or above them in a comment."""
-    needed = [f"--{o.name} {_value(o)}" for o in OPTIONS[script] if o.needed]
+def test_no_option_that_is_given_is_dropped(script: str, tmp_path: Path) -> None:
+    """With a value that is not the script's own, its field has another one than without it, or a comment names it."""
+    needed = {option.name: _value(option) for option in OPTIONS[script] if option.needed}
+    if script == "train.py":
+        (tmp_path / "config.json").write_text('{"vocab_size": 100}')
+        needed["student_config"] = str(tmp_path / "config.json")
+    else:
+        needed |= {"teacher_type": "bert", "teacher_name_or_path": "t"}
     for option in OPTIONS[script]:
-        words = f"--{option.name}" if option.is_flag else f"--{option.name} {_value(option)}"
-        extra = "" if script == "train.py" else "--teacher_type bert --teacher_name_or_path t"
-        extra += " --regularization l1" if option.name == "final_lambda" else ""
-        extra += " --mlm" if "masking" in option.place or option.name == "alpha_mlm" else ""
-        text = translate(" ".join([script, *needed, extra, words]))
+        given = needed | ONLY_WITH.get(option.name, {})
+        without = _translated(script, given)
+        given |= TOGETHER.get(option.name, {}) | {option.name: "" if option.is_flag else _another(option)}
+        text = _translated(script, given)
         field = option.place.split(" ")[0].split(":")[0].rstrip(",")
-        assert f"# --{option.name}" in text or _has(yaml.safe_load(text), field), option
+        found, before = (_at(yaml.safe_load(each), field) for each in (text, without))
+        assert f"# --{option.name}" in text or (found is not None and found != before), option
+
+
+# What options have an effect with only.
+ONLY_WITH: dict[str, dict[str, str]] = {
+    "alpha_mlm": {"mlm": ""},
+    "mlm_mask_prop": {"mlm": ""},
+    "word_mask": {"mlm": ""},
+    "word_keep": {"mlm": ""},
+    "word_rand": {"mlm": ""},
+    "mlm_smoothing": {"mlm": ""},
+    "mask_scale": {"mask_init": "uniform"},
+    "final_lambda": {"regularization": "l1"},
+    "null_score_diff_threshold": {"version_2_with_negative": ""},
+}
+
+
+# What else changes with an option, for its value to be allowed.
+TOGETHER: dict[str, dict[str, str]] = {
+    "initial_threshold": {"final_threshold": "0.2"},
+    "word_mask": {"word_keep": "0.5"},
+    "word_keep": {"word_rand": "0.15"},
+    "word_rand": {"word_keep": "0.15"},
+}
+
+
+def _translated(script: str, given: dict[str, str]) -> str:
+    return translate(" ".join([script, *(f"--{name} {value}" for name, value in given.items())]))
 
 
 def _value(option: Option) -> str:
+    return option.choices[0] if option.choices else {"task_name": "mrpc"}.get(option.name, "some")
+
+
+def _another(option: Option) -> str:
+    """A value that is neither the script's default nor the one above."""
     if option.choices:
-        return option.choices[0]
-    if option.default in (None, ""):
-        return {"regularization": "l1", "task_name": "mrpc"}.get(option.name, "some")
-    return "5" if option.name in ("max_steps", "gradient_accumulation_steps") else str(option.default)
+        return option.choices[-1]
+    if isinstance(option.default, float):
+        return str(option.default / 2 or 0.25)
+    if isinstance(option.default, int):
+        return str(max(option.default, 0) + 1)
+    known = {"task_name": "sst-2", "regularization": "l1", "pruning_method": "magnitude", "mask_init": "uniform"}
+    return known.get(option.name, "another")
 
 
-def _has(values: Any, field: str) -> bool:
+def _at(values: Any, field: str) -> Any:
+    """The value of a field; None where it has none."""
     for key in field.split("."):
         if not isinstance(values, dict) or key not in values:
-            return False
+            return None
         values = values[key]
-    return True
+    return values
 
 
 # --- the other scripts -----------------------------------------------------------------------------------------------
