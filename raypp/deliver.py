@@ -11,19 +11,22 @@ import numpy as np
 
 from raypp.errors import RunFailed
 from raypp.evaluate import evaluate, headline_key
-from raypp.export.huggingface import load_saved, save_model
 from raypp.models import load_tokenizer
 from raypp.predictions import Predictions
-from raypp.pruning.density import DensityReport
+from raypp.pruning.weight_statistics import measure
 from raypp.recording import Recorder, RunProgress
 from raypp.runs import model_files
+from raypp.saved_models import load_saved, save_model
+from raypp.student import initial_student
 from raypp.worker import Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from raypp.data.features import Features
-    from raypp.loop import Job
+    from raypp.job import Job
+    from raypp.pruning.dense import NoPruner
+    from raypp.pruning.pruner import Pruner
 
 FOLD_TOLERANCE = 1e-5
 
@@ -31,26 +34,31 @@ FOLD_TOLERANCE = 1e-5
 def deliver(
     job: Job,
     worker: Worker,
-    plain: PreTrainedModel,
+    recorder: Recorder,
+    model: PreTrainedModel,
+    pruner: Pruner | NoPruner,
     pretrained: Path,
     splits: Mapping[str, Features],
     masked: Mapping[str, Predictions],
-    density: DensityReport,
     progress: RunProgress,
     perf: Mapping[str, float],
-    recorder: Recorder,
 ) -> dict[str, Any]:
-    """Saves the plain model, evaluates what was saved, and writes predictions, figures and, last, the result.
+    """Folds the model and saves it, evaluates what was saved, and writes predictions, figures and, last, the result.
 
     Args:
-        plain: the folded model.
+        model: with the masks that it is to be delivered with.
         pretrained: folder of the model that it came from, which has its tokenizer.
-        masked: what the model predicted before it was folded.
+        masked: what it predicts with them.
         perf: what the last line of the log says of this session's speed.
 
     Raises:
         RunFailed: the saved model's logits are not those of the masked one.
     """
+    density = pruner.density()
+    if worker.is_first and job.experiment.pruning is not None:
+        initial = initial_student(job.experiment, job.kind, pretrained, job.trained_teacher)
+        recorder.statistics = measure(model, density, initial)
+    plain: Any = pruner.fold()
     if worker.is_first:
         save_model(plain, load_tokenizer(pretrained, "student.model"), job.run / "model")
     worker.barrier()

@@ -21,6 +21,7 @@ from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluate import predict
 from raypp.freezing import freeze
+from raypp.initial_model import initial_model
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
 from raypp.models import (
@@ -31,11 +32,9 @@ from raypp.models import (
     pad_with,
     resolve_model,
 )
-from raypp.plan import make_plan
 from raypp.pruning.dense import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
-from raypp.student import initial_student
 from raypp.tasks import Task, default_source, find_task, resolve_task
 from raypp.worker import Worker
 
@@ -179,7 +178,7 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
         raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
     found: dict[str, dict[str, float]] = {}
     pad_id = Vocabulary.of(tokenizer).pad_id
-    for step, model in _checkpoints(subject.run, subject.experiment, kind, folder):
+    for step, model in _checkpoints(subject.run, subject.experiment):
         pad_with(model, kind, pad_id)
         for name, split in features.items():
             predictions = predict(model, split, kind, pad_id, Worker())
@@ -189,18 +188,16 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     return found
 
 
-def _checkpoints(
-    run: Location, experiment: Experiment, kind: TaskKind, folder: Path
-) -> Iterator[tuple[int, PreTrainedModel]]:
+def _checkpoints(run: Location, experiment: Experiment) -> Iterator[tuple[int, PreTrainedModel]]:
     """Every whole checkpoint of a run, with the masks it had at its step."""
-    trained_teacher = make_plan(experiment).trained_teacher if experiment.student.start == "teacher" else None
+    load_initial = initial_model(experiment)
     checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
         # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
-        model = initial_student(experiment, kind, folder, trained_teacher)
+        model = load_initial()
         freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
         pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)

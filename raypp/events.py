@@ -25,7 +25,6 @@ class PhaseAdvanced:
     phase: str
     done: int
     total: int | None = None
-    step: int | None = None
     epoch: float | None = None
     loss: float | None = None
     density: float | None = None

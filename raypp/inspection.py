@@ -17,17 +17,14 @@ from safetensors import SafetensorError
 
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
-from raypp.kinds import kind_of
+from raypp.initial_model import initial_model
 from raypp.models import load_model_config, quiet_loading, resolve_model
-from raypp.plan import make_plan
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.linear import linear_layers
 from raypp.pruning.pruner import select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
-from raypp.student import initial_student
-from raypp.tasks import resolve_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,7 +185,7 @@ def inspect_command(
             if initial is not None:
                 before = _load(resolve_model(initial, None, "--initial"), "--initial")[0]
             elif experiment is not None and name == "movement":
-                before = _initial_model(experiment)
+                before = initial_model(experiment)()
             picture, file = inspection_figure(inspection, name, matrix, before), Location.of(save_to, "--save")
             file.parent.make_folder()
             picture.save(file)
@@ -213,12 +210,3 @@ def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
     else:
         with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
             yield location.download(Path(scratch)), None
-
-
-def _initial_model(experiment: Experiment) -> PreTrainedModel:
-    """The model that a run started from."""
-    student = experiment.student
-    kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
-    folder = resolve_model(student.model, student.revision, "student.model")
-    trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
-    return initial_student(experiment, kind, folder, trained_teacher)

@@ -1,4 +1,4 @@
-"""THE loop: fine-tuning with pruning and distillation, read from top to bottom in `fit`.
+"""THE loop: fine-tuning with pruning and distillation, read from top to bottom in `train_loop`.
 
 It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; what differs is its `Worker`.
 Nothing in it depends on how many workers there are: a global batch is cut into fixed shares, each with a seed of its
@@ -8,87 +8,48 @@ goes on from a checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raypp.attention import use_cpu_attention
-from raypp.checkpoint import Checkpoints, capture, restore
-from raypp.config import Experiment
-from raypp.data.tokenization import Vocabulary
+from raypp.checkpoint import Checkpoints, restore
 from raypp.deliver import deliver
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher, load_teacher
+from raypp.distillation.teacher import OnlineTeacher, load_teacher
 from raypp.dropout import replace_dropout, set_dropout
 from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.evaluate import evaluate, headline_key
 from raypp.events import Message, PhaseAdvanced
 from raypp.freezing import freeze
 from raypp.inputs import step_inputs
-from raypp.kinds import TaskKind, kind_of
+from raypp.job import Job
 from raypp.models import max_positions, pad_with, require_tokenizer, resolve_model
 from raypp.optim import build_optimizer, learning_rates, rate_factor, set_learning_rates
+from raypp.precision import build_precision, slow_precision
 from raypp.predictions import Predictions
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
-from raypp.pruning.weight_statistics import measure
-from raypp.recording import LogMeans, Recorder, RunProgress
+from raypp.recording import LogMeans, Recorder, RunProgress, StepSums
 from raypp.steps import StepPlan, plan_steps
 from raypp.stopwatch import Stopwatch, forget_peak_memory, peak_memory
-from raypp.storage import Location
-from raypp.store import Artifact
 from raypp.student import initial_student
-from raypp.tasks import Task
+from raypp.training_state import TrainingState
 from raypp.worker import Worker
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Below this the float16 scaler has halved its scale so often that the run itself is broken.
 SMALLEST_LOSS_SCALE = 2.0**-14
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run, ready to train: everything is resolved, checked and in the store."""
-
-    experiment: Experiment
-    task: Task
-    run: Location
-    """The run's folder."""
-    phase: str
-    """What the display calls it: student or teacher."""
-    micro_batches: int
-    """Shares of a global batch."""
-    vocabulary: Vocabulary
-    """The student's."""
-    train: Artifact
-    """Features of the training split."""
-    evaluation: Mapping[str, Artifact]
-    """Features of every evaluation split."""
-    teacher_logits: Artifact | None = None
-    """Teacher logits of the training split, joined by row."""
-    hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
-    """The terms on both models' hidden states, by name."""
-    trained_teacher: Location | None = None
-    """Model folder of a teacher that was trained first; a given one is found as the student is."""
-    group: str | None = None
-    """What W&B groups it under; None: the experiment's name."""
-    started_at: float = field(default_factory=time.time)
-    """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What the result records besides: versions, teacher metrics, content keys."""
-
-    @property
-    def kind(self) -> TaskKind:
-        """The task's kind."""
-        return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
 
 
 def fit(job: Job, worker: Worker) -> dict[str, Any]:
@@ -103,7 +64,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
     """
     with Recorder(job.run, job.experiment, worker, job.group) as recorder:
         try:
-            return _fit(job, worker, recorder)
+            return train_loop(job, worker, recorder)
         except FloatingPointError as error:
             # Every worker has the same scores and the same predictions, so every worker is here.
             raise RunFailed(str(error)) from error
@@ -111,12 +72,15 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
             raise StorageFailed(f"{job.run} cannot be written to, or what it reads cannot be read: {error}") from error
 
 
-def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
+def train_loop(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
+    """The whole run, as `fit` describes it."""
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
     forget_peak_memory(worker.device)
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     require_tokenizer(folder, "student.model")  # it is delivered with the model, after hours perhaps
+    if (slow := slow_precision(settings.precision, worker.device)) is not None:
+        worker.on_event(Message(f"{job.phase}: {slow}"))
     with watch("data"):
         data = kind.training_data(experiment, job.micro_batches, job.vocabulary, job.train, job.teacher_logits)
         splits = {
@@ -125,14 +89,7 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         }
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
-    model = initial_student(experiment, kind, folder, job.trained_teacher).to(worker.device)
-    pad_with(model, kind, job.vocabulary.pad_id)
-    freeze(model, experiment)
-    if settings.dropout is not None:
-        set_dropout(model, settings.dropout)
-    if worker.device.type == "cpu":
-        replace_dropout(model)
-        use_cpu_attention(model)
+    model = _student(job, folder, worker.device)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
     teacher = _online_teacher(job, model.config, worker.device)
@@ -140,28 +97,16 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     learned = nn.ModuleList([model, objective.projections])
     optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, experiment.pruning)
     parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
-    autocast, scaler = _precision(settings.precision, worker.device)
+    autocast, scaler = build_precision(settings.precision, worker.device)
     longest = min(max_positions(each.config) for each in (model, *([teacher.model] if teacher else [])))
 
     checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
-    selects_best = experiment.evaluation.select == "best"
-    latest = checkpoints.latest(with_best=selects_best)
-    progress, devices = RunProgress(), worker.devices(experiment.cluster.gpus_per_worker)
-    if latest is not None:
-        restore(latest, model, optimizer, beside=objective.projections)
-        scaler.load_state_dict(latest.state["scaler"])
-        controller.load_state_dict(latest.state["controller"])
-        state = latest.state["progress"]
-        # One that an older raypp has written does not say what trained: as much as now.
-        progress = RunProgress(**{"device_seconds": state["seconds"] * devices, **state})
-        worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
-    elif checkpoints.steps():
-        worker.on_event(Message(f"{job.phase}: none of its checkpoints can be used; starts over"))
+    state = TrainingState(model, objective.projections, optimizer, scaler, controller)
+    progress = state.resume(job, checkpoints, worker)
     before, start = replace(progress), progress.steps
-    if len(found := set(worker.gather(start))) > 1:
-        raise StorageFailed(f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}")
+    devices = worker.devices(experiment.cluster.gpus_per_worker)
     scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
-    recorder.start(start if latest else None)
+    recorder.start(start or None)
     # A run that was killed while it delivered its model has no step left to measure.
     perf = recorder.recorded("perf/") if start == steps.total else {}
     means = LogMeans(tuple(objective.weights))
@@ -211,24 +156,23 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             upcoming = next(stream, None)
 
         with watch("optimizer"):
-            counted = [inputs.tokens, inputs.computed_tokens, worker.is_interrupted()]
-            numbers = torch.tensor(counted, dtype=torch.float64).to(worker.device)
-            sums = worker.sum_gradients(parameters, torch.cat([sums, numbers]))
+            packed = StepSums.pack(sums, inputs.tokens, inputs.computed_tokens, worker.is_interrupted())
+            packed = worker.sum_gradients(parameters, packed)
             scaler.unscale_(optimizer)
             norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
-            if not (scaler.is_enabled() or (math.isfinite(norm) and bool(sums.isfinite().all()))):
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
+            if not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all()))):
+                raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
             scaler.step(optimizer, rows=inputs.counts.rows)
             scaler.update()
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-                raise RunFailed(_not_finite(step, sums, norm, optimizer, inputs.rows))
+                raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
 
         if step == start:
             # The clock of another node, or one that was set back, may be behind.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
-        *totals, leaving = sums.tolist()  # one worker that is interrupted is enough
-        means.add(totals, counts, norm, time.perf_counter() - began)
-        saving = steps.saves_after(done) or leaving
+        summed = StepSums.unpack(packed)
+        means.add(summed, counts, norm, time.perf_counter() - began)
+        saving = steps.saves_after(done) or summed.interrupted
         if done % settings.log_every_steps == 0 or saving:
             progress.tokens += means.tokens
             progress.computed_tokens += means.computed_tokens
@@ -257,23 +201,15 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
             progress.device_seconds = before.device_seconds + watch.elapsed_seconds * devices
             if worker.is_first:
                 with watch("checkpoint"):
-                    state = {
-                        "total_steps": steps.total,
-                        "warmup_steps": steps.warmup,
-                        "progress": asdict(progress),
-                        "scaler": scaler.state_dict(),
-                        "controller": controller.state_dict(),
-                    }
                     best_step = int(progress.best["step"]) if progress.best else None
-                    captured = capture(done, model, optimizer, state, beside=objective.projections)
                     # The log goes first: what is too new is cut on resume, what is missing is lost.
-                    checkpoints.write(captured, best_step, before=recorder.save_metrics)
+                    checkpoints.write(state.capture(steps, progress), best_step, before=recorder.save_metrics)
         if steps.evaluates_after(done):
             if worker.may_be_stopped:
                 with watch("checkpoint"):
                     checkpoints.wait()
             worker.on_report({"step": done, **metrics})
-        if leaving:
+        if summed.interrupted:
             checkpoints.wait()
             raise Interrupted(done)
 
@@ -286,29 +222,31 @@ def _fit(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
         recorder.save_metrics()
     perf["perf/loop_seconds"] = time.monotonic() - loop_began
     worker.barrier()  # the first worker writes, all may read now
-    best = progress.best if selects_best else None
-    if best is not None and best["step"] != steps.total:
-        chosen = checkpoints.read(int(best["step"]))
-        if not all(worker.gather(chosen is not None)):
-            raise RunFailed(f"the checkpoint of the best evaluation, step {best['step']:.0f}, is damaged")
-        assert chosen is not None
-        restore(chosen, model)
+    if _went_back_to_best(job, worker, checkpoints, model, progress):
         predictions = None
     pruner.refresh(schedule.at(steps.total), noise_seed=None)
     if predictions is None:
         _, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
-    density = pruner.density()
-    if worker.is_first and experiment.pruning is not None:
-        initial = initial_student(experiment, kind, folder, job.trained_teacher)
-        recorder.statistics = measure(model, density, initial)
-    plain = pruner.fold()
-    return deliver(job, worker, plain, folder, splits, predictions, density, progress, perf, recorder)
+    return deliver(job, worker, recorder, model, pruner, folder, splits, predictions, progress, perf)
 
 
 def seed_of(*parts: int) -> int:
     """A seed for torch from numbers such as (seed, step, share): far apart for near numbers, the same everywhere."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
+
+
+def _student(job: Job, folder: Path, device: torch.device) -> PreTrainedModel:
+    """The model that is trained, dense as yet."""
+    model = initial_student(job.experiment, job.kind, folder, job.trained_teacher).to(device)
+    pad_with(model, job.kind, job.vocabulary.pad_id)
+    freeze(model, job.experiment)
+    if job.experiment.train.dropout is not None:
+        set_dropout(model, job.experiment.train.dropout)
+    if device.type == "cpu":
+        replace_dropout(model)
+        use_cpu_attention(model)
+    return model
 
 
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
@@ -327,19 +265,24 @@ def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeach
     return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=with_logits)
 
 
-def _precision(
-    name: str, device: torch.device
-) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], torch.amp.GradScaler]:
-    """The context of a forward pass, and the scaler that keeps float16's small gradients."""
-    scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
-    if name == "float32":
-        return contextlib.nullcontext, scaler
-    return lambda: torch.autocast(device.type, AUTOCAST[name]), scaler
-
-
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     rates = {f"train/{name}_learning_rate": rate for name, rate in learning_rates(optimizer).items()}
     return {name.replace("weights_", ""): rate for name, rate in rates.items()}
+
+
+def _went_back_to_best(
+    job: Job, worker: Worker, checkpoints: Checkpoints, model: nn.Module, progress: RunProgress
+) -> bool:
+    """Puts the model of the best evaluation back, where it is to be delivered and is not the last."""
+    best = progress.best if job.experiment.evaluation.select == "best" else None
+    if best is None or best["step"] == progress.steps:
+        return False
+    chosen = checkpoints.read(int(best["step"]))
+    if not all(worker.gather(chosen is not None)):
+        raise RunFailed(f"the checkpoint of the best evaluation, step {best['step']:.0f}, is damaged")
+    assert chosen is not None
+    restore(chosen, model)
+    return True
 
 
 def _speed(
@@ -357,7 +300,6 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
         job.phase,
         done,
         total=steps.total,
-        step=done,
         epoch=steps.epochs_after(done),
         loss=metrics.get("train/loss"),
         density=metrics.get("prune/density"),
@@ -365,9 +307,10 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
     )
 
 
-def _not_finite(step: int, sums: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
+def _not_finite(step: int, packed: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
+    terms = list(StepSums.unpack(packed).terms)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates(optimizer).items())
     return (
-        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {sums[:-3].tolist()}, gradient "
-        f"norm {norm}); learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
+        f"step {step}: the loss or the gradient is not finite (sums of the loss terms {terms}, gradient norm {norm}); "
+        f"learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
     )

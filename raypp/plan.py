@@ -28,7 +28,7 @@ from raypp.steps import StepPlan, plan_steps
 from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.tasks import Task, resolve_task
-from raypp.training_rows import TRAIN_SPLIT, Lengths, TrainingRows
+from raypp.training_rows import Lengths, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ class Plan:
     digest: str
     run: Location
     store: Store
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that a run reads: training and evaluation."""
-        return (TRAIN_SPLIT, *self.task.eval_splits)
 
     @contextlib.contextmanager
     def trained_model(self) -> Iterator[ModelInput]:
@@ -129,7 +124,7 @@ class Draft:
         problems.stop()
         assert steps is not None
 
-        inputs = {split: self.raw.fingerprint(split) for split in (TRAIN_SPLIT, *self.task.eval_splits)}
+        inputs = {split: self.raw.fingerprint(split) for split in self.task.run_splits}
         followed = self.teacher.fingerprint if self.teacher else teacher_plan.digest if teacher_plan else None
         inputs["student"] = self.student.fingerprint
         digest = identity_hash(run_identity(self.experiment, inputs, self.micro_batches, followed))

@@ -10,22 +10,49 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from raypp.config import Experiment
 from raypp.direction import merit
 from raypp.errors import Interrupted
 from raypp.events import Message
+from raypp.metrics_file import MetricsFile
 from raypp.parameter_statistics import parameter_histograms, parameter_statistics
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
-from raypp.tracking import MetricsFile, NullTracker, Tracker, make_tracker, upload_recorded
+from raypp.tracking import NullTracker, Tracker, make_tracker, upload_recorded
 from raypp.worker import Worker
 
-if TYPE_CHECKING:
-    from torch import nn
-
 logger = logging.getLogger("raypp")
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What is added up over all workers in one step, beside the gradients: each adds its own part."""
+
+    terms: tuple[float, ...]
+    """Sum of each term of the loss over the global batch."""
+    tokens: int
+    """Real tokens."""
+    computed_tokens: int
+    """The same with padding."""
+    interrupted: bool
+    """Whether a worker is to leave: one is enough."""
+
+    @staticmethod
+    def pack(terms: Tensor, tokens: int, computed_tokens: int, interrupted: bool) -> Tensor:
+        """One worker's part as numbers that can be added up: float64 [terms + 3], on the device of `terms`."""
+        counted = torch.tensor([tokens, computed_tokens, interrupted], dtype=torch.float64)
+        return torch.cat([terms, counted.to(terms.device)])
+
+    @classmethod
+    def unpack(cls, summed: Tensor) -> StepSums:
+        """From the sum of all workers' parts; a GPU is waited for."""
+        *terms, tokens, computed_tokens, interrupted = summed.tolist()
+        return cls(tuple(terms), int(tokens), int(computed_tokens), bool(interrupted))
 
 
 @dataclass
@@ -42,18 +69,17 @@ class LogMeans:
     tokens: int = 0
     computed_tokens: int = 0
 
-    def add(self, sums: list[float], counts: Mapping[str, int], norm: float, seconds: float) -> None:
-        """Adds one step: the sum of each term, then real and computed tokens; the count of each term; the gradient norm
-        before clipping; the time it took. Of a step that float16's scaler skipped, loss and norm mean nothing."""
-        *terms, tokens, computed = sums
+    def add(self, sums: StepSums, counts: Mapping[str, int], norm: float, seconds: float) -> None:
+        """Adds one step: its sums; the count of each term; the gradient norm before clipping; the time it took. Of a
+        step that float16's scaler skipped, loss and norm mean nothing."""
         self.steps += 1
         self.seconds += seconds
-        self.tokens += int(tokens)
-        self.computed_tokens += int(computed)
-        if not (math.isfinite(norm) and all(map(math.isfinite, terms))):
+        self.tokens += sums.tokens
+        self.computed_tokens += sums.computed_tokens
+        if not (math.isfinite(norm) and all(map(math.isfinite, sums.terms))):
             self.skipped_steps += 1
             return
-        for name, value in zip(self.terms, terms, strict=True):
+        for name, value in zip(self.terms, sums.terms, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.norms += norm

@@ -96,14 +96,14 @@ class Task:
         return self.metrics[0]
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """All splits: training, evaluation, test."""
-        return (*((self.train_split,) if self.train_split else ()), *self.eval_splits, *self.test_splits)
+    def run_splits(self) -> tuple[str, ...]:
+        """The splits that a run reads: training and evaluation."""
+        return (*((self.train_split,) if self.train_split else ()), *self.eval_splits)
 
     @property
-    def num_outputs(self) -> int:
-        """Outputs of a model for this task: one logit a label, or one number."""
-        return len(self.labels) or 1
+    def splits(self) -> tuple[str, ...]:
+        """All splits: training, evaluation, test."""
+        return (*self.run_splits, *self.test_splits)
 
     def official_file(self, split: str) -> OfficialFile:
         """The official file of a split of this task."""

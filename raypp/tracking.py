@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raypp.config import TrackingSettings
-from raypp.metrics_file import MetricsFile as MetricsFile
+from raypp.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     import wandb
@@ -251,9 +251,9 @@ class WandbTracker(Tracker):
         return sorted((self._run_folder / "wandb").glob(pattern))
 
 
-def make_tracker(settings: TrackingSettings, *, rank: int = 0, **run: Any) -> Tracker:
-    """The tracker of one worker: a `WandbTracker(settings, **run)` on rank 0, unless W&B is off."""
-    return NullTracker() if rank != 0 or settings.wandb == "off" else WandbTracker(settings, **run)
+def make_tracker(settings: TrackingSettings, **run: Any) -> Tracker:
+    """A `WandbTracker(settings, **run)`, unless W&B is off."""
+    return NullTracker() if settings.wandb == "off" else WandbTracker(settings, **run)
 
 
 def upload_recorded(folder: Path, destination: Location) -> None:

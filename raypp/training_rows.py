@@ -57,12 +57,12 @@ class TrainingRows:
         """
         problems = Problems()
         rows = {}
-        for split in self._splits:
+        for split in self.kind.task.run_splits:
             with problems.collect():
                 if not self.kind.cuts_texts and self._stored(split) is None:
                     rows[split] = self._read(split)
         problems.stop()
-        if self.kind.cuts_texts and any(self._stored(split) is None for split in self._splits):
+        if self.kind.cuts_texts and any(self._stored(split) is None for split in self.kind.task.run_splits):
             return None  # a split that leaves no block is found when it is cut
         if (artifact := self._stored(TRAIN_SPLIT)) is not None:
             return self._lengths_in(artifact)
@@ -80,7 +80,7 @@ class TrainingRows:
         """
         problems = Problems()
         lengths = {}
-        for split in self._splits if self.kind.cuts_texts else (TRAIN_SPLIT,):
+        for split in self.kind.task.run_splits if self.kind.cuts_texts else (TRAIN_SPLIT,):
             with problems.collect():
                 artifact = self._stored(split)
                 if artifact is None and prepare is not None:
@@ -96,10 +96,6 @@ class TrainingRows:
         if key not in _rows:
             _rows[key] = sum(batch.num_rows for batch in self.raw.read(split))
         return _rows[key]
-
-    @property
-    def _splits(self) -> tuple[str, ...]:
-        return (TRAIN_SPLIT, *self.kind.task.eval_splits)
 
     def _key(self, split: str) -> str:
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=self.tokenizer)

@@ -27,9 +27,9 @@ from whole_runs import assert_same, copy_tokenizer, outcome
 import raypp
 from raypp.cli import main
 from raypp.cluster.session import Session
-from raypp.export.huggingface import save_model
 from raypp.figures.run import FIGURES
 from raypp.models import load_pretrained
+from raypp.saved_models import save_model
 from raypp.storage import Location
 from raypp.tasks import TASKS
 

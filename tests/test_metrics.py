@@ -27,8 +27,8 @@ def logits_of(classes: list[int], num_classes: int = 2) -> np.ndarray:
 def test_classification_is_as_scikit_learn_says(name: str) -> None:
     task = TASKS[name]
     random = np.random.default_rng(0)
-    labels = random.integers(0, task.num_outputs, 500)
-    logits = random.normal(size=(500, task.num_outputs)) + 0.8 * np.eye(task.num_outputs)[labels]
+    labels = random.integers(0, len(task.labels), 500)
+    logits = random.normal(size=(500, len(task.labels))) + 0.8 * np.eye(len(task.labels))[labels]
     classes = logits.argmax(1)
     reference = {
         "accuracy": lambda: sklearn.metrics.accuracy_score(labels, classes),

@@ -40,7 +40,6 @@ def test_row_is_as_published(name: str) -> None:
     assert (task.pair, task.labels) == (pair, labels)
     assert metrics <= set(task.metrics)
     assert [task.submission_file(split) for split in task.test_splits] == submissions
-    assert task.num_outputs == (len(labels) or 1)
     assert (task.kind == "regression") == (not labels)
 
 

@@ -25,8 +25,8 @@ from raypp.errors import ConfigError
 from raypp.evaluate import metrics_of
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
+from raypp.job import Job
 from raypp.kinds import TaskKind
-from raypp.loop import Job
 from raypp.model_input import ModelInput
 from raypp.models import load_model_config
 from raypp.plan import Plan, Prepare, make_plan
@@ -160,7 +160,7 @@ def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHa
     """Features of every split under a model's tokenizer: from the store, or made now."""
     features = {}
     prepare = preparer(session, on_event)
-    for split in plan.splits:
+    for split in plan.task.run_splits:
         artifact = plan.store.find("features", plan.features_key(split, model.tokenizer))
         if artifact is not None:
             on_event(PhaseFinished(f"features {split}", note="from the store"))

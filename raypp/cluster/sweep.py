@@ -38,7 +38,7 @@ from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
-from raypp.loop import Job
+from raypp.job import Job
 from raypp.plan import Plan
 from raypp.runs import clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
@@ -91,7 +91,7 @@ class SharedInputs:
     def inputs_of(self, plan: Plan) -> Inputs:
         """What a planned run reads."""
         needs = (
-            *(plan.features_key(split, plan.student.tokenizer) for split in plan.splits),
+            *(plan.features_key(split, plan.student.tokenizer) for split in plan.task.run_splits),
             plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
         )
         if needs not in self._inputs:

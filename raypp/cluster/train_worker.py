@@ -8,7 +8,8 @@ from typing import Any
 from raypp.cluster.channel import Channel, InterruptNotice, warnings_to
 from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.events import Message, Reported, WorkersPlaced
-from raypp.loop import Job, fit
+from raypp.job import Job
+from raypp.loop import fit
 from raypp.worker import Worker, ignore
 
 

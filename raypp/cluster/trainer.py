@@ -24,7 +24,8 @@ from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, RunFailed, WorkersLost, WorkersTaken
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, deferred_interrupts
-from raypp.loop import Job, fit
+from raypp.job import Job
+from raypp.loop import fit
 from raypp.storage import Location, tidying
 from raypp.worker import Worker, ignore, never
 

@@ -31,7 +31,7 @@ from raypp.errors import ConfigError, Interrupted, RunFailed, StorageFailed, Wor
 from raypp.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
-from raypp.loop import Job
+from raypp.job import Job
 from raypp.metrics_file import whole_records
 from raypp.runs import finished_result, locked, start_run
 

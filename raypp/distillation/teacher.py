@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from raypp.config import DistillationSettings, TeacherSettings
 from raypp.distillation.losses import hidden_cosine_sum, hidden_mse_sum
 from raypp.errors import ConfigError
-from raypp.export.huggingface import load_saved
 from raypp.kinds import TaskKind
 from raypp.models import resolve_model
 from raypp.pruning.masks import named_seed
+from raypp.saved_models import load_saved
 from raypp.storage import Location
 
 if TYPE_CHECKING:

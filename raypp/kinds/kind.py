@@ -203,14 +203,14 @@ class TaskKind(ABC):
 
     @abstractmethod
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of a model's answer to a batch: logits [rows, outputs] or, token by token,
-        [rows, width, outputs]."""
+        """What is kept of a model's answer to a batch: logits [rows, outputs]; token by token, [rows, width, outputs];
+        of a language model, [targets, vocabulary]."""
 
     def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """What is kept of outputs as the batch's predictions: the same, or numbers for each row, [rows, numbers]."""
         return outputs
 
-    # --- losses: sums over rows, float32 scalars ---
+    # --- losses: sums over rows, of a language model over targets; float32 scalars ---
 
     @abstractmethod
     def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,30 @@
+"""The model that a run started from, found again from its settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raypp.config import Experiment
+from raypp.kinds import kind_of
+from raypp.models import resolve_model
+from raypp.plan import make_plan
+from raypp.student import initial_student
+from raypp.tasks import resolve_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def initial_model(experiment: Experiment) -> Callable[[], PreTrainedModel]:
+    """What loads the model that a run of these settings started from, anew each time.
+
+    Raises:
+        ConfigError: it is not there any more.
+    """
+    student = experiment.student
+    kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
+    folder = resolve_model(student.model, student.revision, "student.model")
+    trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
+    return partial(initial_student, experiment, kind, folder, trained_teacher)

@@ -1,0 +1,53 @@
+"""One run, ready to train: what travels from the command to its workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raypp.config import Experiment
+from raypp.data.tokenization import Vocabulary
+from raypp.distillation.teacher import HiddenStateTerm
+from raypp.kinds import TaskKind, kind_of
+from raypp.storage import Location
+from raypp.store import Artifact
+from raypp.tasks import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, ready to train: everything is resolved, checked and in the store."""
+
+    experiment: Experiment
+    task: Task
+    run: Location
+    """The run's folder."""
+    phase: str
+    """What the display calls it: student or teacher."""
+    micro_batches: int
+    """Shares of a global batch."""
+    vocabulary: Vocabulary
+    """The student's."""
+    train: Artifact
+    """Features of the training split."""
+    evaluation: Mapping[str, Artifact]
+    """Features of every evaluation split."""
+    teacher_logits: Artifact | None = None
+    """Teacher logits of the training split, joined by row."""
+    hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
+    """The terms on both models' hidden states, by name."""
+    trained_teacher: Location | None = None
+    """Model folder of a teacher that was trained first; a given one is found as the student is."""
+    group: str | None = None
+    """What W&B groups it under; None: the experiment's name."""
+    started_at: float = field(default_factory=time.time)
+    """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the result records besides: versions, teacher metrics, content keys."""
+
+    @property
+    def kind(self) -> TaskKind:
+        """The task's kind."""
+        return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
