@@ -732,7 +732,8 @@ class EvaluationSettings(Settings):
     """Optimizer steps between evaluations; instead of every_epochs."""
     select: Literal["last", "best"] = "last"
     """Deliver the last model, or the best by the task's first metric on its first dev split, among the evaluations at
-    the final density."""
+    the final density. Not best with sigmoid_threshold, threshold or l0 without a target_density: their density falls
+    until the last step."""
     answers: AnswerSettings = AnswerSettings()
     """Question answering: how answers are read."""
 

@@ -20,6 +20,12 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
     if experiment.student.start == "teacher" and experiment.teacher is None:
         problems.append("student.start: teacher needs a teacher, but teacher is null; give one, or start: pretrained")
+    pruning = experiment.pruning
+    if pruning is not None and pruning.requested_density is None and experiment.evaluation.select == "best":
+        problems.append(
+            f"evaluation.select: best compares evaluations at the final density, but {pruning.method} has none before "
+            "its last step without pruning.target_density; give one, or select: last"
+        )
     cluster, source = experiment.cluster, experiment.data.source
     if 0 < cluster.gpus_per_worker <= 0.5 and cluster.max_workers > 1 and cluster.placement != "strict_spread":
         # NCCL, by which they add up gradients, refuses two on one GPU.

@@ -37,8 +37,8 @@ def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and
     optimizer = build_optimizer(model, [scores], TrainSettings(learning_rate=1e-2), settings)
     layer = pruner.layers["0"]
     expected = torch.zeros(5, 6)
-    for step, (density, rows) in enumerate(((1.0, 7), (0.6, 7), (0.3, 1), (0.5, 7))):
-        pruner.refresh(SchedulePoint(step=step, value=density, progress=0.5, penalty_lambda=0.0, is_final=False))
+    for density, rows in ((1.0, 7), (0.6, 7), (0.3, 1), (0.5, 7)):
+        pruner.refresh(SchedulePoint(value=density, progress=0.5, penalty_lambda=0.0, is_final=False))
         inputs, targets = torch.randn(rows, 6), torch.randn(rows, 5)
         weight, mask = layer.weight.detach().clone(), layer.mask.clone()
         assert mask.sum() == round(density * 30)

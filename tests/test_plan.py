@@ -99,3 +99,28 @@ def test_batches_of_fewer_parts_than_workers_are_refused(
     for said, (given, allowed) in zip(caught.value.problems, problems, strict=True):
         assert said.startswith(f"{given} would leave some of")
         assert said.endswith(f"without work; allowed: {allowed}")
+
+
+@pytest.mark.parametrize(
+    ("pruning", "fits"),
+    [
+        ({"method": "sigmoid_threshold", "penalty": {"kind": "l1", "final_lambda": 100.0}}, False),
+        ({"method": "threshold"}, False),
+        ({"method": "l0", "penalty": {"kind": "l0", "final_lambda": 100.0}}, False),
+        ({"method": "sigmoid_threshold", "target_density": 0.1}, True),
+        ({"method": "l0", "target_density": 0.1}, True),
+        ({"method": "topk"}, True),
+        ({"method": "magnitude"}, True),
+        ({"method": "fisher"}, True),
+        (None, True),
+    ],
+)
+def test_the_best_is_chosen_only_among_models_of_one_density(pruning: dict[str, Any] | None, fits: bool) -> None:
+    values: dict[str, Any] = {"name": "n", "task": "mrpc", "student": {"model": "m"}, "pruning": pruning}
+    best = experiment_from(values | {"evaluation": {"select": "best"}})
+    if fits:
+        check_sections(best, None)
+    else:
+        with pytest.raises(ConfigError, match=r"^evaluation\.select: best compares .* give one, or select: last$"):
+            check_sections(best, None)
+    check_sections(experiment_from(values), None)

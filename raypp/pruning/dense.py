@@ -45,7 +45,7 @@ class NoSchedule:
     """Always at its end."""
 
     def at(self, step: int) -> SchedulePoint:
-        return SchedulePoint(step=step, value=None, progress=1.0, penalty_lambda=0.0, is_final=True)
+        return SchedulePoint(value=None, progress=1.0, penalty_lambda=0.0, is_final=True)
 
 
 def build_pruning(

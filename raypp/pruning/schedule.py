@@ -16,15 +16,15 @@ from raypp.errors import ConfigError
 class SchedulePoint:
     """What the schedule says at one step; plain numbers, so `dataclasses.asdict` of it is JSON."""
 
-    step: int
     value: float | None
-    """Density (topk, magnitude) or threshold (sigmoid_threshold, threshold); None for l0, which has neither."""
+    """Density (topk, magnitude, fisher) or threshold (sigmoid_threshold, threshold); None for l0, which has neither."""
     progress: float
     """0 until the initial warmup ends, 1 from the final warmup on, cubic between."""
     penalty_lambda: float
     """Weight of the penalty; 0 without one."""
     is_final: bool
-    """Whether the density is the final one already: a checkpoint of this step may be delivered."""
+    """Whether the density is the final one already: a checkpoint of this step may be delivered. Where no density is
+    asked for, scores fall below the final threshold (l0: close gates) until the last step."""
     target_density: float | None = None
     """Density asked of a threshold method or l0 at this step; None where it has no target."""
 
@@ -48,8 +48,11 @@ class PruningSchedule:
         if self.last_step <= self.first_step:
             raise ConfigError(_unreachable(settings, total_steps, warmup_steps))
         self.initial, self.final = _ends(settings)
-        # A threshold that does not move says nothing about the density, which falls as long as lambda rises.
-        self._constant_density = isinstance(settings, DensitySchedule) and self.initial == self.final
+        self.final_step = self.last_step
+        if settings.requested_density is None:
+            self.final_step = total_steps
+        elif isinstance(settings, DensitySchedule) and self.initial == self.final:
+            self.final_step = 0
         self.target_density = settings.target_density if isinstance(settings, TargetedPruning) else None
         penalty = settings.penalty if isinstance(settings, ScoredPruning) else None
         self.final_lambda = 0.0 if penalty is None else penalty.final_lambda
@@ -66,11 +69,10 @@ class PruningSchedule:
             remaining = (1 - (step - self.first_step) / (self.last_step - self.first_step)) ** 3
         progress = 1.0 - remaining
         return SchedulePoint(
-            step=step,
             value=_between(self.initial, self.final, remaining),
             progress=progress,
             penalty_lambda=self.final_lambda * progress,
-            is_final=progress == 1.0 or self._constant_density,
+            is_final=step >= self.final_step,
             target_density=_between(1.0, self.target_density, remaining),
         )
 

@@ -148,7 +148,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def at(value: float | None) -> SchedulePoint:
-    return SchedulePoint(step=0, value=value, progress=1.0, penalty_lambda=0.0, is_final=True)
+    return SchedulePoint(value=value, progress=1.0, penalty_lambda=0.0, is_final=True)
 
 
 def topk(kind: str = "uniform") -> TopKPruning:

@@ -58,7 +58,7 @@ def settings_of(method: str, **fields: Any) -> PruningSettings:
 
 
 def at(value: float | None) -> SchedulePoint:
-    return SchedulePoint(step=0, value=value, progress=0.5, penalty_lambda=0.0, is_final=False)
+    return SchedulePoint(value=value, progress=0.5, penalty_lambda=0.0, is_final=False)
 
 
 class Waits(TorchDispatchMode):
@@ -283,7 +283,7 @@ def test_the_penalty_is_the_configured_one_and_trains_the_scores() -> None:
 
 
 def test_a_point_is_described_by_the_methods_own_word() -> None:
-    point = SchedulePoint(step=3, value=0.4, progress=0.5, penalty_lambda=2.0, is_final=False)
+    point = SchedulePoint(value=0.4, progress=0.5, penalty_lambda=2.0, is_final=False)
     penalty = {"penalty": {"kind": "l1", "final_lambda": 4.0}}
     described = {
         method: Pruner(bert(), settings_of(method, **fields)).describe(point)
@@ -293,7 +293,7 @@ def test_a_point_is_described_by_the_methods_own_word() -> None:
         "topk": {"prune/requested_density": 0.4},
         "sigmoid_threshold": {"prune/threshold": 0.4, "prune/penalty_lambda": 2.0},
     }
-    without_value = SchedulePoint(step=3, value=None, progress=0.5, penalty_lambda=0.0, is_final=False)
+    without_value = SchedulePoint(value=None, progress=0.5, penalty_lambda=0.0, is_final=False)
     assert Pruner(bert(), settings_of("l0")).describe(without_value) == {}
 
 

@@ -70,10 +70,9 @@ def test_values_are_the_originals_at_every_step(
     for step in range(total + 3):
         point = schedule.at(step)
         expected = original(step, total, warmup, initial, final, initial_warmup, final_warmup)
-        assert point.step == step
         assert point.value == pytest.approx(expected, rel=1e-12, abs=1e-15)
         assert point.progress == pytest.approx((expected - initial) / (final - initial), rel=1e-9, abs=1e-12)
-        assert point.is_final == (point.value == final)
+        assert point.is_final == (point.value == final if kind == "density" else step >= total)
 
 
 def test_both_ends_are_exact() -> None:
@@ -147,14 +146,25 @@ def test_without_a_penalty_lambda_is_zero() -> None:
 def test_l0_has_no_value() -> None:
     schedule = make(20, 2, method="l0")
     assert {schedule.at(step).value for step in range(21)} == {None}
-    assert [schedule.at(step).is_final for step in (0, 15, 16, 20)] == [False, False, True, True]
 
 
-def test_a_constant_density_is_final_from_the_first_step_but_a_constant_threshold_is_not() -> None:
+def test_a_constant_density_is_final_from_the_first_step() -> None:
     assert make(20, 2, method="topk", initial_density=0.3, final_density=0.3).at(0).is_final
-    threshold = make(20, 2, method="sigmoid_threshold", initial_threshold=0.1, final_threshold=0.1)
-    assert not threshold.at(0).is_final
-    assert threshold.at(20).is_final
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "sigmoid_threshold"},
+        {"method": "sigmoid_threshold", "initial_threshold": 0.1, "final_threshold": 0.1},
+        {"method": "threshold"},
+        {"method": "l0"},
+    ],
+)
+def test_a_density_that_nobody_asked_for_is_final_with_the_last_step_alone(settings: dict[str, Any]) -> None:
+    schedule = make(20, 2, **settings)
+    assert schedule.at(16).progress == 1.0, "the threshold is final before"
+    assert [step for step in range(22) if schedule.at(step).is_final] == [20, 21]
 
 
 def test_a_point_is_json() -> None:
