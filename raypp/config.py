@@ -1,8 +1,8 @@
 """Every setting of an experiment, once: its type, range, default and meaning.
 
 The models are frozen and strict: an unknown key, a string where a number belongs or a value out of range is refused.
-What one section says about another (a density with a threshold method, a soft loss without a teacher) is checked in
-`Experiment`. Reading YAML and turning pydantic's findings into a `ConfigError` is `load_config.py`'s work.
+What one section says about another (distillation without a teacher) is checked in `plan_checks.py`. Reading YAML and
+turning pydantic's findings into a `ConfigError` is `load_config.py`'s work.
 """
 
 from __future__ import annotations
@@ -505,10 +505,6 @@ class MagnitudePruning(DensitySchedule, PruningBase):
     """Keep the weights of the largest magnitude (Zhu and Gupta 2017)."""
 
     method: Literal["magnitude"]
-
-    @property
-    def learns_scores(self) -> bool:
-        return False
 
 
 class FisherPruning(DensitySchedule, PruningBase):

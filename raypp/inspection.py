@@ -20,8 +20,7 @@ from raypp.errors import ConfigError
 from raypp.initial_model import initial_model
 from raypp.models import load_model_config, quiet_loading, resolve_model
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
-from raypp.pruning.linear import linear_layers
-from raypp.pruning.pruner import select_layers
+from raypp.pruning.linear import linear_layers, select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location

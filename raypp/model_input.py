@@ -23,7 +23,8 @@ from raypp.models import (
     model_fingerprint,
     resolve_model,
 )
-from raypp.pruning.pruner import check_room, select_layers
+from raypp.pruning.linear import select_layers
+from raypp.pruning.pruner import check_room
 from raypp.student import check_layers, student_config
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import yaml
 from raypp.config import Experiment
 from raypp.model_input import meta_model
 from raypp.plan import Plan, make_plan
-from raypp.pruning.pruner import select_layers
+from raypp.pruning.linear import select_layers
 
 
 def show(experiment: Experiment) -> str:

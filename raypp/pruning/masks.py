@@ -70,7 +70,10 @@ def tie_order(index: Tensor, seed: int) -> Tensor:
 @dataclass
 class ThresholdHint:
     """Where a selection's threshold is to be expected: it moves little and much as at the last step, so it is looked
-    for there first. A hint changes the time that a selection takes, never its result."""
+    for there first. A hint changes the time that a selection takes, never its result.
+
+    Of float32 scores on a CPU alone. On a GPU each selection looks at all scores anew; of a hint, `found` is all that
+    is kept there."""
 
     value: float = math.nan
     """At the last step."""
@@ -181,7 +184,8 @@ class _Cut:
 
 
 def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
-    """By looking at all values."""
+    """By looking at all values; those of several matrices (scope global) are copied into one for it, which takes as
+    much memory as they do."""
     k = selection.count
     total = sum(flat.numel() for flat in flats)
     if not 0 <= k <= total:

@@ -45,8 +45,6 @@ from raypp.pruning.schedule import SchedulePoint
 # With a target density the lowest gate that is kept opens at least as far as a score this far above closing opens it.
 GATE_MARGIN = 0.01
 
-__all__ = ["Pruner", "initial_scores", "select_layers"]
-
 
 class Pruner:
     """Owns the masks of one model.
@@ -64,8 +62,8 @@ class Pruner:
             seed: for the initial scores and the order of ties; each matrix's follows from it and the matrix's name.
 
         Raises:
-            ConfigError: the layer rule fits no layer (see `select_layers`), or a target density is less than the floor
-                of these matrices.
+            ConfigError: the layer rule fits no layer (see `linear.select_layers`), or a target density is less than the
+                floor of these matrices.
             ValueError: the model is patched already.
         """
         if masked_layers(model):

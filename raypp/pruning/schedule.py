@@ -14,7 +14,7 @@ from raypp.errors import ConfigError
 
 @dataclass(frozen=True)
 class SchedulePoint:
-    """What the schedule says at one step; plain numbers, so `dataclasses.asdict` of it is JSON."""
+    """What the schedule says at one step."""
 
     value: float | None
     """Density (topk, magnitude, fisher) or threshold (sigmoid_threshold, threshold); None for l0, which has neither."""
@@ -41,8 +41,6 @@ class PruningSchedule:
 
     def __init__(self, settings: PruningSettings, total_steps: int, warmup_steps: int) -> None:
         """Raises ConfigError where the cubic phase would have no step: the schedule could not reach its end."""
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
         self.first_step = settings.initial_warmup * warmup_steps
         self.last_step = total_steps - settings.final_warmup * warmup_steps
         if self.last_step <= self.first_step:

@@ -18,9 +18,8 @@ from raypp.errors import ConfigError
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning.gates import hard_concrete
-from raypp.pruning.linear import MaskedLinear
+from raypp.pruning.linear import MaskedLinear, select_layers
 from raypp.pruning.masks import Selection, keep_largest, named_seed
-from raypp.pruning.pruner import select_layers
 from raypp.pruning.schedule import SchedulePoint
 
 CONFIG = BertConfig(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -165,11 +163,6 @@ def test_a_density_that_nobody_asked_for_is_final_with_the_last_step_alone(setti
     schedule = make(20, 2, **settings)
     assert schedule.at(16).progress == 1.0, "the threshold is final before"
     assert [step for step in range(22) if schedule.at(step).is_final] == [20, 21]
-
-
-def test_a_point_is_json() -> None:
-    point = make(20, 2, method="topk").at(7)
-    assert json.loads(json.dumps(asdict(point))) == asdict(point)
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(30, 10), (29, 10), (3, 1), (1, 10), (0, 0)])
