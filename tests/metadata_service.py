@@ -17,6 +17,8 @@ class Metadata(ThreadingHTTPServer):
 
     ends_at: datetime | None = None
     fails = False
+    failed = 0
+    """Questions that it has failed to answer."""
 
     @property
     def url(self) -> str:
@@ -32,6 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.server.fails:
+            self.server.failed += 1
             self._answer(500, "")
         elif self.headers["X-aws-ec2-metadata-token"] != TOKEN:
             self._answer(401, "")

@@ -167,6 +167,18 @@ def test_a_finished_run_is_returned_and_fresh_starts_over(
     assert json.loads((tmp_path / "mrpc" / "first" / "result.json").read_text())["steps"] == 1
 
 
+def test_from_python_a_run_returns_what_its_result_file_holds_and_prints_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"cluster.storage={tmp_path}", f"cluster.store={world / 'runs' / 'store'}"]
+    short = ["train.max_steps=1", "pruning.final_warmup=0", "evaluation.every_steps=1"]
+    experiment = raypp.load_experiment(world / "mrpc.yaml", [*where, *short])
+    capsys.readouterr()
+    trained, found = raypp.train(experiment), raypp.train(experiment)
+    assert capsys.readouterr().out == ""
+    assert trained == found == json.loads((tmp_path / "mrpc" / "first" / "result.json").read_text())
+
+
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """s3://… is kept in a folder here, by a filesystem that is not local: no lock, no append, no rename."""

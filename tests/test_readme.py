@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,25 @@ import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.cli import main
-from raypp.load_config import experiment_from
+from raypp.load_config import experiment_from, load_experiment
 from raypp.pruning.linear import masked_layers
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_experiments_load() -> None:
-    documents = [document for block in blocks("yaml") for document in yaml.safe_load_all(block)]
+    documents = [
+        document
+        for page in PAGES
+        for block in blocks("ya?ml", page.read_text())
+        for document in yaml.safe_load_all(block)
+    ]
     assert len(documents) >= 6
     for document in documents:
         values = {"name": "shown", "task": "mrpc", "student": {"model": "m"}, "pruning": {"method": "topk"}, **document}
@@ -70,9 +77,32 @@ def test_the_quickstart_ends_with_the_table_that_is_shown(tmp_path: Path, capsys
     assert re.findall(r"^│ (\S.*?) +│", capsys.readouterr().out, re.MULTILINE) == labels
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
-)
+def shown_commands() -> dict[str, list[str]]:
+    """Every command of the pages on an experiment of this repository, by its text: the experiment and the overrides."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for command in re.findall(r"raypp (?:train|sweep|prepare|show) +experiments/[^`\n]+", text):
+            words = shlex.split(command, comments=True)[2:]
+            found[command] = [word for word in words if not word.startswith("--")]
+    return found
+
+
+COMMANDS = shown_commands()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_load(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLUE_DIR", "glue")
+    experiment, *overrides = COMMANDS[command]
+    assert (load_experiment(ROOT / experiment, overrides).sweep is not None) == command.startswith("raypp sweep")
+
+
+def test_pages_show_commands_with_overrides() -> None:
+    assert sum(len(words) > 1 for words in COMMANDS.values()) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]

@@ -14,12 +14,13 @@ import torch
 from naive import fine_prune
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
-from whole_runs import copy_tokenizer
+from whole_runs import copy_tokenizer, recorded_until
 
 import raypp
-from raypp.config import ScoreInitialization, TrainSettings
+from raypp.config import ScoreInitialization, SyntheticSource, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
+from raypp.data.sources import open_source
 from raypp.errors import RunFailed
 from raypp.evaluate_model import evaluate_command
 from raypp.inspection import inspect_command
@@ -33,6 +34,11 @@ from raypp.tasks import TASKS
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 Experiment = Callable[..., dict[str, Any]]
+PAIR_COLUMNS = ("sentence1", "sentence2", "label")
+CURVE = [
+    0.69922, 0.68987, 0.69532, 0.69919, 0.80945, 0.7904, 0.59185, 0.7552, 0.66961, 0.66423,
+    0.78737, 0.66262, 0.71185, 0.73492, 0.67171, 0.71983, 0.68794, 0.70635, 0.69928, 0.70686,
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -109,28 +115,51 @@ def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
     return folder
 
 
+def pairs_to_learn(task: str, source: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Two texts and their label, of 160 rows; the official files are read without raypp."""
+    if task == "mrpc":
+        lines = Path(source["directory"], "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
+        cells = [line.rstrip("\r").split("\t") for line in lines]
+        return [(cell[3], cell[4], int(cell[0])) for cell in cells]
+    raw = open_source(TASKS[task], SyntheticSource.model_validate(source))
+    columns = [[row[name] for batch in raw.read("train") for row in batch.to_pylist()] for name in PAIR_COLUMNS]
+    return list(zip(*columns, strict=True))
+
+
 @pytest.mark.parametrize(
-    ("method", "teacher"),
-    [("topk", True), pytest.param("sigmoid_threshold", False, marks=pytest.mark.slow)],
+    ("task", "method", "teacher"),
+    [
+        ("paraphrase", "topk", True),
+        pytest.param("mrpc", "topk", True, marks=pytest.mark.slow),
+        pytest.param("mrpc", "sigmoid_threshold", False, marks=pytest.mark.slow),
+    ],
 )
 def test_twenty_steps_have_the_losses_of_the_naive_implementation(
-    method: str, teacher: bool, settings: Experiment, tmp_path: Path, minilm_dir: Path, glue_dir: Path
+    task: str,
+    method: str,
+    teacher: bool,
+    settings: Experiment,
+    tmp_path: Path,
+    minilm_dir: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     student = without_dropout(minilm_dir, tmp_path / "student", layers=2)  # of all six, sorting takes a minute
-    source = {"kind": "official", "directory": str(glue_dir / "MRPC")}
-    followed = a_teacher(student, tmp_path / "teacher") if teacher else None
+    source: dict[str, Any] = {"kind": "synthetic", "train_rows": 160, "dev_rows": 16}
+    if task == "mrpc":
+        source = {"kind": "official", "directory": str(request.getfixturevalue("glue_dir") / "MRPC")}
+    followed = a_teacher(student, tmp_path / "teacher", task) if teacher else None
     scheduled: dict[str, Any] = {"method": method, "initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
     # Scores that do not tie: which of equal scores stay is raypp's own order.
     scheduled["score_initialization"] = {"kind": "uniform", "scale": 0.1}
     if method == "topk":
-        first, last = 1.0, 0.3
-        scheduled |= {"initial_density": first, "final_density": last}
+        initial, final = 1.0, 0.3
+        scheduled |= {"initial_density": initial, "final_density": final}
     else:
-        first, last = 0.0, 0.499
-        scheduled |= {"initial_threshold": first, "final_threshold": last}
+        initial, final = 0.0, 0.499
+        scheduled |= {"initial_threshold": initial, "final_threshold": final}
         scheduled["penalty"] = {"kind": "l1", "final_lambda": 10.0}
     values = settings(
-        task="mrpc",
+        task=task,
         data={"source": source, "max_train_rows": 160, "max_length": 64},
         student={"model": str(student)},
         teacher={"model": str(followed)} if followed else None,
@@ -153,20 +182,19 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
     assert artifact is not None
     lengths = Features.from_table(artifact.read_table()).lengths
-    lines = (glue_dir / "MRPC" / "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
-    cells = [line.rstrip("\r").split("\t") for line in lines]
+    rows = pairs_to_learn(task, source)
     batches = [batch.indices.tolist() for batch in plan_epoch(lengths, TrainSettings(batch_size=8), 0, micro_batches=1)]
     expected, _ = fine_prune(
         student,
         followed,
-        [(cell[3], cell[4]) for cell in cells],
-        [int(cell[0]) for cell in cells],
+        [(first, second) for first, second, _ in rows],
+        [label for *_, label in rows],
         batches,
         method=method,
         total=20,
         warmup=3,
-        initial=first,
-        final=last,
+        initial=initial,
+        final=final,
         initial_warmup=1,
         final_warmup=2,
         learning_rate=3e-5,
@@ -180,6 +208,23 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     )
     assert len(got) == len(expected) == 20
     np.testing.assert_allclose(got, expected, rtol=2e-3)
+
+
+def test_the_losses_of_twenty_steps_are_those_of_this_version(settings: Experiment) -> None:
+    """Pinned, with the default dropout: a change of data, batches, dropout, masks or optimizer shows here. Processors,
+    and numbers of threads, differ by at most 2e-4; another seed by 3e-3 to 0.3."""
+    values = settings(
+        data={"source": {"kind": "synthetic", "train_rows": 160, "dev_rows": 16}, "max_length": 64},
+        train={
+            "max_steps": 20,
+            "warmup_steps": 3,
+            "batch_size": 8,
+            "log_every_steps": 1,
+            "learning_rate": 1e-4,
+            "adam_epsilon": 1e-5,
+        },
+    )
+    np.testing.assert_allclose(losses(run(values)), CURVE, rtol=2e-3)
 
 
 def test_two_workers_are_one_and_evaluate_every_row_once(settings: Experiment, tmp_path: Path) -> None:
@@ -227,8 +272,7 @@ def test_shares_of_the_time_have_the_last_evaluation_and_checkpoint(settings: Ex
 
 
 def cut(finished: Path, storage: Path) -> None:
-    """A finished run's storage as a kill -9 after step 6 leaves it: nothing delivered, the log ahead of the
-    checkpoint."""
+    """A finished run's storage as a kill -9 leaves it: nothing delivered, the log ahead of the checkpoint of step 6."""
     shutil.copytree(finished, storage)
     (folder,) = (storage / "small").iterdir()
     shutil.rmtree(folder / "model")
@@ -237,7 +281,10 @@ def cut(finished: Path, storage: Path) -> None:
     (folder / "checkpoints" / "step-00000008" / "manifest.json").unlink()
 
 
-def assert_same(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+def assert_goes_on(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """After step 6, and to the same end."""
+    first, second = (recorded_until(Path(result["paths"]["run"]), 6) for result in (whole, resumed))
+    assert second == first
     assert resumed["metrics"] == whole["metrics"]
     assert losses(resumed) == losses(whole)
     assert [record["step"] for record in records(resumed)] == [record["step"] for record in records(whole)]
@@ -293,7 +340,7 @@ def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     assert at_checkpoints["step 8 dev"]["accuracy"] == whole["metrics"]["eval/accuracy"]
 
     cut(tmp_path / "whole", tmp_path / "cut")
-    assert_same(whole, run(values("cut")))
+    assert_goes_on(whole, run(values("cut")))
 
 
 def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settings: Experiment, tmp_path: Path) -> None:
@@ -306,7 +353,7 @@ def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settin
     whole = run(values("whole"))
     assert not any("mask_learning_rate" in key for record in records(whole) for key in record)
     cut(tmp_path / "whole", tmp_path / "cut")
-    assert_same(whole, run(values("cut")))
+    assert_goes_on(whole, run(values("cut")))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -363,7 +410,7 @@ def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_mode
     whole = run(values | {"cluster": {**saved_often, "storage": str(tmp_path / "whole")}})
     cut(tmp_path / "whole", tmp_path / "cut")
     resumed = run(values | {"cluster": {**saved_often, "storage": str(tmp_path / "cut")}})
-    assert_same(whole, resumed)
+    assert_goes_on(whole, resumed)
     columns = ("step", "prune/penalty_lambda", "prune/requested_density", "prune/threshold", "prune/density")
     logged = [[record.get(column) for column in columns] for record in records(whole)]
     assert [[record.get(column) for column in columns] for record in records(resumed)] == logged

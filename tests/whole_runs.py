@@ -108,6 +108,15 @@ def assert_tidy(storage: Path) -> None:
     assert left == []
 
 
+def recorded_until(run: Path, step: int) -> list[str]:
+    """The lines of a run's metrics.jsonl up to a step, times and speeds included: a run that goes on after that step
+    keeps them as they are, one that begins again measures anew."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    assert any('"perf/step_seconds"' in line for line in kept)
+    return kept
+
+
 def resumed_after(output: str) -> int:
     """The step that a run said last to go on after; 0 where it began at the beginning."""
     return int(([0, *re.findall(r"goes on after step\s+(\d+)", output)])[-1])
@@ -137,8 +146,14 @@ class Command:
 
     def one_of(self, title: str) -> int:
         """The process with this title, as soon as there is one."""
-        wait_for(lambda: bool(self.processes(title)), f"a process {title}")
-        return self.processes(title)[0]
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found.extend(self.processes(title))
+            return bool(found)
+
+        wait_for(is_there, f"a process {title}")
+        return found[0]  # of the look that saw it: by the next one it may have ended
 
     def end(self) -> tuple[int, str]:
         """Exit status, and what was printed; by then, or soon after, no process is left."""

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 from ray.util import placement_group, placement_group_table, remove_placement_group
+from whole_runs import wait_for
 
 from raypp.cluster.places import MissingPlaces, free_places, places_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_what_others_hold_is_no_place_until_they_are_done() -> None:
@@ -35,11 +28,11 @@ def test_what_others_hold_is_no_place_until_they_are_done() -> None:
     time.sleep(1.0)
     assert not missing.granted(1)
     remove_placement_group(others)
-    wait_for(lambda: missing.granted(1))
+    wait_for(lambda: missing.granted(1), "a place")
     assert not missing.granted(0), "it may have none any more"
     remove_placement_group(own)
     assert places_now(1, 4, WORKER, "mine") == 4, "what was asked for is given back"
-    wait_for(lambda: missing.granted(2))
+    wait_for(lambda: missing.granted(2), "two places")
     free_places("another's")
     assert missing.granted(2)
     free_places("mine")  # as when who has asked was killed

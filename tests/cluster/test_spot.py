@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from metadata_service import metadata_service
+from whole_runs import wait_for
 
 from raypp.cluster import spot
 
@@ -33,7 +34,7 @@ def test_a_service_that_fails_for_a_while_is_asked_on_and_said_once(
         service.ends_at, service.fails = ends_at, True
         waiting = threading.Thread(target=lambda: heard.append(spot.wait_for_warning(service.url)), daemon=True)
         waiting.start()
-        waiting.join(0.5)
+        wait_for(lambda: service.failed > 2, "questions that are not answered")
         assert waiting.is_alive()
         service.fails = False
         waiting.join(30)

@@ -16,6 +16,7 @@ from ray.util import placement_group_table
 from transformers import AutoModelForSequenceClassification
 from wandb_files import read_run
 
+import raypp
 from raypp.cli import main
 from raypp.cluster.sweep import sweep
 from raypp.display.progress import NullDisplay
@@ -87,9 +88,12 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
 
     (runs[0] / "result.json").unlink()  # as if it had been killed before its end
     untouched = (runs[1] / "result.json").stat().st_mtime_ns
-    assert main(["sweep", str(experiment)]) == 0
+    capsys.readouterr()
+    result = raypp.sweep(raypp.load_experiment(experiment))
+    assert capsys.readouterr().out == "", "from Python it returns what the command prints"
+    assert result == json.loads((swept / "result.json").read_text())
     assert (runs[1] / "result.json").stat().st_mtime_ns == untouched
-    assert json.loads((swept / "result.json").read_text())["front"] == before["front"]
+    assert result["front"] == before["front"]
     assert main(["sweep", str(experiment), "--dry-run", "sweep.seeds=3"]) == 0
     shown = capsys.readouterr().out
     assert "6 trials, 2 left" in shown
