@@ -10,10 +10,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_copy import hub_copy
 
 from raypp.config import Columns, FilesSource, HubSource, OfficialSource, OwnTask, SyntheticSource
 from raypp.data.sources import BATCH_ROWS, RawData, open_source
@@ -615,10 +617,8 @@ def test_a_source_as_a_run_records_it_opens_as_the_one_that_was_given(tmp_path: 
 
 
 @pytest.fixture
-def hub_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder laid out as the hub's repository, with two configurations."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def glue_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's repository of GLUE, with four configurations."""
     text = {"sentence1": datasets.Value("string"), "sentence2": datasets.Value("string")}
     data = {"sentence1": ["a", "b"], "sentence2": ["c", "d"]}
     features = {
@@ -629,26 +629,24 @@ def hub_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "wnli": datasets.ClassLabel(names=["no", "yes"]),
     }
     labels = {"train": [1, 0], "validation": [0, 1], "test": [-1, -1]}
-    lines = ["---", "configs:"]
-    for config, feature in features.items():
-        (tmp_path / "copy" / config).mkdir(parents=True)
-        lines += [f"- config_name: {config}", "  data_files:"]
-        for split, values in labels.items():
-            table = datasets.Dataset.from_dict(
+    configurations = {
+        name: {
+            split: datasets.Dataset.from_dict(
                 {**data, "label": values}, features=datasets.Features({**text, "label": feature})
             )
-            table.to_parquet(tmp_path / "copy" / config / f"{split}.parquet")
-            lines += [f"  - split: {split}", f"    path: {config}/{split}.parquet"]
-    (tmp_path / "copy" / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return tmp_path / "copy"
+            for split, values in labels.items()
+        }
+        for name, feature in features.items()
+    }
+    return hub_copy(tmp_path, monkeypatch, configurations)
 
 
 def from_hub(repository: Path | str, task: Task) -> RawData:
     return open_source(task, HubSource(kind="hub", repository=str(repository)))
 
 
-def test_hub_splits_and_labels(hub_copy: Path) -> None:
-    raw = from_hub(hub_copy, TASKS["mrpc"])
+def test_hub_splits_and_labels(glue_copy: Path) -> None:
+    raw = from_hub(glue_copy, TASKS["mrpc"])
     assert raw.splits == ("train", "dev", "test")
     assert rows(raw, "train") == [
         {"sentence1": "a", "sentence2": "c", "label": 1},
@@ -656,19 +654,19 @@ def test_hub_splits_and_labels(hub_copy: Path) -> None:
     ]
     assert [row["label"] for row in rows(raw, "dev")] == [0, 1]
     assert [row["label"] for row in rows(raw, "test")] == [None, None]
-    assert [row["label"] for row in rows(from_hub(hub_copy, TASKS["stsb"]), "train")] == [1.0, 0.0]
-    assert [row["label"] for row in rows(from_hub(hub_copy, TASKS["rte"]), "train")] == [0, 1]
-    assert raw.fingerprint("train") == from_hub(hub_copy, TASKS["mrpc"]).fingerprint("train")
+    assert [row["label"] for row in rows(from_hub(glue_copy, TASKS["stsb"]), "train")] == [1.0, 0.0]
+    assert [row["label"] for row in rows(from_hub(glue_copy, TASKS["rte"]), "train")] == [0, 1]
+    assert raw.fingerprint("train") == from_hub(glue_copy, TASKS["mrpc"]).fingerprint("train")
     assert raw.fingerprint("train") != raw.fingerprint("dev")
 
 
-def test_hub_refusals_say_why_and_what_to_do(hub_copy: Path) -> None:
+def test_hub_refusals_say_why_and_what_to_do(glue_copy: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"the labels of wnli are \['not_entailment', 'entailment'\], got \['no', 'ye"
     ):
-        from_hub(hub_copy, TASKS["wnli"])
+        from_hub(glue_copy, TASKS["wnli"])
     with pytest.raises(ConfigError, match=r"data\.source\.repository: .* \(cola\) cannot be loaded: .*cola"):
-        from_hub(hub_copy, TASKS["cola"])
+        from_hub(glue_copy, TASKS["cola"])
     with pytest.raises(ConfigError, match=r"nobody/nothing \(mrpc\) cannot be loaded: .*kind: official"):
         from_hub("nobody/nothing", TASKS["mrpc"])
 

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_copy import hub_copy
 
 from raypp.config import GlueTextSource, HubTextSource, LanguageModelingTask, OfficialSource, TextSource
 from raypp.data.sources import open_source
@@ -77,14 +79,8 @@ def test_files_that_are_not_there_are_refused(changes: dict[str, Any], message: 
 
 
 def test_splits_of_the_hub_need_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: default", "  data_files:"]
-    copy.mkdir()
-    for split in ("train", "validation"):
-        datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(copy / f"{split}.parquet")
-        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
-    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+    splits = {split: datasets.Dataset.from_dict({"text": ["a", "b"]}) for split in ("train", "validation")}
+    copy = hub_copy(tmp_path, monkeypatch, {"default": splits})
     source = {"kind": "hub_text", "repository": str(copy)}
     assert texts(HubTextSource.model_validate({**source, "dev_split": "validation"}), "dev") == ["a", "b"]
     with pytest.raises(ConfigError, match=r"data\.source\.dev_split: .* has no split 'dev'; it has: train, validation"):

@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import yaml
+from hub_copy import hub_copy
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from raypp.cli import main
@@ -127,19 +129,14 @@ def test_files_of_swag_have_its_four_endings(endings: tuple[str, ...]) -> None:
 
 
 def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: regular", "  data_files:"]
-    copy.mkdir()
+    splits = {}
     for split, rows in (("train", swag_rows(6)), ("validation", swag_rows(4, 6)), ("test", swag_rows(3, 9))):
         columns = dict(zip(HEADER[1:], map(list, list(zip(*rows, strict=True))[1:]), strict=True))
         columns["label"] = [-1] * len(rows) if split == "test" else [int(label) for label in columns["label"]]
         features = {name: datasets.Value("string") for name in columns}
         features["label"] = datasets.ClassLabel(names=["0", "1", "2", "3"])
-        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        table.to_parquet(copy / f"{split}.parquet")
-        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
-    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+        splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    copy = hub_copy(tmp_path, monkeypatch, {"regular": splits})
     raw = open_source(SWAG, HubSource(kind="hub", repository=str(copy)))
     files = official(write_swag(tmp_path / "files", train=6, dev=4))
     for split in ("train", "dev"):

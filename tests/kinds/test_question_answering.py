@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import yaml
+from hub_copy import hub_copy
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from raypp.answer_metrics import answer_metrics
@@ -194,10 +196,7 @@ def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
 
 
 def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    copy, lines = tmp_path / "copy", ["---", "configs:", "- config_name: squad_v2", "  data_files:"]
-    copy.mkdir()
+    splits = {}
     text = datasets.Value("string")
     answers = datasets.Sequence({"text": text, "answer_start": datasets.Value("int32")})
     features = datasets.Features({name: text for name in ("id", "title", "context", "question")} | {"answers": answers})
@@ -208,9 +207,8 @@ def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.Monke
         columns |= {"context": [p["context"] for p in given], "question": [q["question"] for q in questions]}
         parts = ("text", "answer_start")
         columns["answers"] = [{part: [a[part] for a in q["answers"]] for part in parts} for q in questions]
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(copy / f"{split}.parquet")
-        lines += [f"  - split: {split}", f"    path: {split}.parquet"]
-    (copy / "README.md").write_text("\n".join([*lines, "---", ""]))
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    copy = hub_copy(tmp_path, monkeypatch, {"squad_v2": splits})
     raw = open_source(SQUAD_V2, HubSource(kind="hub", repository=str(copy)))
     files = official(write_squad(tmp_path / "files", "2.0", train=9, dev=6), "squad_v2")
     for split in ("train", "dev"):

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pruning_settings import settings_of
 
-from raypp.config import PruningSettings
 from raypp.optim import rate_factor
 from raypp.pruning.controller import LambdaController, NoController, build_controller
 from raypp.pruning.gates import GATE_CLOSES, hard_concrete
@@ -20,11 +19,6 @@ from raypp.pruning.masks import logit
 from raypp.pruning.schedule import PruningSchedule
 
 SCORES = 4000
-
-
-def settings_of(method: str, **fields: Any) -> PruningSettings:
-    adapter: TypeAdapter[PruningSettings] = TypeAdapter(PruningSettings)
-    return adapter.validate_python({"method": method, **fields})
 
 
 @dataclass

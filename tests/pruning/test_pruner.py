@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pruning_settings import settings_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from raypp.config import LayerRule, PruningSettings, TrainSettings
+from raypp.config import LayerRule, TrainSettings
 from raypp.errors import ConfigError
 from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning import Pruner, PruningSchedule
@@ -49,11 +49,6 @@ def largest_together(scores: list[Tensor], count: int, seeds: list[int]) -> list
 def bert(seed: int = 0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     return BertForSequenceClassification(CONFIG).eval()
-
-
-def settings_of(method: str, **fields: Any) -> PruningSettings:
-    adapter: TypeAdapter[PruningSettings] = TypeAdapter(PruningSettings)
-    return adapter.validate_python({"method": method, **fields})
 
 
 def at(value: float | None) -> SchedulePoint:
