@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from raypp.cluster.channel import actor_here
+from raypp.cluster.room import check_room, even_cpus, groups_on, workers_on
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
@@ -33,9 +33,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Room for workers is waited for before Ray Train is asked (group_sizes.py). Here it says that others have taken it.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
-# A machine of a cloud's takes minutes to start, to pull an image and to install; Ray Train would wait for one.
-AUTOSCALING_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -84,8 +84,6 @@ class Session:
         if self._ray.started:
             return
         environment = ENVIRONMENT if self.verbose else ENVIRONMENT | QUIET_ENVIRONMENT
-        if self.settings.autoscaling:
-            environment = environment | AUTOSCALING_ENVIRONMENT
         for name, value in environment.items():
             os.environ.setdefault(name, value)
         import ray
@@ -162,17 +160,13 @@ class Session:
             return float(chosen)
         if self.settings.gpus_per_worker:
             return 1.0
-        import ray
-
         if self.settings.autoscaling:
             raise ConfigError(
                 "cluster.cpus_per_worker: auto shares out the nodes that are there, but with cluster.autoscaling they "
                 "come as they are needed; give a number"
             )
-        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        wanted = max(1, self.settings.max_workers)
-        fitting = [each for each in range(1, max(nodes) + 1) if self._groups([cpus // each for cpus in nodes], wanted)]
-        return float(max(fitting, default=1))
+        cpus = [int(node.get("CPU", 0)) for node in _nodes()]
+        return float(even_cpus(cpus, max(1, self.settings.max_workers), self.settings.placement))
 
     def worker_resources(self) -> dict[str, float]:
         """What a train worker takes, in Ray's names."""
@@ -185,31 +179,8 @@ class Session:
         Raises:
             ConfigError: with what was asked and what there is.
         """
-        import ray
-
-        settings = self.settings
-        least, asked = settings.min_workers, self.worker_resources()
-        if settings.autoscaling:
-            return
-        there = ray.cluster_resources()
-        fields = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}
-        problems = [
-            f"cluster.workers: {least} workers with {each:g} {name} each ({fields[name]}) need {least * each:g} "
-            f"{name}, but the cluster has {there.get(name, 0):g}; ask for less, or, if it starts nodes as they are "
-            "needed, say so with cluster.autoscaling=true"
-            for name, each in asked.items()
-            if least * each > there.get(name, 0)
-        ]
-        if problems:
-            raise ConfigError(problems)
-        if not self.groups(least):
-            where = {"strict_pack": " on one node", "strict_spread": " on a node of its own each"}
-            raise ConfigError(
-                f"cluster.workers: the nodes have room for {self.room()} workers with "
-                + " and ".join(f"{each:g} {name} ({fields[name]})" for name, each in asked.items())
-                + f", not for {least}{where.get(settings.placement, '')}; ask for less"
-                + (", or for another cluster.placement" if settings.placement in where else "")
-            )
+        if not self.settings.autoscaling:
+            check_room(self.settings, self.worker_resources(), _nodes())
 
     def room(self) -> int:
         """Workers that fit on the nodes there are; none spreads over two."""
@@ -217,31 +188,16 @@ class Session:
 
     def groups(self, size: int) -> int:
         """Groups of so many workers that fit on the nodes there are at once, each placed as the settings say."""
-        return self._groups(self._room_of_nodes(), size)
+        return groups_on(self._room_of_nodes(), size, self.settings.placement)
 
     def _room_of_nodes(self) -> list[int]:
         """Workers that fit on each node."""
-        import ray
-
-        asked = self.worker_resources()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return [min(_times(name, node.get(name, 0), each) for name, each in asked.items()) for node in nodes]
-
-    def _groups(self, rooms: list[int], size: int) -> int:
-        match self.settings.placement:
-            case "strict_pack":
-                return sum(room // size for room in rooms)
-            case "strict_spread":  # a node has at most one worker of each group
-                possible = range(1, sum(rooms) // size + 1)
-                return max(
-                    (count for count in possible if sum(min(r, count) for r in rooms) >= count * size), default=0
-                )
-            case _:
-                return sum(rooms) // size
+        worker = self.worker_resources()
+        return [workers_on(node, worker) for node in _nodes()]
 
 
-def _times(name: str, there: float, each: float) -> int:
-    """How often so much of a resource fits into what is there: several parts of a GPU into one, but none over two."""
-    if name == "GPU" and each < 1:
-        return math.floor(there) * math.floor(1 / each + 1e-9)
-    return math.floor(there / each + 1e-9)
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has, by Ray's names."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
