@@ -54,7 +54,7 @@ class RunFailed(RuntimeError):
 
 
 class StorageFailed(RunFailed):
-    """The storage cannot be written or read, for all patience. Raised by one worker alone; trying again may help."""
+    """The storage cannot be written or read, for all patience. Raised by one worker alone. Later it may be better."""
 
 
 class WorkersLost(RunFailed):
@@ -63,6 +63,10 @@ class WorkersLost(RunFailed):
 
 class WorkersTaken(WorkersLost):
     """… because a node was taken away that had been warned of it: nobody's failure, however often."""
+
+
+class PlacesTaken(WorkersLost):
+    """… because others have taken the room that there was for the group before it could start: it waits for room."""
 
 
 class Interrupted(Exception):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from raypp.checkpoint import Checkpoint, Checkpoints, capture, restore
-from raypp.errors import StorageFailed
+from raypp.errors import WorkersLost
 from raypp.events import Message
 from raypp.job import Job
 from raypp.pruning.controller import LambdaController, NoController
@@ -43,7 +43,7 @@ class TrainingState:
         """Goes back to the last checkpoint, if there is one; returns what was done until then.
 
         Raises:
-            StorageFailed: the workers do not see the same one.
+            WorkersLost: the workers do not see the same one.
         """
         latest = checkpoints.latest(with_best=job.experiment.evaluation.select == "best")
         progress = RunProgress()
@@ -59,7 +59,5 @@ class TrainingState:
         elif checkpoints.steps():
             worker.on_event(Message(f"{job.phase}: none of its checkpoints can be used; starts over"))
         if len(found := set(worker.gather(progress.steps))) > 1:
-            raise StorageFailed(
-                f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}"
-            )
+            raise WorkersLost(f"the workers see different checkpoints in {checkpoints.location}: steps {sorted(found)}")
         return progress

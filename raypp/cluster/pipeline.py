@@ -15,7 +15,7 @@ from typing import Any
 from raypp.cluster.prepare import featurize, logits_key, teacher_logits
 from raypp.cluster.prepare_corpus import cut_corpus
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import run_job
+from raypp.cluster.trainer import Supervision, run_job
 from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
@@ -151,7 +151,7 @@ def run_plan(
         inputs = prepare_plan(plan, session, on_event, features)
         job = make_job(plan, inputs, phase=phase, started_at=started_at)
         on_event(PhaseStarted(phase, plan.steps.total))
-        result = run_job(job, session, on_event)
+        result = run_job(job, session, Supervision(on_event))
         on_event(PhaseFinished(phase, seconds=result["seconds"]))
         return result
 

@@ -25,10 +25,14 @@ def places_name(run: Location) -> str:
     return f"places of {run}"
 
 
-def places_now(least: int, most: int, resources: Mapping[str, float], name: str) -> int:
-    """For how many workers with these resources there is room, `most` at most; 0: not even for `least`."""
+def places_now(least: int, most: int, resources: Mapping[str, float], placement: str, name: str) -> int:
+    """For how many workers with these resources there is room, `most` at most; 0: not even for `least`.
+
+    Args:
+        placement: how the least are to be laid over the nodes, as `cluster.placement`.
+    """
     # All of the least in one group: who waits for the others must not hold some.
-    groups = [_ask(least, resources, name)]
+    groups = [_ask(least, resources, name, placement)]
     try:
         _settle(groups)
         if not _granted(groups):
@@ -81,21 +85,45 @@ def free_places(name: str) -> None:
     _free(lambda key, full: full.rpartition(" ")[0] == name)
 
 
+def free_orphans() -> None:
+    """Gives back what actors of this command have asked for and still held when they died, such as a controller of Ray
+    Train's with what its workers were to have: Ray keeps it until the command ends."""
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    own = ray.get_runtime_context().get_job_id()
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(entry)
+        if group.state == PlacementGroupTableData.REMOVED or group.creator_job_id.hex() != own:
+            continue
+        # Of what no actor has asked for, Ray says that its actor is dead, too.
+        if group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil():
+            _give_back([_group(group.placement_group_id)])
+
+
 def _free(is_meant: Callable[[str, str], bool]) -> None:
     """Gives back the placement groups that are meant, by id and name."""
-    from ray._raylet import PlacementGroupID
     from ray.util import placement_group_table
-    from ray.util.placement_group import PlacementGroup
 
     for key, group in placement_group_table().items():
         if group["state"] != "REMOVED" and is_meant(key, group["name"]):
-            _give_back([PlacementGroup(PlacementGroupID(bytes.fromhex(key)))])
+            _give_back([_group(bytes.fromhex(key))])
 
 
-def _ask(count: int, resources: Mapping[str, float], name: str) -> Any:
+def _group(key: bytes) -> Any:
+    """A placement group by its id."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
+
+    return PlacementGroup(PlacementGroupID(key))
+
+
+def _ask(count: int, resources: Mapping[str, float], name: str, placement: str = "pack") -> Any:
     from ray.util import placement_group
 
-    return placement_group([dict(resources)] * count, name=f"{name} {uuid.uuid4().hex}")  # Ray wants them unique
+    unique = f"{name} {uuid.uuid4().hex}"  # as Ray wants it
+    return placement_group([dict(resources)] * count, strategy=placement.upper(), name=unique)
 
 
 def _settle(groups: list[Any]) -> None:

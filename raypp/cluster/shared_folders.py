@@ -15,6 +15,7 @@ from typing import Any
 from raypp.errors import ConfigError, RunFailed
 from raypp.storage import Location
 
+ALLOWED = "allowed are a bucket (s3://, gs://) and a folder that all nodes have mounted"
 ANSWER_SECONDS = 60.0  # for a node to start a process and look
 
 
@@ -46,12 +47,28 @@ def check_shared(folders: Mapping[str, Location]) -> None:
     blind = {field: sorted(nodes[node] for node, fields in unseen.items() if field in fields) for field in local}
     problems = [
         f"{field}: {local[field]} is not the same folder on every node: what this one writes there is not seen on "
-        f"{', '.join(addresses)}; allowed are a bucket (s3://, gs://) and a folder that all nodes have mounted"
+        f"{', '.join(addresses)}; {ALLOWED}"
         for field, addresses in blind.items()
         if addresses
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def check_seen(run: Location) -> None:
+    """Refuses to work on a run, or for a sweep, whose folder is another one here than where its command runs: this node
+    may have come after that one has asked all.
+
+    Raises:
+        ConfigError: this node does not see what the command has written there.
+    """
+    if run.is_local and not (run / "experiment.yaml").is_file():
+        import ray.util
+
+        raise ConfigError(
+            f"cluster.storage: {run.parent} is not the same folder on every node: what the command has written there "
+            f"is not seen on {ray.util.get_node_ip_address()}; {ALLOWED}"
+        )
 
 
 def _ask(paths: Mapping[str, str], nodes: Mapping[str, str]) -> dict[str, list[str]]:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
+from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
 from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import STOP_SECONDS
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -259,7 +259,8 @@ def _run(
     channel_name = f"channel of {plan.folder} {uuid.uuid4().hex}"
     channel = Channel.open(channel_name)
     at_once = trials_at_once(experiment, session)
-    quotas = SweepQuotas.open(f"quotas of {channel_name}", session.settings) if session.settings.is_elastic else None
+    has_workers = session.settings.max_workers > 1  # else each trial is its own, for which Tune waits
+    quotas = SweepQuotas.open(f"quotas of {channel_name}", session.settings) if has_workers else None
     monitor = TrialMonitor(headline_key(plan.trials[0].plan.task), on_event, quotas)
     monitor.add((each.name, each.stratum) for each in left)
     for each in plan.trials:
@@ -318,22 +319,25 @@ def _run(
 
     advance()
     fitted = in_background(tuner.fit, "fit")
-    on_event(PhaseStarted(PHASE, len(plan.trials)))
     try:
+        on_event(PhaseStarted(PHASE, len(plan.trials)))
         while not fitted.done():
             advance()
             wait([fitted], POLL_SECONDS)
-    except KeyboardInterrupt:
-        on_event(Message(STOPPING))
-        deadline = time.monotonic() + STOP_SECONDS
-        _interrupt_trials(channel, monitor, deadline)
-        monitor.halted.set()
+    except BaseException as error:  # whatever it is: Ray must not be shut down under Tune's feet
+        deadline = time.monotonic() + COMMAND_STOP_SECONDS
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                on_event(Message(STOPPING))
+            _interrupt_trials(channel, monitor, deadline)
+        finally:
+            monitor.halted.set()
         wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
         raise
     with tidying(scratch):
         scratch.delete()
-    if (error := fitted.exception()) is not None:
-        raise RunFailed(f"Ray Tune: {error}") from error
+    if (failure := fitted.exception()) is not None:
+        raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()
     advance()
     on_event(PhaseFinished(PHASE))

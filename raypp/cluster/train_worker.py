@@ -6,21 +6,29 @@ import threading
 from typing import Any
 
 from raypp.cluster.channel import Channel, InterruptNotice, warnings_to
-from raypp.errors import Interrupted, RunFailed, StorageFailed
+from raypp.cluster.outcome import Failed, Finished, Left, Outcome
+from raypp.cluster.shared_folders import check_seen
+from raypp.errors import Interrupted, RunFailed, StorageFailed, WorkersLost
 from raypp.events import Message, Reported, WorkersPlaced
 from raypp.job import Job
 from raypp.loop import fit
 from raypp.worker import Worker, ignore
 
 
-def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> dict[str, Any]:
-    """Trains, and returns one of: `result`; `left`, the step that was saved when it was asked to leave; `failed`, with
-    what trying again would not help."""
+def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
+    """Trains, and returns what came of it.
+
+    Raises:
+        ConfigError: this node does not see the run's folder.
+        StorageFailed: only this worker may know of it, and the others wait for it.
+        WorkersLost: the workers do not see the same checkpoints.
+    """
     import ray.train
     import ray.util
     from ray.exceptions import RayActorError
     from ray.train.torch import get_device
 
+    check_seen(job.run)
     context = ray.train.get_context()
     first = context.get_world_rank() == 0
     told: list[Any] = []
@@ -56,15 +64,14 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> dict[str, 
         with warnings_to(lambda text: worker.on_event(Message(text))):
             result = fit(job, worker)
         ray.get(told)  # answered after all that was told before: nothing is lost
-        return {"result": result}
+        return Finished(result)
     except Interrupted as left:
-        return {"left": left.step}
+        return Left(left.step)
     except RayActorError:
-        return {"failed": "the command that started this run has ended"}
-    except StorageFailed:
+        return Failed("the command that started this run has ended")
+    except (StorageFailed, WorkersLost):
         raise
     except RunFailed as failure:
-        # Every worker fails alike and trying again would not help: returned, so that Ray Train does not.
-        return {"failed": str(failure)}
+        return Failed(str(failure))  # as every worker does
     finally:
         notice.close()

@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypp.cluster.channel import Channel, InterruptNotice, warnings_to
+from raypp.cluster.deadlines import TRIAL_STOP_SECONDS, TUNE_STOP_SECONDS
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import run_job
+from raypp.cluster.shared_folders import check_seen
+from raypp.cluster.trainer import Supervision, run_job
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluate import headline_key
@@ -37,8 +39,6 @@ from raypp.runs import finished_result, locked, start_run
 
 # A report waits for the driver's answer, which a training step should not do often.
 REPORT_SECONDS = 2.0
-# For a stopped trial to close what it has open, before its process takes the next one.
-STOP_SECONDS = 60
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +59,7 @@ class TrialTask:
     channel: str
     """Name of the channel to the command."""
     quotas: str | None
-    """Name of the quotas of the cluster; None where workers do not come and go."""
+    """Name of the quotas of the cluster; None where the trial has no workers of its own."""
 
     def __repr__(self) -> str:  # Tune puts it into names and files
         return self.job.run.name
@@ -71,7 +71,7 @@ def run_trial(config: dict[str, Any]) -> None:
     import torch
     from ray.exceptions import RayActorError
 
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(TUNE_STOP_SECONDS)
     task: TrialTask = config["task"]
     _give_memory_back()
     torch.set_num_threads(task.threads)
@@ -88,27 +88,17 @@ def run_trial(config: dict[str, Any]) -> None:
             locked(run, wait=True),
             session.owning(run, wait=True),
         ):
-            if run.is_local and not (run.parent / task.sweep / "experiment.yaml").is_file():
-                raise ConfigError(
-                    f"cluster.storage: {run.parent} is not the same folder on every node: a trial's node does not see "
-                    "what the command has written there; allowed are a bucket (s3://, gs://) and a folder that all "
-                    "nodes have mounted"
-                )
+            check_seen(run.parent / task.sweep)
             result = finished_result(run, task.digest)
             was_finished = result is not None
             if result is None:
                 start_run(run.make_folder(), task.job.experiment, task.digest, versions())
                 reporter.repeat_evaluations()
                 session.start()  # Ray is there already; but then the session knows
-                result = run_job(
-                    task.job,
-                    session,
-                    reporter.on_event,
-                    reporter.on_evaluation,
-                    may_be_stopped=task.may_be_stopped,
-                    is_interrupted=notice,
-                    quota=quota,
+                supervision = Supervision(
+                    reporter.on_event, reporter.on_evaluation, task.may_be_stopped, notice, TRIAL_STOP_SECONDS
                 )
+                result = run_job(task.job, session, supervision, quota)
     except (StorageFailed, WorkersLost):
         raise
     except Interrupted as left:
@@ -120,7 +110,7 @@ def run_trial(config: dict[str, Any]) -> None:
             ) from None
         ray.get(channel.tell(run.name))  # an error where it is the channel that was lost, and not the command
         while True:  # the command is about to end, and with it this process; Tune is not to start anything else in it
-            time.sleep(STOP_SECONDS)
+            time.sleep(TUNE_STOP_SECONDS)
     except (RunFailed, ConfigError) as failure:
         reporter.report(failed=str(failure))  # it would fail alike: not raised, so that Tune does not try again
         return

@@ -12,13 +12,13 @@ from typing import Any
 
 from ray import tune
 
+from raypp.cluster.deadlines import STOPPED_WORKERS_SECONDS
 from raypp.cluster.places import free_group, free_places, places_name
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.events import Message, TrialAdvanced, TrialState
 from raypp.sweeps.stopping import Judgement
 
 EventHandler = Callable[[Any], None]
-STOP_SECONDS = 90.0  # that workers of a trial have to leave; Tune gives the trial itself a minute
 
 
 @dataclass
@@ -54,7 +54,7 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
     headline: str
     on_event: EventHandler
     quotas: SweepQuotas | None
-    """Of the cluster, where workers come and go."""
+    """Of the cluster, where trials have workers of their own."""
     rows: dict[str, Row] = field(default_factory=dict)
     stopped_groups: dict[str, float] = field(default_factory=dict)
     """Placement groups of trials that were stopped early, whose workers have yet to save and then give them back; and
@@ -143,7 +143,7 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
     def _end(self, trial: Any) -> None:
         if group := (trial.last_result or {}).get("placement_group"):
             if self._row(trial).state == "stopped":
-                self.stopped_groups[group] = time.monotonic() + STOP_SECONDS
+                self.stopped_groups[group] = time.monotonic() + STOPPED_WORKERS_SECONDS
             else:
                 free_group(group)
         if self.quotas is not None:  # only then it asks for places, and looking for them takes a question to Ray

@@ -54,6 +54,8 @@ class SweepPlan:
     """Names of the runs of each of these points."""
     recorded: list[Changes] = field(default_factory=list)
     """The points that were written down when this was planned."""
+    exhausted: dict[str, int] | None = None
+    """What is written down of a search that found no more points."""
 
     @property
     def is_current(self) -> bool:
@@ -63,17 +65,14 @@ class SweepPlan:
     @property
     def is_complete(self) -> bool:
         """Whether no point is to be drawn any more."""
-        return self.space.settings.search != "optuna" or len(self.points) >= self.wanted or self._is_exhausted
+        return (
+            self.space.settings.search != "optuna" or len(self.points) >= self.wanted or self.exhausted == self._extent
+        )
 
     @property
     def wanted(self) -> int:
         """Points that a search that learns is to have, where its space has so many."""
         return (self.space.settings.trials or 0) * len(self.space.grid("grid"))
-
-    @property
-    def _is_exhausted(self) -> bool:
-        file = self.folder / EXHAUSTED
-        return file.is_file() and file.read_json() == self._extent
 
     @property
     def _extent(self) -> dict[str, int]:
@@ -96,7 +95,8 @@ class SweepPlan:
     def record_exhausted(self) -> None:
         """Writes down that there are no more points, so that nothing starts again to look for them."""
         self.folder.make_folder()
-        (self.folder / EXHAUSTED).write_json(self._extent)
+        self.exhausted = self._extent
+        (self.folder / EXHAUSTED).write_json(self.exhausted)
 
 
 def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepPlan:
@@ -149,7 +149,9 @@ def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
     # How many points are wanted is left out: a longer search goes on with a shorter one.
     settings = space.settings.model_dump(mode="json", include={"space", "seed", "seeds"})
     folder = _folder(planned[0], json.dumps(settings, sort_keys=True), _stopping(space))
-    plan = SweepPlan(space, folder, recorded=_recorded(space, folder))
+    file = folder / EXHAUSTED
+    exhausted = file.read_json() if file.is_file() else None
+    plan = SweepPlan(space, folder, recorded=_recorded(space, folder), exhausted=exhausted)
     for number, point in enumerate([*plan.recorded, *first[len(plan.recorded) :]]):
         is_planned = number < len(first) and first[number] == point
         plan.add(point, planned[number] if is_planned else plan_point(space, number, point, prepare))

@@ -18,8 +18,8 @@ def test_what_others_hold_is_no_place_until_they_are_done() -> None:
     before = {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
     others = placement_group([{"CPU": 3}])
     assert others.wait(30)
-    assert places_now(1, 4, WORKER, "mine") == 1
-    assert places_now(2, 4, WORKER, "mine") == 0, "fewer than the least is nothing"
+    assert places_now(1, 4, WORKER, "pack", "mine") == 1
+    assert places_now(2, 4, WORKER, "pack", "mine") == 0, "fewer than the least is nothing"
     own = placement_group([WORKER])
     assert own.wait(30)
     missing = MissingPlaces(WORKER, 1.0, "mine")
@@ -31,7 +31,7 @@ def test_what_others_hold_is_no_place_until_they_are_done() -> None:
     wait_for(lambda: missing.granted(1), "a place")
     assert not missing.granted(0), "it may have none any more"
     remove_placement_group(own)
-    assert places_now(1, 4, WORKER, "mine") == 4, "what was asked for is given back"
+    assert places_now(1, 4, WORKER, "pack", "mine") == 4, "what was asked for is given back"
     wait_for(lambda: missing.granted(2), "two places")
     free_places("another's")
     assert missing.granted(2)

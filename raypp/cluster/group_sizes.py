@@ -1,11 +1,12 @@
-"""The size of a run's groups of workers, where it goes on with fewer and with more again (`workers: [min, max]`)."""
+"""The size of a run's groups of workers: for how many there is room, from the fewest to the most that it asks for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 
-from raypp.cluster.places import MissingPlaces, places_now
+from raypp.cluster.places import MissingPlaces, free_orphans, places_now
+from raypp.cluster.room import where_workers_go
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
 from raypp.errors import WorkersLost
@@ -14,7 +15,7 @@ POLL_SECONDS = 0.5
 WAIT_SECONDS = 1800.0  # for room, where no other trial will leave some: a machine of a cloud's takes minutes to start
 
 
-class Elastic:
+class GroupSizes:
     """Finds the size of each group, and says when one of another size should follow.
 
     Args:
@@ -29,35 +30,40 @@ class Elastic:
         self.settings, self.resources, self.quota, self.name = settings, resources, quota, name
         self.size = 0
         self._missing = MissingPlaces(resources, settings.grow_after_seconds, name)
+        self._idle_since: float | None = None
+        """When the run began to have no workers though no other trial has any, on the monotonic clock."""
 
     def next_size(self, is_interrupted: Callable[[], bool], tell: Callable[[str], None]) -> int:
-        """The workers of the next group; waits until there is room for the fewest. 0: it `leaves`, and waits no more.
+        """The workers of the next group; waits until there is room for the fewest, which `tell` is told once. 0: it is
+        interrupted, and waits no more.
 
         Raises:
             WorkersLost: there was no room for too long.
         """
         least, quota = self.settings.min_workers, self.quota
         quota.start()
-        began, told = time.monotonic(), False
+        told = False
         while not is_interrupted():
+            if self._idle_since is None or quota.others_train():
+                self._idle_since = time.monotonic()
+            free_orphans()
             if quota.has_turn():
-                self.size = places_now(least, quota.reserve(), self.resources, self.name)
+                self.size = places_now(least, quota.reserve(), self.resources, self.settings.placement, self.name)
                 if self.size:
                     quota.hold(self.size)
                     return self.size
             quota.wait()
             if not told:
-                tell(f"waits for room for {least} worker{'s' * (least != 1)}")
+                tell(f"waits for room for {self._needed()}")
                 told = True
-            if quota.others_train():
-                began = time.monotonic()
-            if time.monotonic() - began > WAIT_SECONDS:
-                raise WorkersLost(f"there was no room for {least} of its workers for {WAIT_SECONDS / 60:g} minutes")
+            if time.monotonic() - self._idle_since > WAIT_SECONDS:
+                raise WorkersLost(f"there was no room for {self._needed()} for {WAIT_SECONDS / 60:g} minutes")
             time.sleep(POLL_SECONDS)
         return 0
 
     def group_trains(self) -> None:
         """The group has its workers."""
+        self._idle_since = None
         self.quota.placed()
         self._missing.group_has_its_own()
 
@@ -73,3 +79,10 @@ class Elastic:
     def close(self) -> None:
         """The group is over: gives back what it has asked for beside."""
         self._missing.close()
+
+    def _needed(self) -> str:
+        """The fewest workers, in words."""
+        least = self.settings.min_workers
+        each = " and ".join(f"{count:g} {name}" for name, count in self.resources.items())
+        where = where_workers_go(self.settings.placement)
+        return f"{least} worker{'s' * (least != 1)} with {each}{' each' * (least != 1)}{where}"
