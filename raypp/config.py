@@ -759,8 +759,11 @@ class ClusterSettings(Settings):
     ten, and nodes often come one after the other."""
     autoscaling: bool = False
     """Whether the cluster starts nodes for work that waits for them (`ray up`, KubeRay; Ray does not tell). What is not
-    there is then waited for, and not refused: Train workers half an hour at most; tasks of Ray Data and trials of one
-    worker as long as it takes."""
+    there is then waited for, and not refused, as what others use is always: Train workers half an hour at most, or as
+    long as other trials of the sweep train; tasks of Ray Data and trials of one worker as long as it takes."""
+    dashboard: bool = False
+    """Whether Ray's dashboard, on 127.0.0.1 alone, is there as long as the command. For the Ray that a command starts:
+    the cluster of `RAY_ADDRESS` has its own, or none."""
     storage: str = "runs"
     """Folder of all runs; a local path or a URI (s3://, gs://)."""
     store: str | None = None

@@ -22,6 +22,8 @@ from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 from raypp.storage import Location
 
+logger = logging.getLogger("raypp")
+
 # All of these are read by Ray when it is imported. Its log would drown the progress display; -v shows it.
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -93,14 +95,19 @@ class Session:
                 raise ConfigError(
                     "cluster.autoscaling: true, but this machine does not grow; set RAY_ADDRESS, or leave it out"
                 )
+            if self.settings.dashboard and os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(
+                    "cluster.dashboard: true is for a Ray that the command starts itself, but RAY_ADDRESS names a "
+                    "cluster, which has its own or none; leave it out, or unset RAY_ADDRESS"
+                )
             level = logging.INFO if self.verbose else logging.ERROR
             for name in RAY_LOGGERS:
                 logging.getLogger(name).setLevel(level)
             on_terminate = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(
+                context = ray.init(
                     address=os.environ.get("RAY_ADDRESS") or "local",
-                    include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+                    include_dashboard=None if os.environ.get("RAY_ADDRESS") else self.settings.dashboard,
                     log_to_driver=self.verbose,
                     logging_level=level,
                 )
@@ -114,6 +121,8 @@ class Session:
                 if callable(on_terminate) and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, on_terminate)
             self._ray.owned = True
+            if self.settings.dashboard:
+                logger.warning("Ray's dashboard is at http://%s", context.dashboard_url)
             check_shared(self._folders())
         self._ray.started = True
 

@@ -200,8 +200,7 @@ def prepare_sweep(
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
     """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
-    whose workers fail: Ray Train would do so, too, when a trial is stopped and its workers are taken away. (It never
-    does for workers that come and go.)"""
+    whose workers fail, unless they come and go: then the trial does."""
     settings = experiment.cluster
     cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
     if settings.is_elastic:

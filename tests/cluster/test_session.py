@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -45,3 +48,35 @@ def test_workers_share_the_cluster_and_more_than_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"5 workers with 1 CPU each .* need 5 CPU, but the cluster has 4"):
         five.check_resources()
     session(workers=5, cpus_per_worker=1, autoscaling=True).check_resources()
+
+
+DASHBOARD = """
+import re, urllib.request
+from urllib.error import HTTPError
+from raypp.cluster.session import Session, logger
+from raypp.config import ClusterSettings
+import logging
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logger.addHandler(handler)
+with Session(ClusterSettings(dashboard=True)) as session:
+    session.start()
+    (url,) = re.findall(r"dashboard is at (http://127\\.0\\.0\\.1:[0-9]+)", " ".join(said))
+    with urllib.request.urlopen(url) as page:
+        print(page.read(2000).decode())
+"""
+
+
+def with_dashboard(address: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    command = [sys.executable, "-c", DASHBOARD]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_there_where_it_is_asked_for() -> None:
+    shown = with_dashboard("")
+    assert "<title>Ray Dashboard" in shown.stdout, shown.stderr
+    refused = with_dashboard("127.0.0.1:1")
+    assert "cluster.dashboard: true is for a Ray that the command starts itself" in refused.stderr
