@@ -255,9 +255,12 @@ FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(FAILURES))
+@pytest.mark.parametrize(
+    ("name", "workers"), [("a full disk", 0), ("a disk that went read-only", 0), ("a full disk", 1)]
+)
 def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     name: str,
+    workers: int,
     experiment: Path,
     expected: tuple[object, ...],
     disk: Path,
@@ -265,10 +268,11 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaks, mends, says = FAILURES[name]
-    monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))  # those of a worker are as they are
     with striking(disk / "runs", lambda: breaks(disk)):
-        assert run(experiment, disk / "runs") == 1
+        assert run(experiment, disk / "runs", f"cluster.workers={workers}") == 1
     shown = said()
+    assert "goes on" not in shown.replace("the same command goes on", ""), "it has ended at once"
     assert "trying again" in shown
     assert says in shown
     assert "the same command goes on from the last checkpoint: raypp train" in shown

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file
 
-DEADLINE_SECONDS = 300
+DEADLINE_SECONDS = 600
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from whole_runs import Watch, assert_tidy, last_step, losses, only_run, run_command, started, steps_of, wait_for
+from whole_runs import (
+    Command,
+    Watch,
+    assert_tidy,
+    last_step,
+    losses,
+    only_run,
+    run_command,
+    started,
+    steps_of,
+    wait_for,
+)
 
 from raypp.models import load_pretrained
 from raypp.tasks import TASKS
@@ -29,8 +40,8 @@ task: sentiment
 data: {{source: {{kind: synthetic, train_rows: 480, dev_rows: 96}}, max_length: 32}}
 student: {{model: "{model}"}}
 pruning: {{method: topk, final_density: 0.5, initial_warmup: 1, final_warmup: 1}}
-train: {{max_steps: 120, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
-evaluation: {{every_steps: 100}}
+train: {{max_steps: 400, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
+evaluation: {{every_steps: 400}}
 cluster: {{cpus_per_worker: 1, checkpoint_every_steps: 10, store: "{store}"}}
 tracking: {{wandb: off}}
 """
@@ -44,8 +55,8 @@ data:
   max_train_rows: 150
   window_blocks: 40
 student: {{model: "{model}", layers: [0, 2, 4]}}
-train: {{max_steps: 120, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
-evaluation: {{every_steps: 100}}
+train: {{max_steps: 400, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
+evaluation: {{every_steps: 400}}
 cluster: {{cpus_per_worker: 1, checkpoint_every_steps: 10, store: "{store}"}}
 tracking: {{wandb: off}}
 """
@@ -90,11 +101,12 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, minilm_dir: Path, glue_dir: Path, request: pytest.FixtureRequest) -> Path:
+def experiment(tmp_path: Path, minilm_dir: Path, request: pytest.FixtureRequest) -> Path:
     """The file of an experiment: the first one, unless a test says otherwise."""
     path = tmp_path / "nodes.yaml"
     text = getattr(request, "param", EXPERIMENT)
-    path.write_text(text.format(model=minilm_dir, glue=glue_dir, store=tmp_path / "store"))
+    glue = request.getfixturevalue("glue_dir") if "{glue}" in text else None
+    path.write_text(text.format(model=minilm_dir, glue=glue, store=tmp_path / "store"))
     return path
 
 
@@ -131,6 +143,41 @@ sweep:
   space:
     pruning.final_density: {choice: [0.6, 0.4]}
 """
+
+
+# --- workers that wait ----------------------------------------------------------------------------------------------
+
+
+def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
+    """It is no failure, and it can be interrupted."""
+    from ray.util import placement_group, remove_placement_group
+
+    nodes.add(), nodes.add()
+    nodes.cluster.connect()
+    others = placement_group([{"CPU": 1}])
+    assert others.wait(60)
+    words = ("train", experiment, *SHORT, "cluster.workers=2", "cluster.max_failures=0", f"cluster.storage={tmp_path}")
+
+    def wait_until_it_says_so(command: Command) -> None:
+        assert command.process.stdout is not None
+        lines = iter(command.process.stdout.readline, "")
+        assert any("waits for room for 2 workers with 1 CPU each" in line for line in lines)
+
+    with started(*words, environment=nodes.environment) as command:
+        wait_until_it_says_so(command)
+        command.process.send_signal(signal.SIGINT)
+        status, output = command.end()
+    assert status == 130, output
+    with started(*words, environment=nodes.environment) as command:
+        wait_until_it_says_so(command)
+        assert steps_of(tmp_path) == 0
+        remove_placement_group(others)
+        status, output = command.end()
+    assert status == 0, output
+    assert "waits for room" not in output, "said once"
+    assert "was lost" not in output
+    assert steps_of(tmp_path) == 20
+    assert_tidy(tmp_path)
 
 
 # --- workers that come and go ---------------------------------------------------------------------------------------
@@ -171,7 +218,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(
     assert status == 0, output
     shown = " ".join(output.split())
     # The node may have had Ray Train's controller, too.
-    assert re.search("was lost; the run [a-z ]+ where it was saved; 1 of 2 workers train", shown), shown
+    assert re.search("was lost; the run [a-z ]+ where it was saved; .*1 of 2 workers train", shown), shown
     (saved,) = map(int, re.findall(r"room for more workers; step (\d+) is saved; 2 of 2 workers train", shown))
     shrunk, grown = map(int, re.findall(r"goes on after step (\d+)", shown))
     assert lost - 12 <= shrunk <= lost, "the last checkpoint"

@@ -5,17 +5,23 @@ from __future__ import annotations
 import time
 
 import pytest
+import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from whole_runs import wait_for
 
-from raypp.cluster.places import MissingPlaces, free_places, places_now
+from raypp.cluster.places import MissingPlaces, free_orphans, free_places, places_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
 
 
+def held() -> set[str]:
+    """Ids of the placement groups there are."""
+    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
 def test_what_others_hold_is_no_place_until_they_are_done() -> None:
-    before = {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    before = held()
     others = placement_group([{"CPU": 3}])
     assert others.wait(30)
     assert places_now(1, 4, WORKER, "pack", "mine") == 1
@@ -36,5 +42,30 @@ def test_what_others_hold_is_no_place_until_they_are_done() -> None:
     free_places("another's")
     assert missing.granted(2)
     free_places("mine")  # as when who has asked was killed
-    left = {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
-    assert left == before
+    assert held() == before
+
+
+class Asking:
+    def ask(self) -> str:
+        """Id of a group that this actor has asked for."""
+        group = placement_group([WORKER])
+        assert group.wait(30)
+        return str(group.id.hex())
+
+
+def test_what_a_dead_actor_held_is_given_back_and_nothing_else() -> None:
+    before = held()
+    own = placement_group([WORKER])
+    dead, alive = (ray.remote(Asking).options(num_cpus=0).remote() for _ in range(2))
+    of_dead, of_alive = ray.get([dead.ask.remote(), alive.ask.remote()])
+    ray.kill(dead)
+
+    def is_given_back() -> bool:
+        free_orphans()
+        return of_dead not in held()
+
+    wait_for(is_given_back)
+    assert held() == before | {own.id.hex(), of_alive}
+    ray.kill(alive)
+    remove_placement_group(own)
+    wait_for(lambda: (free_orphans(), held())[1] == before)

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from ray_head import RAY
 
+from raypp.cluster.shared_folders import check_seen
+from raypp.errors import ConfigError
+from raypp.storage import Location
+
 pytestmark = pytest.mark.ray
 COMMAND = """
 import sys
@@ -92,3 +96,12 @@ def test_a_folder_that_one_node_does_not_see_is_refused_by_name(address: str, tm
     finally:
         node.terminate()
         node.wait(60)
+
+
+def test_a_node_that_came_later_and_does_not_see_the_run_refuses_to_work_on_it(tmp_path: Path) -> None:
+    """What an empty disk of its own shows."""
+    run = Location.of(str(tmp_path / "runs" / "name" / "run"), "run")
+    with pytest.raises(ConfigError, match=r"cluster\.storage: .*name is not the same folder on every node.*s3://"):
+        check_seen(run)
+    (run.make_folder() / "experiment.yaml").write_text("what the command has written")
+    check_seen(run)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import yaml
 from ray.util import placement_group_table
 from transformers import AutoModelForSequenceClassification
 from wandb_files import read_run
+from whole_runs import wait_for
 
 import raypp
 from raypp.cli import main
 from raypp.cluster.sweep import sweep
 from raypp.display.progress import NullDisplay
-from raypp.events import TrialAdvanced
+from raypp.events import PhaseAdvanced, TrialAdvanced
 from raypp.load_config import load_experiment
 from raypp.sweeps.plan import plan_sweep
 
@@ -230,6 +232,31 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert last.metric[0] == "eval/accuracy"
 
 
+class Failing(NullDisplay):
+    """Fails, in the command's own thread, when a trial has begun to train."""
+
+    def __init__(self) -> None:
+        self.trains = False
+
+    def handle(self, event: Any) -> None:
+        self.trains |= isinstance(event, TrialAdvanced) and event.fraction > 0
+        if self.trains and isinstance(event, PhaseAdvanced):
+            raise OSError("the terminal is gone")
+
+
+def test_a_command_that_fails_under_its_trials_ends_them_first(experiment: Path, tmp_path: Path) -> None:
+    """Else Ray would be shut down under Tune's feet, upon which it ends the process."""
+    sweep_of_one = {"space": {DENSITY: {"choice": [0.5]}}}
+    rewrite(experiment, sweep_of_one, train={"max_steps": 2000}, evaluation={"every_steps": 2})
+    with pytest.raises(OSError, match="the terminal is gone"):
+        sweep(load_experiment(experiment), display=Failing())
+    assert not [thread for thread in threading.enumerate() if thread.name == "fit"], "Tune has ended"
+    (run,) = (file.parent for file in tmp_path.glob("runs/ladder/*/metrics.jsonl"))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    saved = [int(file.parent.name.removeprefix("step-")) for file in run.glob("checkpoints/*/manifest.json")]
+    assert max(saved) >= max(steps), "the step it was at is saved"
+
+
 class FinishedElsewhere(NullDisplay):
     """Puts a run back when a sweep has planned to run it: as if another sweep had just finished it."""
 
@@ -309,6 +336,7 @@ def test_trials_of_two_workers_share_the_cluster(stopping: Path, tmp_path: Path)
     while held := [group for group in placement_group_table().values() if group["state"] != "REMOVED"]:
         assert time.monotonic() < deadline, f"what the workers of stopped trials held is given back: {held}"
         time.sleep(0.5)
+    wait_for(lambda: not list((tmp_path / "runs").rglob("ray")), "what Ray Train has written of stopped trials to go")
     one = ("train.micro_batches=2", f"cluster.storage={tmp_path / 'one'}")
     assert main(["sweep", str(stopping), *one]) == 0
     alone = sweep_result(tmp_path / "one")

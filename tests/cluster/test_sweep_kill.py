@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_runs import run_command, started, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -42,28 +40,14 @@ SEARCHES = {
     train.learning_rate: {loguniform: [1.0e-6, 1.0e-3]}
 """,
 }
-DEADLINE_SECONDS = 300
 
 
-def command(folder: Path, search: str, model: Path) -> list[str]:
-    folder.mkdir(exist_ok=True)
+def written(folder: Path, search: str, model: Path) -> Path:
+    """The file of an experiment with a storage in this folder."""
+    folder.mkdir()
     path = folder / "ladder.yaml"
     path.write_text(EXPERIMENT.format(model=model, storage=folder / "runs") + SEARCHES[search])
-    return [sys.executable, "-m", "raypp.cli", "sweep", str(path)]
-
-
-def run(words: list[str]) -> str:
-    """Runs a command to its end; returns what it printed."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
+    return path
 
 
 def is_in_the_middle(folder: Path, finished: int) -> bool:
@@ -88,16 +72,17 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 @pytest.mark.parametrize("search", ["grid", "optuna"])
 def test_a_killed_command_changes_nothing(search: str, tmp_path: Path, minilm_dir: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run(command(undisturbed, search, minilm_dir))
-    process = subprocess.Popen(command(killed, search, minilm_dir), stderr=subprocess.DEVNULL)
-    wait_for(lambda: is_in_the_middle(killed, 1), "a trial to be finished and another to be under way")
-    process.kill()
-    process.wait(timeout=DEADLINE_SECONDS)
+    run_command("sweep", written(undisturbed, search, minilm_dir))
+    experiment = written(killed, search, minilm_dir)
+    with started("sweep", experiment) as command:
+        wait_for(lambda: is_in_the_middle(killed, 1), "a trial to be finished and another to be under way")
+        command.process.kill()
+        command.end()
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/ladder/*/result.json")}
     (noted,) = killed.glob("runs/ladder/sweep-*/seconds.json")
     before = json.loads(noted.read_text())["seconds"]
     began = time.monotonic()
-    run(command(killed, search, minilm_dir))
+    run_command("sweep", experiment)
     (result,) = killed.glob("runs/ladder/sweep-*/result.json")
     spent = json.loads(result.read_text())["seconds"]
     assert before < spent < before + time.monotonic() - began, "the seconds of the killed command count as well"

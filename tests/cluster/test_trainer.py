@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import PreemptionError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raypp.cluster.trainer import _explained
-from raypp.errors import ConfigError, WorkersLost, WorkersTaken
+from raypp.errors import ConfigError, PlacesTaken, StorageFailed, WorkersLost, WorkersTaken
 
 
 @pytest.mark.parametrize("preempted", [False, True])
@@ -29,3 +29,14 @@ def test_a_group_whose_save_outlasted_the_warning_was_taken_too() -> None:
 def test_the_users_error_is_handed_on_as_it_is() -> None:
     refused = ConfigError("student.model: there is none")
     assert _explained(WorkerGroupError("rank 0", {0: refused})) is refused
+
+
+def test_storage_that_fails_for_good_is_said_as_it_is_but_not_where_a_node_was_taken_away() -> None:
+    failed = StorageFailed("the disk is full")
+    assert _explained(WorkerGroupError("rank 0", {0: failed})) is failed
+    death = RayActorError(error_msg="the node died", preempted=True)
+    assert type(_explained(WorkerGroupError("both", {0: failed, 1: death}))) is WorkersTaken
+
+
+def test_a_group_that_did_not_get_its_places_has_lost_no_worker() -> None:
+    assert type(_explained(ControllerError(WorkerGroupStartupTimeoutError(2)))) is PlacesTaken
