@@ -64,8 +64,8 @@ def test_what_a_dead_actor_held_is_given_back_and_nothing_else() -> None:
         free_orphans()
         return of_dead not in held()
 
-    wait_for(is_given_back)
+    wait_for(is_given_back, "what a trial held")
     assert held() == before | {own.id.hex(), of_alive}
     ray.kill(alive)
     remove_placement_group(own)
-    wait_for(lambda: (free_orphans(), held())[1] == before)
+    wait_for(lambda: (free_orphans(), held())[1] == before, "what a dead actor held")
