@@ -14,7 +14,7 @@ from raypp.config import (
     StudentSettings,
     TeacherSettings,
 )
-from raypp.load_config import PATH_FIELDS
+from raypp.config.fields import PATH_FIELDS
 from raypp.student import read_config
 from raypp.tasks import Task, default_source
 

@@ -8,36 +8,21 @@ run or sweep is such a file, too.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from raypp.config import ALTERNATIVES, Experiment, LanguageModelingTask, OwnTask, method_name
+from raypp.config import ALTERNATIVES, Experiment, method_name
+from raypp.config.fields import DISCRIMINATORS, PATH_FIELDS
+from raypp.config.findings import sentences
 from raypp.errors import ConfigError
-
-# The fields in which `~` and `${VAR}` are expanded; they are paths, or may be.
-PATH_FIELDS = (
-    "data.source.directory",
-    "data.source.train",
-    "data.source.dev",
-    "data.source.test",
-    "data.source.files",
-    "data.source.dev_files",
-    "student.config",
-    "student.model",
-    "teacher.model",
-    "cluster.storage",
-    "cluster.store",
-)
-DISCRIMINATORS = ("method", "kind")
 
 
 class _Loader(yaml.SafeLoader):
@@ -107,28 +92,12 @@ def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experime
     return _validate(tree, ", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
-def is_setting(path: str) -> bool:
-    """Whether there is such a field path under some method and kind."""
-    here: list[Any] = [Experiment]
-    for part in path.split("."):
-        fields = [model.model_fields for each in here for model in models_in(each)]
-        inside = [known[part].annotation for known in fields if part in known]
-        if not inside:  # the keys of a mapping are the user's
-            return any(get_origin(each) is dict for annotation in here for each in (annotation, *get_args(annotation)))
-        here = inside
-    return True
-
-
 def _validate(tree: _Tree, origin: str, *, expand_paths: bool = True) -> Experiment:
     problems = _expand_paths(tree, origin) if expand_paths else []
     try:
         experiment = Experiment.model_validate(tree.values)
     except ValidationError as error:
-        findings = error.errors(include_url=False)
-        # Of a number or a range, pydantic complains twice about something that is neither.
-        findings = [f for f in findings if f["type"] != "tuple_type" or len(findings) == 1]
-        findings = [f for f in findings if _is_meant(f["loc"], tree.values.get("task"))]
-        problems += [_sentence(finding, tree, origin) for finding in findings]
+        problems += sentences(error, tree.values, lambda name: _place(name, tree, origin))
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
@@ -306,9 +275,6 @@ def expanded(path: str) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], m[0]), path))
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
-
-
 def _place(name: str, tree: _Tree, origin: str) -> str:
     """`file:line: field`, with the line of the nearest section that was written."""
     parts = name.split(".")
@@ -317,87 +283,3 @@ def _place(name: str, tree: _Tree, origin: str) -> str:
         if place is not None:
             return f"{place}: {name}"
     return f"{origin}: {name}" if name else origin
-
-
-def _is_meant(loc: tuple[Any, ...], task: Any) -> bool:
-    """Whether a finding is of the form in which the task is given: pydantic looks at all of them."""
-    if loc[:1] != ("task",) or len(loc) < 2:
-        return True
-    if not isinstance(task, dict):
-        return bool(loc[1] == "str")
-    form = LanguageModelingTask if task.get("kind") == "language_modeling" else OwnTask
-    return form.__name__ in str(loc[1])
-
-
-def _sentence(finding: Any, tree: _Tree, origin: str) -> str:
-    """One of pydantic's findings as: place, what is wrong, the value given, what is allowed."""
-    loc = _field_path(finding["loc"])
-    where = _place(loc, tree, origin)
-    kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
-    if kind == "extra_forbidden":
-        *section, key = loc.split(".")
-        fields = _fields_at(section, tree.values)
-        near = difflib.get_close_matches(key, fields, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}: there is no such setting (got {given!r}); {hint}allowed here: {', '.join(sorted(fields))}"
-    if kind == "missing":
-        return f"{where}: is missing; it has no default"
-    if kind == "union_tag_invalid":
-        key = "method" if loc.endswith("pruning") else "kind"
-        allowed = context["expected_tags"].replace("'", "")
-        return f"{where}.{key}: must be one of {allowed}, got {context['tag']!r}"
-    if kind == "union_tag_not_found":
-        key = "method" if loc.endswith("pruning") else "kind"
-        return f"{where}.{key}: is missing; it says which fields belong here, got {given!r}"
-    if kind == "value_error":
-        return f"{where}: {context['error']}"
-    message = finding["msg"].removeprefix("Input ").replace("should", "must").replace("valid ", "")
-    return f"{where}: {message}, got {given!r}"
-
-
-def _field_path(loc: tuple[Any, ...]) -> str:
-    """pydantic's location without the names of union members, which are no fields of the user's."""
-    names: list[str] = []
-    here: Any = Experiment
-    for part in loc:
-        models = models_in(here)
-        known = {name: info for model in models for name, info in model.model_fields.items()}
-        if isinstance(part, str) and part not in known and names and not _is_leaf_key(part, models):
-            continue
-        names.append(str(part))
-        here = known[part].annotation if part in known else None
-    return ".".join(names)
-
-
-def _is_leaf_key(part: str, models: list[type[BaseModel]]) -> bool:
-    """Whether `part` is a (misspelt) key of the user's, and not pydantic's name for a union member."""
-    tags = {get_args(m.model_fields[d].annotation)[0] for m in models for d in DISCRIMINATORS if _tags(m, d)}
-    kinds = {"int", "float", "str", "constrained-int", "constrained-str"} | {model.__name__ for model in models}
-    return bool(models) and part not in tags and part not in kinds and "[" not in part
-
-
-def _tags(model: type[BaseModel], name: str) -> bool:
-    return name in model.model_fields and bool(get_args(model.model_fields[name].annotation))
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All settings models that an annotation admits."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in models_in(argument)]
-
-
-def _fields_at(section: list[str], values: Any) -> list[str]:
-    """The names allowed in a section, those of the chosen method or kind where there are several."""
-    here: Any = Experiment
-    for key in section:
-        values = values.get(key) if isinstance(values, dict) else None
-        known = {name: info.annotation for model in models_in(here) for name, info in model.model_fields.items()}
-        here = known.get(key)
-    models = models_in(here)
-    for name in DISCRIMINATORS:
-        chosen = values.get(name) if isinstance(values, dict) else None
-        chosen = method_name(chosen) if isinstance(chosen, str) else None
-        chosen_models = [m for m in models if _tags(m, name) and chosen in get_args(m.model_fields[name].annotation)]
-        models = chosen_models or models
-    return sorted({name for model in models for name in model.model_fields})

@@ -1,4 +1,4 @@
-"""`docs/settings.md`: every setting of an experiment, from the docstrings of `config.py`.
+"""`docs/settings.md`: every setting of an experiment, from the docstrings of `raypp/config/`.
 
     python -m raypp.settings_page > docs/settings.md
 
@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raypp.config import ALTERNATIVES, Experiment
-from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, as_yaml, models_in
+from raypp.config.fields import DISCRIMINATORS, PATH_FIELDS, models_in
+from raypp.load_config import as_yaml
 
 WIDTH = 120
 SECTION = "SECTION"  # stands for a link to it, until it is known where that is
@@ -72,7 +73,7 @@ def settings_page() -> str:
     blocks = ["# Every setting", *_introduction()]
     for section in sections:
         blocks += [_heading(section.level, section.title), *_settings_of(section, places)]
-    blocks.append("This page is made from `raypp/config.py`: `python -m raypp.settings_page > docs/settings.md`.")
+    blocks.append("This page is made from `raypp/config/`: `python -m raypp.settings_page > docs/settings.md`.")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from raypp import config
-from raypp.config import Experiment
+import raypp
+from raypp.config import Experiment, Settings
+from raypp.config.fields import models_in
 from raypp.identity import RUN_FORMAT, identity_hash, run_identity
 from raypp.load_config import experiment_from
 
@@ -99,14 +102,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+def all_settings(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The models of all sections below one, and it."""
+    yield model
+    for info in model.model_fields.values():
+        for inner in models_in(info.annotation):
+            yield from all_settings(inner)
+
+
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_the_defaults_are_those_of_the_format(section: str) -> None:
     assert RUN_FORMAT == 4
-    fields = getattr(config, section).model_fields
+    (model,) = {each for each in all_settings(Experiment) if each.__name__ == section}
+    fields = model.model_fields
     found = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
     as_values = {
-        name: value.model_dump(mode="json") if isinstance(value, config.Settings) else value
-        for name, value in found.items()
+        name: value.model_dump(mode="json") if isinstance(value, Settings) else value for name, value in found.items()
     }
     assert {name: list(v) if isinstance(v, tuple) else v for name, v in as_values.items()} == DEFAULTS[section]
 
@@ -170,8 +181,7 @@ def test_where_and_how_it_runs_makes_no_other_run() -> None:
 
 
 def test_a_copy_without_a_checkout_is_known_by_its_sources(tmp_path: Path) -> None:
-    assert config.__file__ is not None
-    package = Path(config.__file__).parent
+    package = Path(raypp.__file__).parent
     for name in ("job", "image", "changed"):
         shutil.copytree(package, tmp_path / name / "raypp", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "changed/raypp/cpu_kernels.c").open("a") as source:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from raypp.config import SigmoidThresholdPruning, TopKPruning
+from raypp.config.fields import is_setting
 from raypp.errors import ConfigError
-from raypp.load_config import is_setting, load_experiment, within
+from raypp.load_config import load_experiment, within
 from raypp.runs import write_experiment
 from raypp.storage import Location
 

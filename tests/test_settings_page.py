@@ -1,4 +1,4 @@
-"""The page of every setting says what `config.py` says."""
+"""The page of every setting says what `raypp/config/` says."""
 
 import re
 from itertools import pairwise

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from raypp.config import ALTERNATIVES, Axis, Experiment, SweepSettings, method_name
+from raypp.config.fields import DISCRIMINATORS, PATH_FIELDS, is_setting
 from raypp.errors import ConfigError
-from raypp.load_config import DISCRIMINATORS, PATH_FIELDS, as_yaml, expanded, is_setting, with_changes, within
+from raypp.load_config import as_yaml, expanded, with_changes, within
 
 Changes = dict[str, Any]
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
