@@ -154,13 +154,14 @@ def test_a_run_has_the_losses_and_metrics_of_transformers_and_scipy(
     assert first["train/soft_loss"] == pytest.approx(float(soft), rel=1e-4)
     assert first["train/loss"] == pytest.approx(0.4 * float(hard) + 0.6 * float(soft), rel=1e-4)
 
-    metrics_of = accuracy if task == "mnli" else correlations
+    # The label, or the value itself, which the prediction is rounded from.
+    metrics_of, told = (accuracy, 3) if task == "mnli" else (correlations, 4)
     table = [line.split("\t") for line in Path(result["paths"]["run"], "predictions.tsv").read_text().splitlines()[1:]]
     assert [row[:2] for row in table] == [[split, str(row)] for split in splits for row in range(ROWS[task][split])]
     for split in splits:
         key = {"dev_matched": "eval/matched/", "dev_mismatched": "eval/mismatched/"}.get(split, "eval/")
         labels = [label for *_, label in examples[split]]
-        expected = metrics_of(labels, [row[3] for row in table if row[0] == split])
+        expected = metrics_of(labels, [row[told] for row in table if row[0] == split])
         assert {name: result["metrics"][key + name] for name in expected} == pytest.approx(expected, abs=1e-4)
         logits = teacher_logits(task, tmp_path / "teacher", examples[split])
         names = [TASKS[task].labels[place] for place in logits.argmax(1)] if task == "mnli" else logits[:, 0].tolist()
