@@ -257,21 +257,48 @@ def worker(cluster: dict[str, Any]) -> dict[str, Any]:
 
 
 MISTAKES: list[tuple[str, Edit]] = [
-    ("headGroupSpecs", lambda c: c.update(headGroupSpecs=c.pop("headGroupSpec"))),
-    ("auth", lambda c: c.update(auth={"mode": "token"})),
-    ("tokens", lambda c: c["authOptions"].update(mode="tokens")),
-    ("'true' is not of type 'boolean'", lambda c: c.update(enableInTreeAutoscaling="true")),
-    ("maxReplicas", lambda c: c["workerGroupSpecs"][0].update(maxReplicas="4")),
-    ("minReplicas", lambda c: c["workerGroupSpecs"][0].update(minReplicas=9)),
-    ("'maxReplicas' is a required", lambda c: c["workerGroupSpecs"][0].pop("maxReplicas")),
-    ("num-cpus", lambda c: c["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0})),
-    ("16 GB", lambda c: worker(c)["containers"][0]["resources"]["limits"].update(memory="16 GB")),
-    ("8GiB", lambda c: worker(c)["volumes"][0]["emptyDir"].update(sizeLimit="8GiB")),
-    ("not reserved", lambda c: worker(c)["containers"][0]["resources"]["requests"].update(cpu="1")),
-    ("no volume", lambda c: worker(c)["volumes"][0].update(name="memory")),
-    ("restartPolicy", lambda c: c["workerGroupSpecs"][0]["template"]["spec"].update(restartPolicy="Always")),
-    ("secretKey", lambda c: worker(c)["containers"][0]["env"][0].update(valueFrom={"secretKey": {}})),
-    ("Ray 2.52", lambda c: c.update(rayVersion="2.51.0")),
+    (
+        "Additional properties are not allowed ('headGroupSpecs' was unexpected)",
+        lambda c: c.update(headGroupSpecs=c.pop("headGroupSpec")),
+    ),
+    ("Additional properties are not allowed ('auth' was unexpected)", lambda c: c.update(auth={"mode": "token"})),
+    (
+        "authOptions.mode: 'tokens' is not one of ['token', 'disabled']",
+        lambda c: c["authOptions"].update(mode="tokens"),
+    ),
+    ("enableInTreeAutoscaling: 'true' is not of type 'boolean'", lambda c: c.update(enableInTreeAutoscaling="true")),
+    (
+        "workerGroupSpecs.0.maxReplicas: '4' is not of type 'integer'",
+        lambda c: c["workerGroupSpecs"][0].update(maxReplicas="4"),
+    ),
+    ("minReplicas: above maxReplicas", lambda c: c["workerGroupSpecs"][0].update(minReplicas=9)),
+    ("workerGroupSpecs.0: 'maxReplicas' is a required property", lambda c: c["workerGroupSpecs"][0].pop("maxReplicas")),
+    (
+        "headGroupSpec.rayStartParams.num-cpus: 0 is not of type 'string'",
+        lambda c: c["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+    ),
+    (
+        "limits.memory: '16 GB' does not match",
+        lambda c: worker(c)["containers"][0]["resources"]["limits"].update(memory="16 GB"),
+    ),
+    (
+        "emptyDir.sizeLimit: '8GiB' does not match",
+        lambda c: worker(c)["volumes"][0]["emptyDir"].update(sizeLimit="8GiB"),
+    ),
+    (
+        "resources: what is not reserved is taken away",
+        lambda c: worker(c)["containers"][0]["resources"]["requests"].update(cpu="1"),
+    ),
+    ("volumeMounts: no volume shared-memory", lambda c: worker(c)["volumes"][0].update(name="memory")),
+    (
+        "restartPolicy: must be Never with autoscaler v2",
+        lambda c: c["workerGroupSpecs"][0]["template"]["spec"].update(restartPolicy="Always"),
+    ),
+    (
+        "valueFrom: Additional properties are not allowed ('secretKey' was unexpected)",
+        lambda c: worker(c)["containers"][0]["env"][0].update(valueFrom={"secretKey": {}}),
+    ),
+    ("authOptions: token needs Ray 2.52", lambda c: c.update(rayVersion="2.51.0")),
 ]
 
 

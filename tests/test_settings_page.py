@@ -1,9 +1,12 @@
 """The page of every setting says what `raypp/config/` says."""
 
 import re
-from itertools import pairwise
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from raypp.config import Experiment
+from raypp.load_config import DISCRIMINATORS, models_in
 from raypp.settings_page import settings_page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
@@ -15,9 +18,16 @@ def test_the_page_is_what_the_settings_say() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    for line, following in pairwise(settings_page().splitlines()):
-        if line.startswith("- **") and line.endswith("."):
-            assert re.match(r"  \S", following), f"{line} has no docstring"
+    page = " ".join(settings_page().split())
+    models: list[type[BaseModel]] = [Experiment]
+    for model in models:  # grows meanwhile
+        for name, field in model.model_fields.items():
+            models += [each for each in models_in(field.annotation) if each not in models]
+            if name not in DISCRIMINATORS:  # each of whose values is a heading
+                assert field.description, f"{model.__name__}.{name} has no docstring"
+                described = rf"- \*\*`{name}`\*\*: (?:(?!- \*\*).)*? {re.escape(' '.join(field.description.split()))}"
+                assert re.search(described, page), f"{model.__name__}.{name}"
+    assert len(models) > 30
 
 
 def test_links_lead_to_sections() -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pruning_settings import settings_of
 
-from raypp.config import PruningSettings
 from raypp.errors import ConfigError
 from raypp.pruning import PruningSchedule
 
 
 def make(total_steps: int, warmup_steps: int, **settings: Any) -> PruningSchedule:
-    adapter: TypeAdapter[PruningSettings] = TypeAdapter(PruningSettings)
-    return PruningSchedule(adapter.validate_python(settings), total_steps, warmup_steps)
+    return PruningSchedule(settings_of(**settings), total_steps, warmup_steps)
 
 
 def original(
