@@ -1,25 +1,28 @@
 """A fine-pruning step with a teacher, against the naive one of the parity tests: a sort per forward, batches padded to
-128 tokens, the teacher run online. Same rows, same batches, float32; and once more in bfloat16 against the same."""
+128 tokens, the teacher run online. Ours is measured before and after it, in float32; and once more in bfloat16.
+
+The naive one's batches are rows as they come, ours of like length; padded to 128 all batches cost the same. It
+tokenizes as it goes, which is nothing beside its seconds.
+"""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
+from naive import fine_prune
 from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report, texts_of
 
 from raypp.config import ScoreInitialization
 from raypp.models import resolve_model
 from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from naive import fine_prune
 
 NAIVE_STEPS = 8
 TARGETS = {"mrpc": 1 / 3.5, "sst2": 1 / 8}
@@ -63,20 +66,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         for task, target in TARGETS.items():
             workload = Workload(task, Path(scratch))
-            naive = naive_seconds(workload, NAIVE_STEPS)
-            pruning = {
-                "method": "topk",
-                "final_density": 0.15,
-                "score_initialization": UNIFORM.model_dump(),
+            sections: dict[str, Any] = {
+                "pruning": {
+                    "method": "topk",
+                    "final_density": 0.15,
+                    "score_initialization": UNIFORM.model_dump(),
+                },
+                "teacher": {"model": str(workload.teacher)},
             }
-            for precision in ("float32", "bfloat16"):
-                ours = workload.step_seconds(
-                    pruning=pruning,
-                    teacher={"model": str(workload.teacher)},
-                    train={"precision": precision},
-                )
-                mean = sum(ours) / len(ours)
-                report(f"fine-pruning step {task} {precision}", mean, naive, "s", f"target <= {target:.3f} in float32")
+            ours = workload.step_seconds(**sections)
+            naive = naive_seconds(workload, NAIVE_STEPS)
+            ours += workload.step_seconds(**sections)
+            in_bfloat16 = workload.step_seconds(**sections, train={"precision": "bfloat16"})
+            # Ours differ in length, so that their cost is their mean.
+            report(f"fine-pruning step {task}", fmean(ours), naive, "s", f"target <= {target:.3f}")
+            report(f"fine-pruning step {task} in bfloat16", fmean(in_bfloat16), naive, "s", "no target")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An independent, straightforward fine-pruning: the reference that raypp's loop is compared with.
+"""An independent, straightforward fine-pruning: the reference of the parity tests and of the benchmarks.
 
 Written from the paper alone, sharing no code with raypp: a full sort of every matrix at every
 forward, batches padded to the maximal length, the teacher run beside the student, plain autograd, an unfused optimizer.
