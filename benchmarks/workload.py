@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypp.cluster.launch import train
+from raypp.cluster.pipeline import prepare
 from raypp.config import OfficialSource
 from raypp.data.sources import open_source
 from raypp.display.progress import NullDisplay
@@ -69,8 +70,8 @@ class _Enough(Exception):
 class _Turns(NullDisplay):
     """Ends a run that has made its steps; where several take turns, lets another one make a step after each."""
 
-    def __init__(self, own: Semaphore | None = None, following: Semaphore | None = None) -> None:
-        self.own, self.following = own, following
+    def __init__(self, steps: int, own: Semaphore | None = None, following: Semaphore | None = None) -> None:
+        self.steps, self.own, self.following = steps, own, following
 
     def handle(self, event: Event) -> None:
         if not isinstance(event, PhaseAdvanced) or event.phase != "student":
@@ -78,21 +79,36 @@ class _Turns(NullDisplay):
         if self.own and self.following:
             self.following.release()
             self.own.acquire()
-        if event.done >= STEPS:
+        if event.done >= self.steps:
             raise _Enough
 
 
 class Workload:
-    """One task's first rows, and a teacher for them, in a scratch folder."""
+    """One task's first rows, and a teacher for them, in a scratch folder.
 
-    def __init__(self, name: str, scratch: Path, train_rows: int = 2048, dev_rows: int | None = 64) -> None:
-        self.task, self.scratch = TASKS[name], scratch / name
+    Args:
+        train_rows: so many of the training split; None: all. Likewise dev_rows.
+        encoder: what student and teacher start as.
+        batch_size: rows of a step.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scratch: Path,
+        *,
+        train_rows: int | None = 2048,
+        dev_rows: int | None = 64,
+        encoder: str = ENCODER,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.task, self.scratch, self.encoder, self.batch_size = TASKS[name], scratch / name, encoder, batch_size
         self.scratch.mkdir(parents=True)
         for split, rows in (("train", train_rows), ("dev", dev_rows)):
             pq.write_table(raw_table(self.task, split, rows), self.scratch / f"{split}.parquet")
-        encoder = resolve_model(ENCODER, None, "student.model")
+        folder = resolve_model(encoder, None, "student.model")
         self.teacher = self.scratch / "teacher"
-        model, tokenizer = load_pretrained(encoder, self.task, seed=0), load_tokenizer(encoder, "student.model")
+        model, tokenizer = load_pretrained(folder, self.task, seed=0), load_tokenizer(folder, "student.model")
         save_model(model, tokenizer, Location.of(self.teacher))
 
     def in_turn(self, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -126,12 +142,22 @@ class Workload:
             process.join()
         return {name: seconds[place] for place, name in enumerate(runs)}
 
-    def step_seconds(self, run: str = "stopped", display: NullDisplay | None = None, **sections: Any) -> list[float]:
+    def step_seconds(
+        self,
+        run: str = "stopped",
+        turns: _Turns | None = None,
+        *,
+        steps: int = STEPS,
+        warm: int = WARM_STEPS,
+        **sections: Any,
+    ) -> list[float]:
         """Seconds of every counted optimizer step of a run in this process, which is stopped when there are enough.
 
         Args:
             run: its name.
-            display: stops it.
+            turns: those that it takes with others.
+            steps: so many are made.
+            warm: … and so many of them not counted.
             sections: of the experiment, over the benchmark's own.
         """
         files = {split: str(self.scratch / f"{split}.parquet") for split in ("train", "dev")}
@@ -141,13 +167,14 @@ class Workload:
                 "run": run,
                 "task": self.task.name,
                 "data": {"source": {"kind": "files", **files}},
-                "student": {"model": ENCODER},
+                "student": {"model": self.encoder},
                 "cluster": {"workers": 0, "storage": str(self.scratch / "runs")},
                 "tracking": {"wandb": "off"},
+                "evaluation": {"every_steps": SCHEDULE_STEPS},
                 **sections,
                 "train": {
                     "max_steps": SCHEDULE_STEPS,
-                    "batch_size": BATCH_SIZE,
+                    "batch_size": self.batch_size,
                     "freeze_embeddings": True,
                     "log_every_steps": 1,
                     "warmup_steps": 2,
@@ -155,12 +182,13 @@ class Workload:
                 },
             }
         )
+        prepare(experiment)  # with Ray, whose idle processes take their part of the CPUs: before, so that it has ended
         with contextlib.suppress(_Enough):
-            train(experiment, fresh=True, display=display or _Turns())
+            train(experiment, fresh=True, display=turns or _Turns(steps))
         lines = (self.scratch / "runs/benchmark" / run / "metrics.jsonl").read_text().splitlines()
         seconds = [record["perf/step_seconds"] for record in map(json.loads, lines)]
-        assert len(seconds) == STEPS, "a line a step"
-        return seconds[WARM_STEPS:]
+        assert len(seconds) == steps, "a line a step"
+        return seconds[warm:]
 
 
 def _run_in_turn(
@@ -172,7 +200,7 @@ def _run_in_turn(
     results: multiprocessing.Queue[tuple[int, list[float]]],
 ) -> None:
     own.acquire()
-    results.put((place, workload.step_seconds(f"run-{place}", _Turns(own, following), **sections)))
+    results.put((place, workload.step_seconds(f"run-{place}", _Turns(STEPS, own, following), **sections)))
     following.release()
 
 
@@ -188,7 +216,12 @@ def report_in_turn(question: str, ours: list[float], reference: list[float], tar
 
 
 def _print(question: str, ours: float, reference: float, unit: str, ratio: float, target: str) -> None:
-    print(f"{question}: {ours:.4g} {unit}, reference {reference:.4g} {unit}, ratio {ratio:.3f} ({target})", flush=True)
+    figures = f"{_figure(ours)} {unit}, reference {_figure(reference)} {unit}, ratio {ratio:.3f}"
+    print(f"{question}: {figures} ({target})", flush=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def median(seconds: list[float]) -> float:
