@@ -1,31 +1,55 @@
-"""What Ray costs: steps per second of one TorchTrainer worker against the same loop in this process, with as many
-threads as CPUs and with one; and how long a command takes to its first optimizer step with everything in the store,
-against a TorchTrainer with an empty loop."""
+"""What Ray costs, against the same without it.
+
+1. Steps per second of one TorchTrainer worker against the same loop in this process, with as many threads as CPUs and
+   with one.
+2. How long a command takes to its first optimizer step with everything in the store, and from its last one to its end,
+   against a TorchTrainer with an empty loop. Medians of three on all sides, in turn.
+
+A command's clock starts with its first line, about 0.1 s after its process; the empty TorchTrainer's with its process.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workload import ENCODER, Workload, median, report
 
+ROUNDS = 3
 STEPS = 100
 LOG_EVERY = 5  # steps whose mean is one sample
 WARM = 4  # samples that do not count
+POLL_SECONDS = 0.02
+SETTLE_SECONDS = 10.0  # before a command: Ray's processes of the one before live on for some
 
 
-def run(workload: Workload, workers: int, threads: int | None = None) -> tuple[list[float], float]:
-    """Seconds of each step, and from the command to the first one, of a run in a process of its own."""
+@dataclass(frozen=True)
+class Run:
+    """One command, in a process of its own."""
+
+    step_seconds: list[float]
+    """Means of `LOG_EVERY` steps each."""
+    start: float
+    """Seconds from the command to the first optimizer step."""
+    end: float
+    """Seconds from the last optimizer step to the end of the process."""
+
+
+def run(workload: Workload, workers: int, threads: int | None = None) -> Run:
+    """`raypp train` with so many TorchTrainer workers, or in its own process if 0."""
     files = {split: str(workload.scratch / f"{split}.parquet") for split in ("train", "dev")}
-    settings = {
-        "task": workload.task.name,
-        "run": f"on-{workers}",
+    settings: dict[str, Any] = {
+        "name": "on-ray",
+        "run": f"workers-{workers}",
         "data.source": {"kind": "files", **files},
-        "student.model": ENCODER,
         "teacher.model": str(workload.teacher),
         "pruning": {"method": "topk", "final_density": 0.15},
         "train.max_steps": STEPS,
@@ -37,19 +61,35 @@ def run(workload: Workload, workers: int, threads: int | None = None) -> tuple[l
     }
     experiment = workload.scratch / "experiment.yaml"
     experiment.write_text(f"task: {workload.task.name}\nstudent: {{model: {ENCODER!r}}}\n")
+    folder = workload.scratch / "runs/on-ray" / settings["run"]
+    shutil.rmtree(folder, ignore_errors=True)
     overrides = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "raypp.cli", "train", str(experiment), *overrides, "--fresh"]
+    command = [sys.executable, "-m", "raypp.cli", "train", str(experiment), *overrides]
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    (metrics,) = (workload.scratch / "runs").glob(f"*/on-{workers}/metrics.jsonl")
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    time.sleep(SETTLE_SECONDS)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+        last_step = _when_logged(folder / "metrics.jsonl", STEPS, process)
+        _, errors = process.communicate()
+        ended = time.time()
+    if process.returncode:
+        raise SystemExit(f"a command of the benchmark failed: {errors.decode()}")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "perf/step_seconds" in record]
-    return [record["perf/step_seconds"] for record in steps[WARM:]], steps[0]["perf/seconds_to_first_step"]
+    start = steps[0]["perf/seconds_to_first_step"]
+    return Run([record["perf/step_seconds"] for record in steps[WARM:]], start, ended - last_step)
+
+
+def _when_logged(metrics: Path, step: int, process: subprocess.Popen[bytes]) -> float:
+    """The time at which a step stands in the file, which is right after it was made; or at which the process ended."""
+    while process.poll() is None:
+        if metrics.is_file() and f'"step": {step},' in metrics.read_text():
+            break
+        time.sleep(POLL_SECONDS)
+    return time.time()
 
 
 EMPTY = """
 import time
-began = time.time()
 from raypp.cluster.session import Session
 from raypp.config import ClusterSettings
 with Session(ClusterSettings()) as session:
@@ -59,33 +99,56 @@ with Session(ClusterSettings()) as session:
     cpus = {{"CPU": session.cpus_per_worker()}}
     scaling = ScalingConfig(num_workers=1, resources_per_worker=cpus)
     trainer = TorchTrainer(lambda: time.time(), scaling_config=scaling, run_config=RunConfig(storage_path={storage!r}))
-    print(trainer.fit().return_value - began)
+    print(trainer.fit().return_value)
 """
 
 
-def empty_trainer(storage: Path) -> float:
-    """Seconds from the start of a process to the first line of a TorchTrainer's loop in which nothing else is done."""
+def empty_trainer(storage: Path) -> tuple[float, float]:
+    """Seconds from the start of a process to the only line of a TorchTrainer's loop, and from there to the process's
+    end."""
     script = EMPTY.format(storage=str(storage))
+    time.sleep(SETTLE_SECONDS)
+    began = time.time()
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    ended = time.time()
+    loop = float(done.stdout.split()[-1])
+    return loop - began, ended - loop
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         workload = Workload("sst2", Path(scratch))
         run(workload, 0)  # fills the store
-        alone, start = run(workload, 0)
-        on_ray, start_on_ray = run(workload, 1)
-        empty = empty_trainer(workload.scratch / "empty")
-        again, start_again = run(workload, 0)
-        one_thread, with_ray = run(workload, 0, threads=1)[0], run(workload, 1, threads=1)[0]
-        report("step on a TorchTrainer worker, all CPUs", median(on_ray), median(alone + again), "s", "target <= 1.02")
-        report("step on a TorchTrainer worker, one CPU", median(with_ray), median(one_thread), "s", "target <= 1.02")
-        print(f"command to first step, workers: 0: {min(start, start_again):.1f} s (target <= 8)")
-        print(
-            f"command to first step, one TorchTrainer worker: {start_on_ray:.1f} s, an empty TorchTrainer's start "
-            f"{empty:.1f} s, {start_on_ray - empty:.1f} s more (target <= 4)"
-        )
+        alone, on_ray, empty = [], [], []
+        for number in range(ROUNDS):
+            alone.append(run(workload, 0))
+            on_ray.append(run(workload, 1))
+            empty.append(empty_trainer(workload.scratch / f"empty-{number}"))
+        one_thread, with_ray = run(workload, 0, threads=1), run(workload, 1, threads=1)
+    _report_steps("all CPUs", on_ray, alone)
+    _report_steps("one CPU", [with_ray], [one_thread])
+    starts, ends = ([each[place] for each in empty] for place in (0, 1))
+    print(f"command to first step, workers: 0: {_said([each.start for each in alone])} (target <= 8 s)")
+    _report_more("command to first step", [each.start for each in on_ray], starts, "target <= 4 s more")
+    print(f"last step to the command's end, workers: 0: {_said([each.end for each in alone])} (no target)")
+    _report_more("last step to the command's end", [each.end for each in on_ray], ends, "no target")
+
+
+def _report_steps(cpus: str, on_ray: list[Run], alone: list[Run]) -> None:
+    ours, reference = (median([s for each in runs for s in each.step_seconds]) for runs in (on_ray, alone))
+    report(f"step on a TorchTrainer worker, {cpus}", ours, reference, "s", "target <= 1.02, reference workers: 0")
+
+
+def _report_more(question: str, ours: list[float], reference: list[float], target: str) -> None:
+    more = median(ours) - median(reference)
+    print(
+        f"{question}, one TorchTrainer worker: {_said(ours)}, reference an empty TorchTrainer's {_said(reference)}, "
+        f"{more:.1f} s more, ratio {median(ours) / median(reference):.2f} ({target})"
+    )
+
+
+def _said(seconds: list[float]) -> str:
+    return f"{median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
 
 
 if __name__ == "__main__":
