@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from raypp.config import Experiment
-from raypp.load_config import DISCRIMINATORS, models_in
+from raypp.config.fields import DISCRIMINATORS, models_in
 from raypp.settings_page import settings_page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
