@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -148,14 +152,19 @@ sweep:
 # --- workers that wait ----------------------------------------------------------------------------------------------
 
 
+HOLD_ONE_CPU = """
+import ray, sys
+from ray.util import placement_group
+ray.init(log_to_driver=False, logging_level="ERROR")
+assert placement_group([{"CPU": 1}]).wait(60)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
     """It is no failure, and it can be interrupted."""
-    from ray.util import placement_group, remove_placement_group
-
     nodes.add(), nodes.add()
-    nodes.cluster.connect()
-    others = placement_group([{"CPU": 1}])
-    assert others.wait(60)
     words = ("train", experiment, *SHORT, "cluster.workers=2", "cluster.max_failures=0", f"cluster.storage={tmp_path}")
 
     def wait_until_it_says_so(command: Command) -> None:
@@ -163,16 +172,26 @@ def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, 
         lines = iter(command.process.stdout.readline, "")
         assert any("waits for room for 2 workers with 1 CPU each" in line for line in lines)
 
-    with started(*words, environment=nodes.environment) as command:
-        wait_until_it_says_so(command)
-        command.process.send_signal(signal.SIGINT)
-        status, output = command.end()
-    assert status == 130, output
-    with started(*words, environment=nodes.environment) as command:
-        wait_until_it_says_so(command)
-        assert steps_of(tmp_path) == 0
-        remove_placement_group(others)
-        status, output = command.end()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_ONE_CPU],
+        env={**os.environ, **nodes.environment},
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+    ) as others:
+        assert others.stdin is not None
+        assert others.stdout is not None
+        assert others.stdout.readline() == "held\n"
+        with started(*words, environment=nodes.environment) as command:
+            wait_until_it_says_so(command)
+            command.process.send_signal(signal.SIGINT)
+            status, output = command.end()
+        assert status == 130, output
+        with started(*words, environment=nodes.environment) as command:
+            wait_until_it_says_so(command)
+            assert steps_of(tmp_path) == 0
+            others.stdin.close()
+            status, output = command.end()
     assert status == 0, output
     assert "waits for room" not in output, "said once"
     assert "was lost" not in output
