@@ -1,7 +1,7 @@
 """From an experiment to everything that must hold before a worker starts: inputs found, read and hashed, settings
 that fit.
 
-All problems are collected into one `ConfigError`. Nothing is written here but the probe for a writable storage.
+All problems are collected into one `ConfigError`. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from raypp.kinds import TaskKind, kind_of
 from raypp.model_input import ModelInput, find_student, find_teacher
 from raypp.plan_checks import check_kind_settings, check_sections, check_start, check_tokens
 from raypp.pruning.schedule import PruningSchedule
-from raypp.runs import check_writable
 from raypp.steps import StepPlan, plan_steps
 from raypp.storage import Location
 from raypp.store import Artifact, Store
@@ -168,8 +167,6 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     store = Location.of(experiment.cluster.store, "cluster.store") if experiment.cluster.store else storage / "store"
     with problems.collect():
         check_sections(experiment, task)
-    with problems.collect():
-        check_writable(storage, "cluster.storage")
     if task is not None and task.train_split is None:
         problems.found.append(
             f"task: {task.name} is only a test set; train another task and `raypp evaluate` it on this"

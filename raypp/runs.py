@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError, StorageFailed
-from raypp.storage import DEFINITE, Location
+from raypp.storage import Location, is_definite
 
 logger = logging.getLogger("raypp")
 
@@ -31,8 +31,10 @@ def may_be_finished(experiment: Experiment) -> bool:
     try:
         runs = folder.children() if experiment.run is None else [folder / experiment.run]
         return any((run / "result.json").is_file() for run in runs)
-    except OSError:  # what is wrong with the storage is the plan's to say
-        return True
+    except OSError as error:
+        if is_definite(error):  # `check_writable` says what is wrong
+            return False
+        raise StorageFailed(f"{folder} cannot be read: {error}") from error
 
 
 def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
@@ -157,9 +159,9 @@ def check_writable(location: Location, field: str) -> None:
         location.make_folder()
         probe.write_bytes(b"")
         probe.delete()
-    except DEFINITE as error:
-        raise ConfigError(f"{field}: {location} cannot be written to: {error.strerror or error}") from None
     except OSError as error:
+        if is_definite(error):
+            raise ConfigError(f"{field}: {location} cannot be written to: {error.strerror or error}") from None
         raise StorageFailed(f"{location} cannot be written to: {error.strerror or error}") from error
 
 

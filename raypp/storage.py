@@ -1,17 +1,19 @@
 """Files in a folder of any filesystem that pyarrow knows: local, NFS, s3://, gs://.
 
 Object stores have no rename and no append, so nothing here relies on either. What fails for a while (a network, a
-filer that restarts, a full disk that somebody empties) is tried again for about a minute, here and nowhere else; only
-`chunks`, a stream that cannot be begun again, is read in one go.
+filer that restarts, a full disk that somebody empties) is tried again for about a minute, here and nowhere else, and
+what is refused is not; only `chunks`, a stream that cannot be begun again, is read in one go.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +36,21 @@ CHUNK_BYTES = 1 << 20
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 # What pyarrow takes in a URI and nobody else should read.
 SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", "sig"}
-# These say that a path is not what it should be, which no waiting changes. All else may pass.
-DEFINITE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+# These say that a path is not what it should be.
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Of S3, pyarrow gives the answer in words alone.
+_REFUSED_BY_S3 = re.compile(
+    "AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH"
+    "|INVALID_SIGNATURE|MISSING_AUTHENTICATION_TOKEN)|Bucket '.*' not found|Looks like the configured region is"
+)
+
+
+def is_definite(error: OSError) -> bool:
+    """Whether no waiting changes it: a path that is not what it should be, a read-only filesystem, credentials that are
+    refused, no such bucket. All else may pass."""
+    if isinstance(error, _WRONG_PATH) or error.errno == errno.EROFS:
+        return True
+    return _REFUSED_BY_S3.search(str(error)) is not None
 
 
 def with_retries(place: object, attempt: Callable[[], T]) -> T:
@@ -47,9 +62,9 @@ def with_retries(place: object, attempt: Callable[[], T]) -> T:
     for number, pause_seconds in enumerate(PAUSES_SECONDS):
         try:
             return attempt()
-        except DEFINITE:
-            raise
         except OSError as error:
+            if is_definite(error):
+                raise
             level = logging.INFO if number else logging.WARNING  # one line is enough
             logger.log(level, "%s fails (%s); trying again for %.0f s", place, error, sum(PAUSES_SECONDS))
         time.sleep(pause_seconds)

@@ -27,7 +27,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raypp.errors import ConfigError, StorageFailed
-from raypp.storage import DEFINITE, Location, tidying, with_retries
+from raypp.storage import Location, is_definite, tidying, with_retries
 
 logger = logging.getLogger("raypp")
 
@@ -201,9 +201,10 @@ def storage_errors(place: Location) -> Iterator[None]:
     though nothing is wrong with the place (a network, a full disk) into StorageFailed."""
     try:
         yield
-    except DEFINITE as error:
-        raise ConfigError(f"cluster.store: {place} is no folder that all nodes can read and write: {error}") from error
     except OSError as error:
+        if is_definite(error):
+            message = f"cluster.store: {place} is no folder that all nodes can read and write: {error}"
+            raise ConfigError(message) from error
         raise StorageFailed(f"the store fails at {place}: {error}") from error
 
 

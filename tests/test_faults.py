@@ -248,9 +248,10 @@ def take_off(disk: Path) -> None:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
-    "a full disk": (fill_for_good, lambda disk: (disk / "filling").unlink(), "No space left on device"),
-    "a disk that went read-only": (write_protect, take_off, "Read-only file system"),
+# What breaks the disk, what mends it, what is said of it, and whether it is tried again.
+FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str, bool]] = {
+    "a full disk": (fill_for_good, lambda disk: (disk / "filling").unlink(), "No space left on device", True),
+    "a disk that went read-only": (write_protect, take_off, "Read-only file system", False),
 }
 
 
@@ -267,13 +268,13 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     said: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    breaks, mends, says = FAILURES[name]
+    breaks, mends, says, tried_again = FAILURES[name]
     monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))  # those of a worker are as they are
     with striking(disk / "runs", lambda: breaks(disk)):
         assert run(experiment, disk / "runs", f"cluster.workers={workers}") == 1
     shown = said()
     assert "goes on" not in shown.replace("the same command goes on", ""), "it has ended at once"
-    assert "trying again" in shown
+    assert ("trying again" in shown) == tried_again
     assert says in shown
     assert "the same command goes on from the last checkpoint: raypp train" in shown
     assert "Traceback" not in shown
@@ -282,6 +283,41 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     assert resumed_after(said()) > 0
     assert_same(outcome(only_run(disk / "runs")), expected)
     assert_tidy(disk / "runs")
+
+
+def test_storage_that_cannot_be_written_is_refused_before_anything_starts(
+    experiment: Path, disk: Path, said: Callable[[], str]
+) -> None:
+    write_protect(disk)
+    assert run(experiment, disk / "runs") == 2
+    shown = said()
+    assert f"raypp: cluster.storage: {disk}/runs cannot be written to: " in shown
+    assert "Read-only file system" in shown
+    assert "trying again" not in shown
+
+
+def test_what_is_there_is_read_without_the_right_to_write(
+    experiment: Path, disk: Path, tmp_path: Path, said: Callable[[], str]
+) -> None:
+    words = [f"cluster.store={disk / 'store'}", "teacher={train: {max_steps: 2, batch_size: 8}}"]
+    assert run(experiment, disk / "runs", *words) == 0
+    write_protect(disk)
+    said()
+    assert run(experiment, tmp_path / "runs", *words) == 0
+    shown = said()
+    for phase in ("features train: from the store", "teacher: finished before", "teacher logits: from the store"):
+        assert phase in shown
+    first, second = outcome(only_run(disk / "runs")), outcome(only_run(tmp_path / "runs"))
+    assert_same(first, second)
+    assert run(experiment, disk / "runs", *words) == 0
+    assert "student: finished before" in said()
+    assert main(["show", str(experiment), f"cluster.storage={disk / 'runs'}", *words]) == 0
+
+    assert run(experiment, tmp_path / "runs", *words, "teacher.train.max_steps=3") == 2
+    shown = said()
+    assert f"raypp: cluster.store: {disk}/store cannot be written to: " in shown
+    assert run(experiment, tmp_path / "runs", *words, "data.max_length=24") == 2
+    assert f"raypp: cluster.store: {disk}/store/v1/features/" in said()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +24,15 @@ from raypp.storage import Location
 class Flaky(FSSpecHandler):  # type: ignore[misc]
     """A folder of this machine that does not answer while `failures` are left."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, error: OSError | None = None) -> None:
         super().__init__(LocalFileSystem())
         self.failures = failures
+        self.error = error or OSError(errno.EIO, "the filer does not answer")
 
     def _fail(self) -> None:
         if self.failures:
             self.failures -= 1
-            raise OSError(errno.EIO, "the filer does not answer")
+            raise self.error
 
     def get_file_info(self, paths: list[str]) -> Any:
         self._fail()
@@ -94,6 +96,39 @@ def test_a_failure_that_stays_is_an_error(use: str, tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     with pytest.raises(OSError, match="the filer does not answer"):
         USES[use](Location(pafs.PyFileSystem(Flaky(failures=1000)), str(tmp_path)))
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        OSError(errno.EROFS, "Read-only file system"),
+        OSError(errno.EACCES, "Permission denied"),
+        # As pyarrow says it of AWS's answers, all in one exception.
+        OSError(
+            "When testing for existence of bucket 'b': AWS Error ACCESS_DENIED during HeadBucket operation: No body."
+        ),
+        OSError("… AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation: The specified bucket does not exist"),
+        OSError("… AWS Error SIGNATURE_DOES_NOT_MATCH during PutObject operation: The request signature …"),
+    ],
+    ids=["EROFS", "EACCES", "ACCESS_DENIED", "NO_SUCH_BUCKET", "SIGNATURE_DOES_NOT_MATCH"],
+)
+def test_a_refusal_is_said_at_once(
+    use: str, refusal: OSError, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old").write_text("old")
+    handler = Flaky(failures=1000, error=refusal)
+    with pytest.raises(OSError, match=re.escape(refusal.strerror or str(refusal))):
+        USES[use](Location(pafs.PyFileSystem(handler), str(tmp_path)))
+    assert handler.failures == 999, "it was asked once"
+    assert caplog.records == []
+
+
+def test_s3_that_is_overloaded_is_waited_for(tmp_path: Path) -> None:
+    busy = OSError("… AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.")
+    handler = Flaky(failures=3, error=busy)
+    (Location(pafs.PyFileSystem(handler), str(tmp_path)) / "new").write_text("new")
+    assert (tmp_path / "new").read_text() == "new"
 
 
 def test_a_path_that_is_wrong_is_said_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

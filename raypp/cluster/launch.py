@@ -15,7 +15,8 @@ from raypp.cluster.session import Session
 from raypp.config import Experiment
 from raypp.display.progress import NullDisplay
 from raypp.errors import Problems
-from raypp.runs import may_be_finished
+from raypp.runs import check_writable, may_be_finished
+from raypp.storage import Location
 
 if TYPE_CHECKING:
     from raypp.plan import Draft
@@ -56,10 +57,11 @@ def _checked(experiment: Experiment, session: Session, fresh: bool) -> Draft:
     processes end with the thread that started them. A cluster is joined when it is needed: that takes no time."""
     checked = in_background(lambda: _check(experiment), "plan")
     problems = Problems()
-    starts_ray = experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS")
-    if starts_ray and (fresh or not may_be_finished(experiment)):
+    if fresh or not may_be_finished(experiment):
         with problems.collect():
-            session.start()
+            check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
+            if experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS"):
+                session.start()
     draft = problems.attempt(checked.result)
     problems.stop()
     assert draft is not None

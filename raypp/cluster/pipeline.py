@@ -31,7 +31,8 @@ from raypp.model_input import ModelInput
 from raypp.models import load_model_config
 from raypp.plan import Plan, Prepare, make_plan
 from raypp.predictions import Predictions
-from raypp.runs import clear_run, finished_result, locked, model_files, start_run
+from raypp.runs import check_writable, clear_run, finished_result, locked, model_files, start_run
+from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.training_rows import TRAIN_SPLIT
 
@@ -130,20 +131,23 @@ def run_plan(
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
-    if not (fresh or stored) and (result := finished_result(plan.run, plan.digest)) is not None:
-        on_event(PhaseFinished(phase, note="finished before"))  # nobody need own it, which may take Ray
+    if not fresh and (result := _whole_result(plan, stored)) is not None:
+        # Nobody need own it, which may take Ray, nor be allowed to write there.
+        on_event(PhaseFinished(phase, note="finished before"))
         return result
+    if stored:
+        check_writable(plan.store.location, "cluster.store")
+    else:
+        check_writable(Location.of(plan.experiment.cluster.storage, "cluster.storage"), "cluster.storage")
     with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
-        result = finished_result(plan.run, plan.digest)
-        if result is not None and stored and result["model_files"] != model_files(plan.run):
-            on_event(Message(f"{phase}: the model in {plan.run} is damaged and is trained again"))
-            clear_run(plan.run)
-            result = None
-        if result is not None:
+        if (result := _whole_result(plan, stored)) is not None:
             on_event(PhaseFinished(phase, note="finished before"))
             return result
+        if finished_result(plan.run, plan.digest) is not None:
+            on_event(Message(f"{phase}: the model in {plan.run} is damaged and is trained again"))
+            clear_run(plan.run)
         if plan.experiment.cluster.max_workers:
             session.start()
             session.check_resources()
@@ -154,6 +158,12 @@ def run_plan(
         result = run_job(job, session, Supervision(on_event))
         on_event(PhaseFinished(phase, seconds=result["seconds"]))
         return result
+
+
+def _whole_result(plan: Plan, stored: bool) -> dict[str, Any] | None:
+    """The result of a finished run; None where it is in the store and its model is damaged, too."""
+    result = finished_result(plan.run, plan.digest)
+    return None if result is not None and stored and result["model_files"] != model_files(plan.run) else result
 
 
 def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:

@@ -2,18 +2,20 @@
 
 A local path does for one machine, and for several that have mounted it (NFS, EFS). Where it is a disk of each node's
 own, one worker does not find what another wrote. The path does not tell which it is: so every node is asked for a file
-that was just written.
+that was just written or, where this one may only read, for one that is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raypp.errors import ConfigError, RunFailed
-from raypp.storage import Location
+from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.storage import Location, is_definite
+from raypp.store import MANIFEST
 
 ALLOWED = "allowed are a bucket (s3://, gs://) and a folder that all nodes have mounted"
 ANSWER_SECONDS = 60.0  # for a node to start a process and look
@@ -26,7 +28,7 @@ def check_shared(folders: Mapping[str, Location]) -> None:
         folders: by the setting that names them; remote ones are shared by nature.
 
     Raises:
-        ConfigError: some node does not see what this one has written.
+        ConfigError: some node does not see what this one has written, or may only read.
         RunFailed: some node does not answer.
     """
     import ray
@@ -36,17 +38,12 @@ def check_shared(folders: Mapping[str, Location]) -> None:
     nodes.pop(ray.get_runtime_context().get_node_id())
     if not local or not nodes:
         return
-    probes = {field: folder.make_folder() / f".raypp-{uuid.uuid4().hex}" for field, folder in local.items()}
-    try:
-        for probe in probes.values():
-            probe.write_bytes(b"")
-        unseen = _ask({field: probe.path for field, probe in probes.items()}, nodes)
-    finally:
-        for probe in probes.values():
-            probe.delete()
+    with contextlib.ExitStack() as stack:
+        probes = {field: stack.enter_context(_probe(folder, field)) for field, folder in local.items()}
+        unseen = _ask(probes, nodes)
     blind = {field: sorted(nodes[node] for node, fields in unseen.items() if field in fields) for field in local}
     problems = [
-        f"{field}: {local[field]} is not the same folder on every node: what this one writes there is not seen on "
+        f"{field}: {local[field]} is not the same folder on every node: what this one sees there is not seen on "
         f"{', '.join(addresses)}; {ALLOWED}"
         for field, addresses in blind.items()
         if addresses
@@ -69,6 +66,27 @@ def check_seen(run: Location) -> None:
             f"cluster.storage: {run.parent} is not the same folder on every node: what the command has written there "
             f"is not seen on {ray.util.get_node_ip_address()}; {ALLOWED}"
         )
+
+
+@contextlib.contextmanager
+def _probe(folder: Location, field: str) -> Iterator[str]:
+    """Path of a file in a local folder to ask others for: a new one or, of a folder to read, one that is there."""
+    probe = folder / f".raypp-{uuid.uuid4().hex}"
+    try:
+        folder.make_folder()
+        probe.write_bytes(b"")
+    except OSError as error:
+        if not is_definite(error):
+            raise StorageFailed(f"{folder} cannot be written to: {error}") from error
+        finished = next(Path(folder.path).rglob(MANIFEST), None)
+        if finished is None:  # nothing to read there, either
+            raise ConfigError(f"{field}: {folder} cannot be written to: {error.strerror or error}") from None
+        yield str(finished)
+        return
+    try:
+        yield probe.path
+    finally:
+        probe.delete()
 
 
 def _ask(paths: Mapping[str, str], nodes: Mapping[str, str]) -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.job import Job
 from raypp.plan import Plan
-from raypp.runs import clear_run, locked, write_experiment
+from raypp.runs import check_writable, clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
@@ -135,6 +135,7 @@ def sweep(
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
+    check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
     build_counts = BuildCounts(on_event)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))

@@ -78,7 +78,12 @@ def test_a_folder_that_one_node_does_not_see_is_refused_by_name(address: str, tm
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a mount namespace needs the right to make one")
     disk, everywhere = tmp_path / "disk", tmp_path / "everywhere"
-    disk.mkdir()
+    to_read = {name: folder / "to-read" for name, folder in (("disk", disk), ("everywhere", everywhere))}
+    for store in to_read.values():
+        (store / "features").mkdir(parents=True)
+        (store / "features" / "manifest.json").touch()
+        subprocess.run(["mount", "--bind", store, store], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
     join = [*RAY, "start", f"--address={address}", f"--node-ip-address={OTHER_ADDRESS}", "--num-cpus=1", "--block"]
     hide = f'mount -t tmpfs tmpfs "{disk}" && exec "$@"'
     node = subprocess.Popen(
@@ -92,10 +97,15 @@ def test_a_folder_that_one_node_does_not_see_is_refused_by_name(address: str, tm
         assert OTHER_ADDRESS in refused
         assert "s3://" in refused
         assert "cluster.storage" not in refused, "that one is seen"
+        assert start(address, everywhere / "runs", to_read["everywhere"]) == "started"
+        refused = start(address, everywhere / "runs", to_read["disk"])
+        assert refused.startswith(f"cluster.store: {to_read['disk']} is not the same folder on every node")
         assert list((everywhere / "runs").iterdir()) == list((disk / "store").iterdir()) == [], "no probe is left"
     finally:
         node.terminate()
         node.wait(60)
+        for store in to_read.values():
+            subprocess.run(["umount", "-l", store], check=True)
 
 
 def test_a_node_that_came_later_and_does_not_see_the_run_refuses_to_work_on_it(tmp_path: Path) -> None:
