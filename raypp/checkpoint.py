@@ -205,9 +205,6 @@ class Checkpoints:
                 return checkpoint
         return None
 
-    def clear(self) -> None:
-        self.location.delete()
-
     def _write_next(self) -> None:
         with self._lock:
             if not self._orders:

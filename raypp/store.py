@@ -1,4 +1,4 @@
-"""Finished artifacts (features, teachers, teacher logits) by content key, on any filesystem that pyarrow knows.
+"""Finished artifacts (features, teacher logits) by content key, on any filesystem that pyarrow knows.
 
     <store>/v1/<kind>/<key>/<build>/part-….parquet     written by any number of nodes, under unique names
     <store>/v1/<kind>/<key>/<build>/manifest.json      written last: from then on the artifact exists
@@ -108,16 +108,20 @@ class Build:
     location: Location
     artifact: Artifact | None = None
 
-    def finish(self, rows: int, extra: Mapping[str, Any], files: Sequence[StoredFile] | None = None) -> Artifact:
-        """Writes the manifest. `files`: those that count, as `write_part` returned them (what a restarted task wrote
-        twice counts once); None: every file in the folder, hashed now. ConfigError: a node wrote to a disk of its own.
+    def finish(self, rows: int, extra: Mapping[str, Any], files: Sequence[StoredFile]) -> Artifact:
+        """Writes the manifest.
+
+        Args:
+            files: those that count, as `write_part` returned them; what else lies there, half-written or written twice
+                by a task that was restarted, is removed.
+
+        Raises:
+            ConfigError: a node wrote to a disk of its own.
         """
         assert self.artifact is None, "a build is finished once"
         version = next((found.version for found in importlib.metadata.distributions(name="raypp")), "not installed")
         with storage_errors(self.location):
             found = _files_in(self.location)
-            if files is None:
-                files = [StoredFile(name, info.size, (self.location / name).sha256()) for name, info in found.items()]
             hidden = [file.name for file in files if file.name not in found or found[file.name].size != file.num_bytes]
             if hidden:
                 raise ConfigError(
@@ -129,6 +133,9 @@ class Build:
             manifest |= {"created_seconds": round(time.time(), 3), "raypp_version": version}
             (self.location / MANIFEST).write_json(manifest)
             self.artifact = _read_manifest(self.location)
+        with tidying(self.location):
+            for name in found.keys() - {file.name for file in files}:
+                (self.location / name).delete()
         return self.artifact
 
 
@@ -138,10 +145,10 @@ class Store:
 
     location: Location
 
-    def find(self, kind: str, key: str, *, verify: bool = True) -> Artifact | None:
+    def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact, or None where none is finished and intact.
 
-        Sizes are always checked, checksums (with `verify`) once per process; a damaged build is passed over with a
+        Sizes are always checked, checksums once per process; a damaged build is passed over with a
         warning, for the caller to build again. Raises ConfigError where the store cannot be read.
         """
         folder = self.location / LAYOUT / kind / key
@@ -150,7 +157,7 @@ class Store:
                 if str(build) in _damaged or not (build / MANIFEST).is_file():
                     continue
                 try:
-                    return _open_build(build, verify)
+                    return _open_build(build)
                 except FileNotFoundError:  # another builder is just removing it
                     continue
                 except _DamagedError as damage:
@@ -162,8 +169,9 @@ class Store:
     def build(self, kind: str, key: str, description: Mapping[str, Any]) -> Iterator[Build]:
         """A folder to write the artifact's files into; `Build.finish` makes them an artifact.
 
-        Left without `finish` (an error, an interrupt), it is removed. A finished build also removes what others of the
-        same key left: damaged copies that this process has met, and folders abandoned a day ago.
+        Left without `finish` (an error, an interrupt), it is removed. A finished build also removes what others left:
+        damaged copies of the key that this process has met, and folders of any key of the kind, abandoned a day ago by
+        a builder that was killed.
         """
         folder = self.location / LAYOUT / kind / key
         # The time comes first, so readers keep to the oldest intact build and do not wander as later ones finish.
@@ -178,9 +186,9 @@ class Store:
             if build.artifact is None:
                 with tidying(location):
                     location.delete()
-        with tidying(folder):
-            for other in folder.children():
-                if str(other) in _damaged or _is_abandoned(other):
+        with tidying(folder.parent):
+            for other in (build for key_folder in folder.parent.children() for build in key_folder.children()):
+                if (other.parent == folder and str(other) in _damaged) or _is_abandoned(other):
                     other.delete()
 
 
@@ -212,14 +220,14 @@ class _DamagedError(Exception):
     """A finished build whose files are not what its manifest says."""
 
 
-def _open_build(build: Location, verify: bool) -> Artifact:
+def _open_build(build: Location) -> Artifact:
     """The artifact of a folder that has a manifest; raises _DamagedError naming the file that is wrong."""
     try:
         artifact = _read_manifest(build)
     except (ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{build / MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     found = _files_in(build)
-    hashing = verify and str(build) not in _intact
+    hashing = str(build) not in _intact
 
     def check(file: StoredFile) -> None:
         if file.name not in found or found[file.name].size != file.num_bytes:
@@ -229,8 +237,7 @@ def _open_build(build: Location, verify: bool) -> Artifact:
 
     with ThreadPoolExecutor(READ_THREADS) as threads:
         list(threads.map(check, artifact.files))
-    if verify:
-        _intact.add(str(build))
+    _intact.add(str(build))
     return artifact
 
 
@@ -250,8 +257,10 @@ def _files_in(folder: Location) -> dict[str, pafs.FileInfo]:
 
 def _is_abandoned(build: Location) -> bool:
     """Whether a build has no manifest and has written nothing for a day."""
-    started, found = build.name.partition("-")[0], _files_in(build)
-    if MANIFEST in found or not started.isdigit():  # not a number: not a build, but somebody else's file
+    started = build.name.partition("-")[0]
+    if not started.isdigit():  # not a build, but somebody else's file
         return False
-    newest_seconds: float = max([int(started) / 1000, *(info.mtime.timestamp() for info in found.values())])
-    return time.time() - newest_seconds > ABANDONED_AFTER_SECONDS
+    oldest_seconds = time.time() - ABANDONED_AFTER_SECONDS
+    if int(started) / 1000 > oldest_seconds or (build / MANIFEST).is_file():
+        return False
+    return all(info.mtime.timestamp() < oldest_seconds for info in _files_in(build).values())

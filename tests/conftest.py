@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from raypp.cpu_kernels import Kernels
+    from raypp.storage import Location
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -69,6 +70,16 @@ def minilm_dir() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the MiniLM encoder is not installed; install the `demo` extra")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Location:
+    """The folder `bucket` in `tmp_path`, by a filesystem that is not local: no lock, no append, no rename."""
+    import pyarrow.fs as pafs
+
+    from raypp.storage import Location
+
+    return Location(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "bucket")
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ LOGITS_FORMAT = 1  # raised when the same teacher and features would give other 
 def featurize(
     raw: RawData, split: str, kind: TaskKind, tokenizer_folder: str, store: Store, progress: Progress
 ) -> Artifact:
-    """The features of a split: from the store, or tokenized now on all nodes of the cluster.
+    """Makes the features of a split for the store: tokenized on all nodes of the cluster.
 
     Raises ConfigError where a row cannot be read or the store cannot be written, and RunFailed where a worker fails.
     """
@@ -55,8 +55,6 @@ def featurize(
     tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
     raw_hash, tokenizer_hash = raw.fingerprint(split), tokenizer_fingerprint(tokenizer)
     key = kind.features_key(raw_fingerprint=raw_hash, tokenizer_fingerprint=tokenizer_hash)
-    if (found := store.find("features", key)) is not None:
-        return found
     import ray.data
 
     task, max_length = kind.task.name, kind.data.max_length
@@ -125,7 +123,8 @@ def teacher_logits(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     gpus: bool = False,
 ) -> Artifact:
-    """A fine-tuned teacher's logits on features of its own tokenizer: row and logits, float32 in the task's order.
+    """Makes a fine-tuned teacher's logits on features of its own tokenizer for the store: row and logits, float32 in
+    the task's order.
 
     Args:
         kind: of the task that it was fine-tuned for.
@@ -140,8 +139,6 @@ def teacher_logits(
 
     order = kind.output_order(load_model_config(Path(model_folder), "teacher.model", kind), "teacher.model")
     key = logits_key(features, teacher_fingerprint, order, precision)
-    if (found := store.find("logits", key)) is not None:
-        return found
     model = load_finetuned(Path(model_folder), kind, "teacher.model")
 
     import ray.data

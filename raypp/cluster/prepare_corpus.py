@@ -37,7 +37,7 @@ WINDOW_PARTS, FIRST_WINDOW_PARTS, WINDOW_GROWTH = 256, 4, 4  # in memory at a ti
 def cut_corpus(
     raw: RawData, split: str, kind: TaskKind, tokenizer_folder: str, store: Store, progress: Progress
 ) -> Artifact:
-    """The blocks of a split: from the store, or cut now on all nodes of the cluster.
+    """Makes the blocks of a split for the store: cut on all nodes of the cluster.
 
     Raises ConfigError where a text cannot be read, no block is left or the store cannot be written, and RunFailed where
     a worker fails.
@@ -47,8 +47,6 @@ def cut_corpus(
     tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
     tokenizer_hash = tokenizer_fingerprint(tokenizer)
     key = kind.features_key(raw_fingerprint=raw.fingerprint(split), tokenizer_fingerprint=tokenizer_hash)
-    if (found := store.find("features", key)) is not None:
-        return found
     import ray.data
 
     task, max_length = kind.task.name, kind.data.max_length

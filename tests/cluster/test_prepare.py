@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def ignore(done: int, total: int) -> None:
 
 
 def refuse(done: int, total: int) -> None:
-    raise AssertionError("what is in the store is not computed again")
+    raise AssertionError("nothing is to be computed")
 
 
 def tokenized_here(raw: Any, split: str, folder: Path) -> pa.Table:
@@ -60,8 +61,8 @@ def tokenized_here(raw: Any, split: str, folder: Path) -> pa.Table:
     return KIND.tokenize(table, AutoTokenizer.from_pretrained(folder))
 
 
-def test_features_are_those_made_without_ray_and_are_made_once(
-    raw: Any, minilm_dir: Path, store: Store, capfd: pytest.CaptureFixture[str]
+def test_features_are_those_made_without_ray_and_are_kept(
+    raw: Any, dev: Artifact, minilm_dir: Path, store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[int, int]] = []
     made = featurize(raw, "train", KIND, str(minilm_dir), store, lambda *numbers: calls.append(numbers))
@@ -74,9 +75,8 @@ def test_features_are_those_made_without_ray_and_are_made_once(
     assert calls[-1] == (expected.num_rows, expected.num_rows)
     assert len(calls) == len(made.parts)
 
-    again = featurize(raw, "train", KIND, str(minilm_dir), store, refuse)
-    assert again == made
-    assert featurize(raw, "dev", KIND, str(minilm_dir), store, ignore).key != made.key
+    assert store.find("features", made.key) == made
+    assert dev.key != made.key
 
 
 def test_windows_end_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,7 @@ def test_damaged_features_are_made_again(raw: Any, minilm_dir: Path, tmp_path: P
     store = Store(Location.of(tmp_path))
     broken = featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
     Path((broken.location / broken.parts[0]).path).write_bytes(b"")
+    assert store.find("features", broken.key) is None
     rebuilt = featurize(raw, "dev", KIND, str(minilm_dir), store, ignore)
     assert rebuilt.location != broken.location
     assert rebuilt.read_table() == tokenized_here(raw, "dev", minilm_dir)
@@ -179,13 +180,13 @@ def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teache
     np.testing.assert_allclose(logits_of(made), reference[:, ::-1], rtol=0, atol=1e-5)
     assert calls[-1] == (408, 408)
 
-    assert teacher_logits(dev, KIND, str(teacher), "teacher", store, refuse) == made
+    assert store.find("logits", made.key) == made
     features = Features.from_table(dev.read_table()).with_teacher_logits(made.read_table())
     assert features.collate([3], 0)["teacher_logits"].shape == (1, 2)
 
 
-def test_logits_key_changes_with_each_of_its_parts(dev: Artifact, raw: Any, minilm_dir: Path, store: Store) -> None:
-    train = featurize(raw, "train", KIND, str(minilm_dir), store, ignore)
+def test_logits_key_changes_with_each_of_its_parts(dev: Artifact) -> None:
+    train = replace(dev, key="train")
     keys = [
         logits_key(dev, "teacher", [0, 1], "float32"),
         logits_key(train, "teacher", [0, 1], "float32"),
