@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import torch
 import yaml
@@ -22,7 +21,7 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
 )
-from whole_runs import assert_same, copy_tokenizer, outcome
+from whole_runs import copy_tokenizer
 
 import raypp
 from raypp.cli import main
@@ -177,39 +176,6 @@ def test_from_python_a_run_returns_what_its_result_file_holds_and_prints_nothing
     trained, found = raypp.train(experiment), raypp.train(experiment)
     assert capsys.readouterr().out == ""
     assert trained == found == json.loads((tmp_path / "mrpc" / "first" / "result.json").read_text())
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """s3://… is kept in a folder here, by a filesystem that is not local: no lock, no append, no rename."""
-    (folder := tmp_path / "s3").mkdir()
-    filesystem, opened = pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), Location.of
-
-    def of(uri: str | Path, field: str = "path") -> Location:
-        scheme, mark, path = str(uri).partition("://")
-        return Location(filesystem, path) if mark and scheme in ("s3", "subtree") else opened(uri, field)
-
-    monkeypatch.setattr(Location, "of", staticmethod(of))
-    return folder
-
-
-def test_a_run_in_a_bucket_is_the_one_on_a_disk_and_goes_on_there(
-    bucket: Path, finished: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = ["cluster.storage=s3://bucket/runs", f"cluster.store={world / 'runs' / 'store'}"]
-    assert main(["train", str(world / "mrpc.yaml"), *where]) == 0
-    run = bucket / "bucket" / "runs" / "mrpc" / "first"
-    assert {path.name for path in run.iterdir()} == {path.name for path in finished.iterdir()}
-    assert_same(outcome(run), outcome(finished))
-    for name in ("result.json", "predictions.tsv", "checkpoints/step-00000006/manifest.json"):  # as a kill leaves it
-        (run / name).unlink()
-    shutil.rmtree(run / "model")
-    capsys.readouterr()
-    assert main(["train", str(world / "mrpc.yaml"), *where]) == 0
-    assert "goes on after step 3" in " ".join(capsys.readouterr().err.split())
-    assert_same(outcome(run), outcome(finished))
-    assert main(["evaluate", "s3://bucket/runs/mrpc/first", "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "predictions-dev.tsv").read_text() == (finished / "predictions.tsv").read_text()
 
 
 def test_a_run_predicts_its_own_test_split_and_a_file_that_another_experiment_names(

@@ -6,7 +6,6 @@ import math
 import time
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
 import torch
 from wandb_files import read_run
@@ -99,12 +98,6 @@ def test_workers_of_a_trial_that_is_stopped_early_have_not_failed(
     recorded = read_run(the_offline_run(tmp_path / "run"))
     assert recorded["exit_code"] == (0 if stopped else 1)
     assert recorded["summary"].get("stopped_early", False) == stopped
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Location:
-    """A folder that is not local, and yet there to be looked into."""
-    return Location(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "bucket")
 
 
 @pytest.fixture

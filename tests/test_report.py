@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 import yaml
 from PIL import Image
@@ -181,10 +180,9 @@ def test_several_sweeps_share_a_figure(tmp_path: Path) -> None:
         assert image.size[0] > 900
 
 
-def test_a_report_of_a_remote_sweep_is_written_there(tmp_path: Path) -> None:
-    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+def test_a_report_of_a_remote_sweep_is_written_there(bucket: Location, tmp_path: Path) -> None:
     write_sweep(Location.of(tmp_path / "bucket" / "sweep-1"))
-    folder = Location(bucket, "bucket/sweep-1")
+    folder = bucket / "sweep-1"
     write_report([Finished.of(folder)], folder / "report.html")
     assert "All 4 trials" in (tmp_path / "bucket" / "sweep-1" / "report.html").read_text()
 

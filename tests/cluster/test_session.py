@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 
 from raypp.cluster.session import Session
@@ -22,8 +21,8 @@ def session(**settings: Any) -> Session:
     return Session(ClusterSettings.model_validate(settings))
 
 
-def test_a_run_without_a_lock_file_has_one_owner_at_a_time() -> None:
-    run = Location(pafs.SubTreeFileSystem("/tmp", pafs.LocalFileSystem()), "bucket/run")
+def test_a_run_without_a_lock_file_has_one_owner_at_a_time(bucket: Location) -> None:
+    run = bucket / "run"
     assert not run.is_local
     first, second = session(), session()
     with first.owning(run):
