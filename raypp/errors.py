@@ -69,6 +69,10 @@ class PlacesTaken(WorkersLost):
     """… because others have taken the room that there was for the group before it could start: it waits for room."""
 
 
+class NoRoom(RunFailed):
+    """There was no room for the workers for too long. To try again at once would be to wait as long again."""
+
+
 class Interrupted(Exception):
     """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from raypp.cluster.places import MissingPlaces, free_orphans, places_now
+from raypp.cluster.places import AwaitedPlaces, MissingPlaces, free_orphans
 from raypp.cluster.room import where_workers_go
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
-from raypp.errors import WorkersLost
+from raypp.errors import NoRoom
 
 POLL_SECONDS = 0.5
 WAIT_SECONDS = 1800.0  # for room, where no other trial will leave some: a machine of a cloud's takes minutes to start
@@ -29,6 +29,7 @@ class GroupSizes:
     ) -> None:
         self.settings, self.resources, self.quota, self.name = settings, resources, quota, name
         self.size = 0
+        self._awaited = AwaitedPlaces(settings.min_workers, resources, settings.placement, name)
         self._missing = MissingPlaces(resources, settings.grow_after_seconds, name)
         self._idle_since: float | None = None
         """When the run began to have no workers though no other trial has any, on the monotonic clock."""
@@ -38,28 +39,31 @@ class GroupSizes:
         interrupted, and waits no more.
 
         Raises:
-            WorkersLost: there was no room for too long.
+            NoRoom: there was none for too long.
         """
-        least, quota = self.settings.min_workers, self.quota
-        quota.start()
+        self.quota.start()
+        free_orphans()
         told = False
-        while not is_interrupted():
-            if self._idle_since is None or quota.others_train():
-                self._idle_since = time.monotonic()
-            free_orphans()
-            if quota.has_turn():
-                self.size = places_now(least, quota.reserve(), self.resources, self.settings.placement, self.name)
-                if self.size:
-                    quota.hold(self.size)
-                    return self.size
-            quota.wait()
-            if not told:
-                tell(f"waits for room for {self._needed()}")
-                told = True
-            if time.monotonic() - self._idle_since > WAIT_SECONDS:
-                raise WorkersLost(f"there was no room for {self._needed()} for {WAIT_SECONDS / 60:g} minutes")
-            time.sleep(POLL_SECONDS)
-        return 0
+        try:
+            while not is_interrupted():
+                if self._idle_since is None or self.quota.others_train():
+                    self._idle_since = time.monotonic()
+                if time.monotonic() - self._idle_since > WAIT_SECONDS:
+                    raise NoRoom(f"there was no room for {self._needed()} for {WAIT_SECONDS / 60:g} minutes")
+                if not self.quota.has_turn():
+                    self._awaited.close()
+                elif (size := self._awaited.room(self.quota.reserve())) > 0:
+                    self.size = size
+                    self.quota.hold(size)
+                    return size
+                self.quota.wait()
+                if not told:
+                    tell(f"waits for room for {self._needed()}")
+                    told = True
+                time.sleep(POLL_SECONDS)
+            return 0
+        finally:
+            self._awaited.close()
 
     def group_trains(self) -> None:
         """The group has its workers."""

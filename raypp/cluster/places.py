@@ -25,24 +25,36 @@ def places_name(run: Location) -> str:
     return f"places of {run}"
 
 
-def places_now(least: int, most: int, resources: Mapping[str, float], placement: str, name: str) -> int:
-    """For how many workers with these resources there is room, `most` at most; 0: not even for `least`.
+class AwaitedPlaces:
+    """Places for a group that is to start, which keep their place in Ray's line until they are granted or given back:
+    an autoscaler sees for how long they are asked for, and Ray keeps a record of each that was ever made."""
 
-    Args:
-        placement: how the least are to be laid over the nodes, as `cluster.placement`.
-    """
-    # All of the least in one group: who waits for the others must not hold some.
-    groups = [_ask(least, resources, name, placement)]
-    try:
-        _settle(groups)
-        if not _granted(groups):
+    def __init__(self, least: int, resources: Mapping[str, float], placement: str, name: str) -> None:
+        """For no fewer workers than the least, laid over the nodes as `cluster.placement` says."""
+        self.least, self.resources, self.placement, self.name = least, resources, placement, name
+        self._groups: list[Any] = []
+
+    def room(self, most: int) -> int:
+        """For how many workers there is room, `most` at most, after some seconds' waiting; 0: not even for the least.
+        What is granted is given back for the group to take."""
+        if not self._groups:
+            # All of the least in one group: who waits for the others must not hold some.
+            self._groups = [_ask(self.least, self.resources, self.name, self.placement)]
+        _settle(self._groups)
+        if not _granted(self._groups):
             return 0
-        more = [_ask(1, resources, name) for _ in range(most - least)]
-        groups += more
-        _settle(more)
-        return least + _granted(more)
-    finally:
-        _give_back(groups)
+        try:
+            more = [_ask(1, self.resources, self.name) for _ in range(most - self.least)]
+            self._groups += more
+            _settle(more)
+            return self.least + _granted(more)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives them back."""
+        _give_back(self._groups)
+        self._groups = []
 
 
 class MissingPlaces:
@@ -87,7 +99,8 @@ def free_places(name: str) -> None:
 
 def free_orphans() -> None:
     """Gives back what actors of this command have asked for and still held when they died, such as a controller of Ray
-    Train's with what its workers were to have: Ray keeps it until the command ends."""
+    Train's with what its workers were to have: Ray keeps it until the command ends. Detached groups are left, which are
+    meant to outlive who made them."""
     import ray
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
@@ -95,7 +108,8 @@ def free_orphans() -> None:
     own = ray.get_runtime_context().get_job_id()
     for entry in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(entry)
-        if group.state == PlacementGroupTableData.REMOVED or group.creator_job_id.hex() != own:
+        is_removed = group.state == PlacementGroupTableData.REMOVED
+        if is_removed or group.is_detached or group.creator_job_id.hex() != own:
             continue
         # Of what no actor has asked for, Ray says that its actor is dead, too.
         if group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil():

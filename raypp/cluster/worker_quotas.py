@@ -3,7 +3,8 @@
 Every trial that runs, or could run now, is due its minimum. What is left beyond that is shared evenly, and none grows
 while another starts: it never takes what another one needs to start. Where a trial waits for its minimum in vain (a
 node was lost), the one with the most workers gives way: it saves its step and goes on with fewer. Who waits has its
-turn in order, and one at a time asks, so that no two hold parts of what both need.
+turn in order, and one at a time asks: who came first is served first. (Where nodes start as they are needed, all ask:
+an autoscaler is to see what all of them lack.) Nobody holds a part of what it needs.
 
 Ray Tune reserves nothing for such a trial: its workers are in placement groups that Tune does not see.
 """
@@ -32,7 +33,7 @@ class WorkerQuotas:
         self.starting: set[str] = set()
         """Trials whose group is about to end, or does not train yet."""
         self.waiting: list[str] = []
-        """Trials that wait for places, in order; only the first may ask."""
+        """Trials that wait for places, in order; where the nodes are all there are, only the first may ask."""
         self.in_vain: set[str] = set()
         """Of these, those refused even the minimum when it was their turn; next time they ask for no more than that."""
         self.pleads = False
@@ -48,8 +49,8 @@ class WorkerQuotas:
         self.pleads = False  # it may be the one that has given way
 
     def has_turn(self, name: str) -> bool:
-        """Whether it may ask for places now."""
-        return not self.waiting or self.waiting[0] == name
+        """Whether it may ask for places now: where nodes start as they are needed, all that wait, so that all are."""
+        return self.room is None or self._is_first(name)
 
     def reserve(self, name: str) -> int:
         """How many places it may ask for, which are counted as its own from now on."""
@@ -60,7 +61,7 @@ class WorkerQuotas:
     def wait(self, name: str) -> None:
         """It was not even given the least."""
         self.held[name] = 0
-        if self.has_turn(name):
+        if self._is_first(name):
             self.pleads = True
             self.in_vain.add(name)
         if name not in self.waiting:
@@ -90,8 +91,9 @@ class WorkerQuotas:
         return True
 
     def others_train(self, name: str) -> bool:
-        """Whether other trials have workers: they will end, and leave theirs to those that wait."""
-        return any(held for other, held in self.held.items() if other != name)
+        """Whether other trials have workers: they will end, and leave theirs to those that wait. Those that wait
+        themselves have none, though places are counted as theirs while they ask."""
+        return any(held for other, held in self.held.items() if other != name and other not in self.waiting)
 
     def gone(self, name: str) -> None:
         """It has ended, or failed."""
@@ -107,6 +109,9 @@ class WorkerQuotas:
         even = math.ceil(self.room / max(self.trials, len(others) + 1))
         left = self.room - sum(others) - lacking * self.least
         return max(self.least, min(self.most, even, left))
+
+    def _is_first(self, name: str) -> bool:
+        return not self.waiting or self.waiting[0] == name
 
     def _wait_no_more(self, name: str) -> None:
         self.in_vain.discard(name)

@@ -99,6 +99,20 @@ def test_who_waits_has_its_turn_in_order_and_is_forgotten_when_it_ends() -> None
     assert quotas.has_turn("d")
     quotas.gone("a"), quotas.gone("b")
     assert not quotas.others_train("d"), "nobody will leave room for it"
+    quotas.start("e")
+    quotas.wait("e")
+    assert quotas.reserve("d")
+    assert not quotas.others_train("e"), "who only asks has no workers either"
+
+
+def test_where_nodes_come_as_they_are_needed_all_that_wait_ask() -> None:
+    quotas = running(None, 1, trials=3)
+    for name in "bc":
+        quotas.start(name)
+        quotas.wait(name)
+    assert all(map(quotas.has_turn, "bc")), "else the autoscaler would start a node after the other"
+    quotas.update(1, 3)
+    assert [quotas.has_turn(name) for name in "bc"] == [True, False]
 
 
 @pytest.mark.parametrize("seed", range(20))

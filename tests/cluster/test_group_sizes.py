@@ -1,0 +1,57 @@
+"""A group of workers waits for room: said once, until it is interrupted, but not for ever."""
+
+from __future__ import annotations
+
+import pytest
+from ray.util import placement_group, placement_group_table, remove_placement_group
+
+from raypp.cluster import group_sizes
+from raypp.cluster.group_sizes import GroupSizes
+from raypp.cluster.worker_quotas import WorkerQuota
+from raypp.config import ClusterSettings
+from raypp.errors import NoRoom
+from raypp.worker import never
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def held() -> set[str]:
+    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def sizes() -> GroupSizes:
+    """Of a run with two workers of two CPUs each, which is all there are."""
+    return GroupSizes(ClusterSettings(workers=2), {"CPU": 2.0}, WorkerQuota.alone(2, 2), "places of a run")
+
+
+def test_a_group_starts_when_those_before_it_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = held()
+    others = placement_group([{"CPU": 1}])
+    assert others.wait(30)
+    waiting, told = sizes(), list[str]()
+
+    def interrupted_when_told() -> bool:
+        return bool(told)
+
+    assert waiting.next_size(interrupted_when_told, told.append) == 0
+    assert told == ["waits for room for 2 workers with 2 CPU each"]
+    assert held() == before | {others.id.hex()}, "who leaves gives back what it has asked for"
+
+    monkeypatch.setattr(group_sizes, "WAIT_SECONDS", 1.0)
+    with pytest.raises(NoRoom, match=r"no room for 2 workers with 2 CPU each for 0\.01\d* minutes"):
+        sizes().next_size(never, told.append)
+
+    monkeypatch.undo()
+    looks = 0
+
+    def others_end_then() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            remove_placement_group(others)
+        return False
+
+    told.clear()
+    assert waiting.next_size(others_end_then, told.append) == 2
+    assert len(told) == 1, "said once"
+    assert held() == before, "the group is to take them"
