@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 import uuid
@@ -48,10 +49,13 @@ from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_s
 from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
+from raypp.worker import ignore
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
     from raypp.cluster.trial_monitor import TrialMonitor
+
+logger = logging.getLogger("raypp")
 
 NO_REASON = "nothing; their folders hold no result, as of nodes that do not share cluster.storage"
 POLL_SECONDS = 1.0
@@ -327,9 +331,9 @@ def _run(
     except BaseException as error:  # whatever it is: Ray must not be shut down under Tune's feet
         deadline = time.monotonic() + COMMAND_STOP_SECONDS
         try:
-            if isinstance(error, KeyboardInterrupt):
-                on_event(Message(STOPPING))
-            _interrupt_trials(channel, monitor, deadline)
+            _interrupt_trials(channel, monitor, deadline, on_event if isinstance(error, KeyboardInterrupt) else ignore)
+        except Exception as trouble:  # what ends the sweep is what must be said
+            logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
         finally:
             monitor.halted.set()
         wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
@@ -344,13 +348,16 @@ def _run(
     return monitor
 
 
-def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float) -> None:
-    """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock."""
+def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float, on_event: EventHandler) -> None:
+    """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock; then says so."""
     from ray.exceptions import RayActorError
 
     left = set[str]()
     with contextlib.suppress(RayActorError):  # the channel was lost: then they leave by themselves
         channel.interrupt()
+    with contextlib.suppress(OSError):  # the terminal may have gone
+        on_event(Message(STOPPING))
+    with contextlib.suppress(RayActorError):
         while time.monotonic() < deadline and any(
             row.state == "running" and row.name not in left for row in list(monitor.rows.values())
         ):

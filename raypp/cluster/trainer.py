@@ -184,10 +184,11 @@ def _run_group(
     except BaseException as error:
         # Else the workers would train on, on a cluster of others, with a run that is nobody's; and Ray of our own must
         # not be shut down under the trainer's feet.
-        if isinstance(error, KeyboardInterrupt):
-            supervision.on_event(Message(STOPPING))
         with contextlib.suppress(RayActorError):  # the channel itself may be what was lost: then they know
             channel.interrupt(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                supervision.on_event(Message(STOPPING))
         wait([fitted], supervision.stop_seconds)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             outcome = fitted.result().return_value
