@@ -21,7 +21,7 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
     Raises:
         ConfigError: this node does not see the run's folder.
         StorageFailed: only this worker may know of it, and the others wait for it.
-        WorkersLost: the workers do not see the same checkpoints.
+        WorkersLost: the workers do not see the same checkpoints, or the first one does not reach the command.
     """
     import ray.train
     import ray.util
@@ -67,8 +67,9 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
         return Finished(result)
     except Interrupted as left:
         return Left(left.step)
-    except RayActorError:
-        return Failed("the command that started this run has ended")
+    except RayActorError as error:
+        # Not returned: the other workers wait for this one. Where the command has ended, nobody reads it.
+        raise WorkersLost("the command cannot be reached") from error
     except (StorageFailed, WorkersLost):
         raise
     except RunFailed as failure:
