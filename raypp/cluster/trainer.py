@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 import uuid
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -33,6 +34,7 @@ from raypp.worker import Worker, ignore, never
 EventHandler = Callable[[Any], None]
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
+REASON_LENGTH = 200  # characters of why a worker was lost
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,13 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
             news.append("Ray Train's controller was lost; the run starts again where it was saved")
             continue
         except PlacesTaken:
+            news.append("others have taken the room")
             continue
         except WorkersLost as error:
             failures += not isinstance(error, WorkersTaken)
             if failures > settings.max_failures:
                 raise
-            news.append("a worker was lost; the run goes on where it was saved")
+            news.append(f"a worker was lost ({_last_line(error)}); the run goes on where it was saved")
             continue
         match outcome:
             case Finished(result):
@@ -256,12 +259,25 @@ def _explained(error: BaseException) -> Exception:
     for inner in raised:
         if isinstance(inner, ConfigError):
             return inner
-    said = f"{type(causes[0]).__name__}: {str(causes[0]).strip()}"
-    if isinstance(causes[0], WorkerGroupStartupTimeoutError):
+    # A worker that has died says more than those who lost their connection to it.
+    first = next((each for each in causes if hasattr(each, "health_check_failure")), causes[0])
+    said = f"{type(first).__name__}: {str(first).strip()}"
+    if isinstance(first, WorkerGroupStartupTimeoutError):
         return PlacesTaken(said)
     # A worker that died with its node is found dead by a health check, which has Ray's own error inside.
     found = [getattr(each, "health_check_failure", each) for each in causes]
     if isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in found):
         return WorkersTaken(said)
-    own = (inner for inner in raised if isinstance(inner, StorageFailed | WorkersLost))
-    return next(own, WorkersLost(said))
+    for inner in raised:
+        if isinstance(inner, StorageFailed | WorkersLost):
+            return inner
+    for inner in raised:
+        # The run's own is said already: this is Ray Train's, at what it keeps itself. Networks have OSErrors, too.
+        if isinstance(inner, OSError) and not isinstance(inner, ConnectionError | TimeoutError | socket.gaierror):
+            return StorageFailed(f"Ray Train cannot write to the run's folder, or read from it: {inner}")
+    return WorkersLost(said)
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray says what has happened, after the places where it did."""
+    return str(error).strip().rpartition("\n")[2].strip()[:REASON_LENGTH]

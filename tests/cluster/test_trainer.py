@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -36,6 +36,30 @@ def test_storage_that_fails_for_good_is_said_as_it_is_but_not_where_a_node_was_t
     assert _explained(WorkerGroupError("rank 0", {0: failed})) is failed
     death = RayActorError(error_msg="the node died", preempted=True)
     assert type(_explained(WorkerGroupError("both", {0: failed, 1: death}))) is WorkersTaken
+
+
+def test_of_workers_that_failed_the_one_that_died_is_said() -> None:
+    died = WorkerHealthCheckFailedError("the worker is dead", RayActorError(error_msg="killed: out of memory"))
+    disconnected = RuntimeError("connection closed by peer")
+    explained = _explained(WorkerGroupError("both", {0: disconnected, 1: died}))
+    assert type(explained) is WorkersLost
+    assert "killed: out of memory" in str(explained)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("no space left on device"), StorageFailed),
+        (ConnectionResetError("by peer"), WorkersLost),
+        (GetTimeoutError("no answer"), WorkersLost),
+    ],
+)
+def test_ray_train_that_cannot_write_its_own_files_is_storage_that_fails(
+    error: Exception, expected: type[Exception]
+) -> None:
+    for failed in (ControllerError(error), WorkerGroupError("rank 0", {0: error})):
+        assert type(_explained(failed)) is expected
+        assert str(error) in str(_explained(failed))
 
 
 def test_a_group_that_did_not_get_its_places_has_lost_no_worker() -> None:
