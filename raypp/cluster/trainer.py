@@ -7,7 +7,7 @@ import functools
 import socket
 import uuid
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,18 +199,18 @@ def _run_group(
                 raise _interrupted(outcome.step) from None
         raise
     finally:
-        sizes.close()
-        channel.close()
-        for group in placed:
-            free_group(group)
-        if fitted.done():  # else Ray Train writes there yet
-            with tidying(scratch):
-                scratch.delete()
-    failure = fitted.exception()
-    if isinstance(failure, RayActorError):
-        raise failure
+        is_over = fitted.done()  # else Ray Train writes to its folder yet
+        failure = _failure(fitted) if is_over else None
+        with contextlib.ExitStack() as ends:  # the last one first, each whatever comes of the others
+            # Storage that fails would be tried for a minute, before it is said that it does.
+            if is_over and not isinstance(failure, StorageFailed):
+                ends.callback(_tidy_up, scratch)
+            for group in placed:
+                ends.callback(free_group, group)
+            ends.callback(channel.close)
+            ends.callback(sizes.close)
     if failure is not None:
-        raise _explained(failure) from failure
+        raise failure
     return fitted.result().return_value, resizes
 
 
@@ -247,6 +247,23 @@ def _trainer(
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _tidy_up(scratch: Location) -> None:
+    with tidying(scratch):
+        scratch.delete()
+
+
+def _failure(fitted: Future[Any]) -> BaseException | None:
+    """What Ray Train's `fit`, which is over, has raised: an actor's death as it is, all else explained."""
+    from ray.exceptions import RayActorError
+
+    error = fitted.exception()
+    if error is None or isinstance(error, RayActorError):
+        return error
+    explained = _explained(error)
+    explained.__cause__ = error
+    return explained
 
 
 def _explained(error: BaseException) -> Exception:
