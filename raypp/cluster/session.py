@@ -72,6 +72,8 @@ class Session:
             import ray
 
             ray.shutdown()
+        if self.settings.dashboard and not self._ray.started and kind is None:
+            logger.warning("cluster.dashboard has no effect: nothing that this command did needed Ray")
 
     def with_settings(self, settings: ClusterSettings) -> Session:
         """The same session for workers of other settings."""
@@ -124,6 +126,8 @@ class Session:
             if self.settings.dashboard:
                 logger.warning("Ray's dashboard is at http://%s", context.dashboard_url)
             check_shared(self._folders())
+        elif self.settings.dashboard:
+            logger.warning("cluster.dashboard has no effect: this process has Ray already, with a dashboard or without")
         self._ray.started = True
 
     def _folders(self) -> dict[str, Location]:

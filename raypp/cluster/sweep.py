@@ -386,9 +386,13 @@ def _task(
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
         cluster = cluster.model_copy(update={"workers": 0})
-    # Paths are absolute in the plan's own settings.
+    # Paths are absolute in the plan's own settings. The dashboard is of the sweep's Ray, which trials find there.
     cluster = cluster.model_copy(
-        update={"storage": plan.experiment.cluster.storage, "store": plan.experiment.cluster.store}
+        update={
+            "storage": plan.experiment.cluster.storage,
+            "store": plan.experiment.cluster.store,
+            "dashboard": False,
+        }
     )
     tracking = plan.experiment.tracking
     if tracking.figures == "auto":

@@ -49,6 +49,25 @@ def test_workers_share_the_cluster_and_more_than_fit_are_refused() -> None:
     session(workers=5, cpus_per_worker=1, autoscaling=True).check_resources()
 
 
+def test_a_dashboard_that_is_asked_for_in_vain_is_not_ignored_silently(caplog: pytest.LogCaptureFixture) -> None:
+    with session(dashboard=True) as joined:
+        joined.start()
+        joined.start()
+    assert [record.message for record in caplog.records] == [
+        "cluster.dashboard has no effect: this process has Ray already, with a dashboard or without"
+    ]
+    caplog.clear()
+    with session(dashboard=True):
+        pass
+    assert [record.message for record in caplog.records] == [
+        "cluster.dashboard has no effect: nothing that this command did needed Ray"
+    ]
+    caplog.clear()
+    with session() as plain:
+        plain.start()
+    assert not caplog.records
+
+
 DASHBOARD = """
 import re, urllib.request
 from urllib.error import HTTPError
