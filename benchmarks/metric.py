@@ -140,11 +140,14 @@ def said(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
-def compared(ours: list[float], naive: list[float]) -> str:
-    """The difference of the means, and whether seed noise explains it."""
+def compared(ours: list[float], naive: list[float], constant: float) -> str:
+    """The difference of the means, and whether seed noise explains it; of nothing but constant answers, that it says
+    nothing."""
     difference = statistics.fmean(ours) - statistics.fmean(naive)
     noise = math.sqrt((statistics.variance(ours) + statistics.variance(naive)) / 2)
     verdict = "equal within it" if abs(difference) <= noise else "not equal"
+    if any(all(math.isclose(value, constant) for value in values) for values in (ours, naive)):
+        verdict = "says nothing, one gives a constant answer"
     return f"difference {difference:+.3f}, seed noise {noise:.3f}: {verdict}"
 
 
@@ -164,11 +167,12 @@ def main(tasks: list[str], density: float, epochs: int) -> None:
                     found["naive"].append(naive_metric(workload, plan, teacher.folder))
                 last = ", ".join(f"{each} {values[-1]:.3f}" for each, values in found.items())
                 print(f"{name}, seed {seed}: {last}", flush=True)
+            constant = constant_metric(workload)
             question = f"{workload.task.headline} {name}, density {density}, epochs {epochs}, {len(SEEDS)} seeds"
             for precision, unit in (("float32", ""), ("bfloat16", " in bfloat16")):
                 print(
                     f"{question}{unit}: {said(found[precision])}, reference {said(found['naive'])}, "
-                    f"{compared(found[precision], found['naive'])}; a constant answer {constant_metric(workload):.3f} "
+                    f"{compared(found[precision], found['naive'], constant)}; a constant answer {constant:.3f} "
                     "(target: equal within seed noise, 3 seeds, MRPC and CoLA)",
                     flush=True,
                 )
