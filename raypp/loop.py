@@ -218,9 +218,10 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     if start < steps.total:
         # What the log has so far lacks the last evaluation and checkpoint.
         perf |= _speed(watch, steps.total - start, progress, before, worker.device)
+        perf["perf/loop_seconds"] = time.monotonic() - loop_began
         recorder.log(steps.total, perf)
         recorder.save_metrics()
-    perf["perf/loop_seconds"] = time.monotonic() - loop_began
+    perf.setdefault("perf/loop_seconds", time.monotonic() - loop_began)  # killed before it was written down
     worker.barrier()  # the first worker writes, all may read now
     if _went_back_to_best(job, worker, checkpoints, model, progress):
         predictions = None

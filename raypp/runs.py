@@ -46,8 +46,8 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
     recorded = _recorded(run)
     if recorded is not None and recorded.get("identity") != digest:
         raise ConfigError(
-            f"run: the folder {run} holds a run with other settings or other input; name another run, or start it over "
-            "with --fresh"
+            f"run: the folder {run} holds a run with other settings or other input, or of an older raypp; name another "
+            "run, or start it over with --fresh"
         )
     if recorded is None or not (run / "result.json").is_file():
         return None

@@ -188,8 +188,9 @@ class Store:
                     location.delete()
         with tidying(folder.parent):
             for other in (build for key_folder in folder.parent.children() for build in key_folder.children()):
-                if (other.parent == folder and str(other) in _damaged) or _is_abandoned(other):
-                    other.delete()
+                with tidying(other):  # one that belongs to somebody else is no reason to leave the others
+                    if (other.parent == folder and str(other) in _damaged) or _is_abandoned(other):
+                        other.delete()
 
 
 def write_part(folder: Location, table: pa.Table, row_group_size: int | None = None) -> StoredFile:
@@ -199,6 +200,8 @@ def write_part(folder: Location, table: pa.Table, row_group_size: int | None = N
     content = buffer.getvalue().to_pybytes()
     name = f"part-{uuid.uuid4().hex}.parquet"
     with storage_errors(folder):
+        if folder.is_local:  # a build that has waited for nodes for a day may have been tidied up, empty as it was
+            folder.make_folder()
         (folder / name).write_bytes(content)
     return StoredFile(name, len(content), hashlib.sha256(content).hexdigest())
 

@@ -131,8 +131,11 @@ def run_plan(
         features: of every split, where the caller has them already.
         started_at: as in `train`.
     """
-    if not fresh and (result := _whole_result(plan, stored)) is not None:
-        # Nobody need own it, which may take Ray, nor be allowed to write there.
+    result = None
+    if not fresh:
+        with contextlib.suppress(FileNotFoundError):  # another command is clearing it: its lock says when it is done
+            result = _whole_result(plan, stored)
+    if result is not None:  # nobody need own what is finished, which may take Ray, nor be allowed to write there
         on_event(PhaseFinished(phase, note="finished before"))
         return result
     if stored:

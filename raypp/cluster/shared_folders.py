@@ -63,8 +63,8 @@ def check_seen(run: Location) -> None:
         import ray.util
 
         raise ConfigError(
-            f"cluster.storage: {run.parent} is not the same folder on every node: what the command has written there "
-            f"is not seen on {ray.util.get_node_ip_address()}; {ALLOWED}"
+            f"cluster.storage or cluster.store: {run.parent} is not the same folder on every node: what the command "
+            f"has written there is not seen on {ray.util.get_node_ip_address()}; {ALLOWED}"
         )
 
 
@@ -78,7 +78,9 @@ def _probe(folder: Location, field: str) -> Iterator[str]:
     except OSError as error:
         if not is_definite(error):
             raise StorageFailed(f"{folder} cannot be written to: {error}") from error
-        finished = next(Path(folder.path).rglob(MANIFEST), None)
+        # Of a checkpoint not: a run that goes on removes its older ones.
+        files = (path for name in (MANIFEST, "result.json") for path in Path(folder.path).rglob(name))
+        finished = next((path for path in files if "checkpoints" not in path.parts), None)
         if finished is None:  # nothing to read there, either
             raise ConfigError(f"{field}: {folder} cannot be written to: {error.strerror or error}") from None
         yield str(finished)

@@ -139,11 +139,14 @@ def sweep(
     on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
-    check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
     build_counts = BuildCounts(on_event)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))
         plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
+        if not fresh and (delivered := _delivered(plan)) is not None:  # nobody need be allowed to write there
+            on_event(PhaseFinished(PHASE, note="finished before"))
+            return delivered
+        check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
         stack.enter_context(locked(plan.folder))
         stack.enter_context(session.owning(plan.folder))
         if fresh:
@@ -159,7 +162,7 @@ def sweep(
         shared = SharedInputs(session, build_counts, tracking_group(plan.folder))
         ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
-        if not left and plan.is_complete and (delivered := read_delivered(plan)) is not None:
+        if (delivered := _delivered(plan)) is not None:  # by a command that this one has waited for
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
@@ -426,6 +429,14 @@ def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
         for name, result in read_results(plan.trials).items()
     }
     return dict.fromkeys(read_stopped(plan.folder)) | finished
+
+
+def _delivered(plan: SweepPlan) -> dict[str, Any] | None:
+    """The result of a sweep of which nothing is left; None where something is."""
+    if not plan.is_complete:
+        return None
+    ended = _ended(plan)
+    return read_delivered(plan) if all(each.name in ended for each in plan.trials) else None
 
 
 def _overhead(monitor: TrialMonitor) -> float | None:
