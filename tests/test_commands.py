@@ -399,7 +399,7 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
         (["inspect", "RUN", "--save", "WORLD/figure.bmp"], ".png"),
         (["export", "WORLD", "--to", "WORLD/out"], "no finished run"),
         (["export", "RUN", "--to", "WORLD/MRPC"], "holds something already"),
-        (["train", "WORLD/mrpc.yaml", "cluster.workers=64"], "but the cluster has 4; ask for less"),
+        (["train", "WORLD/mrpc.yaml", "cluster.workers=5"], "but the cluster has 4; ask for less"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=1"], "but the cluster has 0"),
         (["train", "WORLD/mrpc.yaml", "cluster.gpus_per_worker=1"], "torch sees none"),
         (["train", "WORLD/mrpc.yaml", "cluster.gpus_per_worker=2"], "at most 1 GPU"),
