@@ -200,8 +200,6 @@ def write_part(folder: Location, table: pa.Table, row_group_size: int | None = N
     content = buffer.getvalue().to_pybytes()
     name = f"part-{uuid.uuid4().hex}.parquet"
     with storage_errors(folder):
-        if folder.is_local:  # a build that has waited for nodes for a day may have been tidied up, empty as it was
-            folder.make_folder()
         (folder / name).write_bytes(content)
     return StoredFile(name, len(content), hashlib.sha256(content).hexdigest())
 
