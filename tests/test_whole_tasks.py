@@ -26,6 +26,7 @@ from transformers import (
 from whole_runs import copy_tokenizer
 
 import raypp
+from raypp.cluster.launch import train
 from raypp.display.progress import NullDisplay
 from raypp.events import Event, Message
 from raypp.load_config import experiment_from
@@ -131,22 +132,22 @@ def test_a_run_has_the_losses_and_metrics_of_transformers_and_scipy(
                 "teacher": {"model": str(tmp_path / "teacher")},
                 "distillation": {"soft_weight": 0.6, "hard_weight": 0.4, "temperature": 2.0},
                 # All rows in one batch, so that the first step's losses are those of the model as it begins.
-                "train": {"max_steps": 2, "batch_size": 24, "dropout": 0, "learning_rate": 1e-2, "log_every_steps": 1},
+                "train": {"max_steps": 2, "batch_size": 24, "dropout": 0, "learning_rate": 1e-3, "log_every_steps": 1},
                 "cluster": {"workers": 0, "storage": str(tmp_path / "runs")},
                 "tracking": {"wandb": "off", "figures": "main"},
             }
         )
     )
-    train, splits = examples["train"], tuple(examples)[1:]
-    student = logits_of(load_pretrained(tmp_path / "student", TASKS[task], seed=42), tmp_path / "student", train)
-    teacher = teacher_logits(task, tmp_path / "teacher", train)
+    rows, splits = examples["train"], tuple(examples)[1:]
+    student = logits_of(load_pretrained(tmp_path / "student", TASKS[task], seed=42), tmp_path / "student", rows)
+    teacher = teacher_logits(task, tmp_path / "teacher", rows)
     if task == "mnli":
-        targets = torch.tensor([TASKS[task].labels.index(label) for *_, label in train])
+        targets = torch.tensor([TASKS[task].labels.index(label) for *_, label in rows])
         hard = functional.cross_entropy(student, targets)
         divergence = functional.kl_div((student / 2).log_softmax(1), (teacher / 2).softmax(1), reduction="batchmean")
         soft = 4 * divergence
     else:
-        targets = torch.tensor([float(label) for *_, label in train])
+        targets = torch.tensor([float(label) for *_, label in rows])
         hard = functional.mse_loss(student[:, 0], targets)
         soft = functional.mse_loss(student, teacher)
     first = json.loads(Path(result["paths"]["metrics"]).read_text().splitlines()[0])
@@ -195,7 +196,7 @@ def test_a_run_whose_precision_is_slow_says_so_once(
         "cluster": {"workers": 0, "storage": str(tmp_path / "runs")},
         "tracking": {"wandb": "off", "figures": "main"},
     }
-    raypp.train(experiment_from(values), display=Messages())
+    train(experiment_from(values), display=Messages())
     assert [text for text in said if "bfloat16" in text] == [
         "student: train.precision: bfloat16 is slower than float32 on this CPU, which has no instructions for it "
         "(AVX512-BF16, AMX; Arm's BF16)"

@@ -111,7 +111,9 @@ def test_a_folder_that_one_node_does_not_see_is_refused_by_name(address: str, tm
 def test_a_node_that_came_later_and_does_not_see_the_run_refuses_to_work_on_it(tmp_path: Path) -> None:
     """What an empty disk of its own shows."""
     run = Location.of(str(tmp_path / "runs" / "name" / "run"), "run")
-    with pytest.raises(ConfigError, match=r"cluster\.storage or cluster\.store: .*name is not the same folder on every node.*s3://"):
+    with pytest.raises(
+        ConfigError, match=r"cluster\.storage or cluster\.store: .*name is not the same folder on every node.*s3://"
+    ):
         check_seen(run)
     (run.make_folder() / "experiment.yaml").write_text("what the command has written")
     check_seen(run)
