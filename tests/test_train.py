@@ -356,7 +356,7 @@ def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settin
     assert_goes_on(whole, run(values("cut")))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
     workers: int, settings: Experiment, tmp_path: Path, minilm_dir: Path
 ) -> None:
