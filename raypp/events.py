@@ -3,6 +3,7 @@ send them through a queue. Little is imported here, since the queue's process op
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,3 +84,4 @@ class Reported:
 
 
 Event = PhaseStarted | PhaseAdvanced | PhaseFinished | TrialAdvanced | Message
+EventHandler = Callable[[Any], None]  # of these, and of what is only on its way to the command

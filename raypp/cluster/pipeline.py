@@ -23,7 +23,7 @@ from raypp.data.sources import RawData
 from raypp.display.progress import NullDisplay
 from raypp.errors import ConfigError
 from raypp.evaluate import metrics_of
-from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.job import Job
 from raypp.kinds import TaskKind
@@ -35,8 +35,6 @@ from raypp.runs import check_writable, clear_run, finished_result, locked, model
 from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.training_rows import TRAIN_SPLIT
-
-EventHandler = Callable[[Any], None]
 
 
 def check_device(experiment: Experiment) -> None:

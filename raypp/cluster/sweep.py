@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
-from raypp.cluster.pipeline import EventHandler, Inputs, check_device, make_job, prepare_plan, preparer
+from raypp.cluster.pipeline import Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
@@ -36,7 +36,7 @@ from raypp.direction import lower_is_better
 from raypp.display.progress import NullDisplay
 from raypp.errors import RunFailed
 from raypp.evaluate import headline_key
-from raypp.events import Message, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.job import Job
@@ -433,10 +433,11 @@ def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
 
 def _delivered(plan: SweepPlan) -> dict[str, Any] | None:
     """The result of a sweep of which nothing is left; None where something is."""
-    if not plan.is_complete:
+    # Its own file first: as long as there is none, no trial's need be read.
+    if not plan.is_complete or (delivered := read_delivered(plan)) is None:
         return None
     ended = _ended(plan)
-    return read_delivered(plan) if all(each.name in ended for each in plan.trials) else None
+    return delivered if all(each.name in ended for each in plan.trials) else None
 
 
 def _overhead(monitor: TrialMonitor) -> float | None:

@@ -24,14 +24,13 @@ from raypp.cluster.session import Session
 from raypp.cluster.train_worker import train_worker
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
-from raypp.events import Message, Reported, WorkersPlaced
+from raypp.events import EventHandler, Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, deferred_interrupts
 from raypp.job import Job
 from raypp.loop import fit
 from raypp.storage import Location, tidying
 from raypp.worker import Worker, ignore, never
 
-EventHandler = Callable[[Any], None]
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
 REASON_LENGTH = 200  # characters of why a worker was lost

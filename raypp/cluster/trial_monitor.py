@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from ray import tune
 from raypp.cluster.deadlines import STOPPED_WORKERS_SECONDS
 from raypp.cluster.places import free_group, free_places, places_name
 from raypp.cluster.worker_quotas import SweepQuotas
-from raypp.events import Message, TrialAdvanced, TrialState
+from raypp.events import EventHandler, Message, TrialAdvanced, TrialState
 from raypp.sweeps.stopping import Judgement
-
-EventHandler = Callable[[Any], None]
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ray.util import placement_group, placement_group_table, remove_placement_group
+from placement_groups import held
+from ray.util import placement_group, remove_placement_group
 
 from raypp.cluster import group_sizes
 from raypp.cluster.group_sizes import GroupSizes
@@ -13,10 +14,6 @@ from raypp.errors import NoRoom
 from raypp.worker import never
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-def held() -> set[str]:
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
 
 
 def sizes() -> GroupSizes:

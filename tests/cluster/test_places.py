@@ -6,18 +6,14 @@ import time
 
 import pytest
 import ray
-from ray.util import placement_group, placement_group_table, remove_placement_group
+from placement_groups import held
+from ray.util import placement_group, remove_placement_group
 from whole_runs import wait_for
 
 from raypp.cluster.places import AwaitedPlaces, MissingPlaces, free_orphans, free_places
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
-
-
-def held() -> set[str]:
-    """Ids of the placement groups there are."""
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
 
 
 def test_what_others_hold_is_no_place_until_they_are_done() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.util import placement_group_table
+from placement_groups import held
 from transformers import AutoModelForSequenceClassification
 from wandb_files import read_run
 from whole_runs import wait_for
@@ -333,8 +333,8 @@ def test_trials_of_two_workers_share_the_cluster(stopping: Path, tmp_path: Path)
     assert result["counts"]["finished"] + result["counts"]["stopped"] == 4
     assert result["counts"]["stopped"] > 0
     deadline = time.monotonic() + 30
-    while held := [group for group in placement_group_table().values() if group["state"] != "REMOVED"]:
-        assert time.monotonic() < deadline, f"what the workers of stopped trials held is given back: {held}"
+    while groups := held():
+        assert time.monotonic() < deadline, f"what the workers of stopped trials held is given back: {groups}"
         time.sleep(0.5)
     wait_for(lambda: not list((tmp_path / "runs").rglob("ray")), "what Ray Train has written of stopped trials to go")
     one = ("train.micro_batches=2", f"cluster.storage={tmp_path / 'one'}")
