@@ -28,6 +28,7 @@ from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
 from raypp.cluster.pipeline import Inputs, check_device, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
+from raypp.cluster.trainer import delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -346,6 +347,9 @@ def _run(
     if (failure := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()
+    for each in plan.trials:
+        if monitor.rows[each.name].state == "stopped":  # Tune may have ended its process before that could tidy up
+            delete_scratch(each.plan.run)
     advance()
     on_event(PhaseFinished(PHASE))
     return monitor

@@ -33,6 +33,7 @@ from raypp.worker import Worker, ignore, never
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
+SCRATCH = "ray"  # folder of a run in which Ray Train keeps what it keeps
 REASON_LENGTH = 200  # characters of why a worker was lost
 
 
@@ -157,10 +158,9 @@ def _run_group(
     from ray.exceptions import RayActorError
 
     channel = Channel.open()
-    scratch = job.run / "ray"
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
     worker = functools.partial(train_worker, job, channel, supervision.may_be_stopped)
-    trainer = _trainer(job, session, sizes.size, resources, scratch, worker)
+    trainer = _trainer(job, session, sizes.size, resources, worker)
     fitted = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
     asked, resizes = False, None
     placed: set[str] = set()
@@ -203,7 +203,7 @@ def _run_group(
         with contextlib.ExitStack() as ends:  # the last one first, each whatever comes of the others
             # Storage that fails would be tried for a minute, before it is said that it does.
             if is_over and not isinstance(failure, StorageFailed):
-                ends.callback(_tidy_up, scratch)
+                ends.callback(delete_scratch, job.run)
             for group in placed:
                 ends.callback(free_group, group)
             ends.callback(channel.close)
@@ -218,7 +218,6 @@ def _trainer(
     session: Session,
     size: int,
     resources: dict[str, float],
-    scratch: Location,
     worker: Callable[[], Outcome],
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -226,7 +225,7 @@ def _trainer(
 
     from raypp.cluster.process_group import ByNodeAddress
 
-    settings = job.experiment.cluster
+    settings, scratch = job.experiment.cluster, job.run / SCRATCH
     return TorchTrainer(
         worker,
         torch_config=ByNodeAddress(),
@@ -248,7 +247,9 @@ def _trainer(
     )
 
 
-def _tidy_up(scratch: Location) -> None:
+def delete_scratch(run: Location) -> None:
+    """Removes what Ray Train keeps of a run whose workers have ended."""
+    scratch = run / SCRATCH
     with tidying(scratch):
         scratch.delete()
 
