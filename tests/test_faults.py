@@ -270,8 +270,9 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
 ) -> None:
     breaks, mends, says, tried_again = FAILURES[name]
     monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))  # those of a worker are as they are
+    words = (f"cluster.workers={workers}", "cluster.cpus_per_worker=1")  # one thread, as this process has
     with striking(disk / "runs", lambda: breaks(disk)):
-        assert run(experiment, disk / "runs", f"cluster.workers={workers}") == 1
+        assert run(experiment, disk / "runs", *words) == 1
     shown = said()
     assert "goes on" not in shown.replace("the same command goes on", ""), "it has ended at once"
     assert ("trying again" in shown) == tried_again
