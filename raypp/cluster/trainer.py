@@ -142,7 +142,8 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
             case Left(step) if resizes:
                 news.append(f"{resizes}; step {step} is saved")
             case Left(step):
-                news.append(f"a node is taken away; step {step} is saved and goes on elsewhere")
+                why = "a node is taken away, or cannot reach the command"
+                news.append(f"{why}; step {step} is saved and the run goes on")
 
 
 def _run_group(

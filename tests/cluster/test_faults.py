@@ -256,7 +256,7 @@ def test_a_run_whose_node_goes_away_goes_on_on_another(
     assert status == 0, output
     shown = " ".join(output.split())
     if warned:
-        (saved,) = re.findall(r"a node is taken away; step (\d+) is saved", shown)
+        (saved,) = re.findall(r"a node is taken away, or cannot reach the command; step (\d+) is saved", shown)
         done = int(saved)
     recovery = Recovery(pause.end(), done - resumed_after(output))
     recovery.tell(record_property)

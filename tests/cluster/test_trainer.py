@@ -185,7 +185,7 @@ def test_what_would_fail_alike_is_not_tried_again(
 def test_a_group_that_left_is_followed_by_another_unless_the_run_is_interrupted(groups: Groups) -> None:
     assert groups(Left(3), (Left(5), "there is room for more workers"), DONE, max_failures=0) == DONE.result
     assert groups.said == [
-        "training: a node is taken away; step 3 is saved and goes on elsewhere",
+        "training: a node is taken away, or cannot reach the command; step 3 is saved and the run goes on",
         "training: there is room for more workers; step 5 is saved",
     ]
     groups.last_is_interrupted = True
