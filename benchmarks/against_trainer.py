@@ -28,9 +28,9 @@ from workload import BATCH_SIZE, ENCODER, STEPS, WARM_STEPS, Workload, median, r
 from raypp.config import DataSettings, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
-from raypp.freezing import embeddings_of
 from raypp.kinds import kind_of
-from raypp.models import load_pretrained, load_tokenizer, resolve_model
+from raypp.models.freezing import embeddings_of
+from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
 
 MAX_LENGTH = 128
 ROWS = 2048  # of the training file, but for a full epoch

@@ -26,7 +26,7 @@ from raypp.cluster.session import Session
 from raypp.config import ClusterSettings, DataSettings, FilesSource
 from raypp.data.sources import open_source
 from raypp.kinds import kind_of
-from raypp.models import resolve_model
+from raypp.models.loading import resolve_model
 from raypp.storage import Location
 from raypp.store import Store
 from raypp.tasks import TASKS

@@ -16,7 +16,7 @@ import yaml
 from transformers import BertConfig, BertModel
 from workload import ENCODER, report
 
-from raypp.models import load_tokenizer, resolve_model
+from raypp.models.loading import load_tokenizer, resolve_model
 
 TRIALS = 300
 GROUP = 50

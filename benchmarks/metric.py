@@ -28,10 +28,10 @@ from raypp.cluster.pipeline import prepare
 from raypp.config import Experiment, ScoreInitialization, TopKPruning
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
-from raypp.evaluate import headline_key
+from raypp.evaluation.evaluate import headline_key
+from raypp.evaluation.metrics import class_metrics
 from raypp.load_config import experiment_from
-from raypp.metrics import class_metrics
-from raypp.models import load_tokenizer, resolve_model
+from raypp.models.loading import load_tokenizer, resolve_model
 from raypp.plan import Plan, make_plan
 from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores

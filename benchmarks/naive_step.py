@@ -20,7 +20,7 @@ from naive import fine_prune
 from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report, texts_of
 
 from raypp.config import ScoreInitialization
-from raypp.models import resolve_model
+from raypp.models.loading import resolve_model
 from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import BertConfig, BertModel
 from workload import BATCH_SIZE, ENCODER, Workload, report_in_turn
 
-from raypp.models import load_tokenizer, resolve_model
+from raypp.models.loading import load_tokenizer, resolve_model
 
 METHODS: dict[str, dict[str, Any]] = {
     "topk": {"method": "topk", "final_density": 0.15},

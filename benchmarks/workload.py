@@ -30,8 +30,8 @@ from raypp.data.sources import open_source
 from raypp.display.progress import NullDisplay
 from raypp.events import Event, PhaseAdvanced
 from raypp.load_config import experiment_from
-from raypp.models import load_pretrained, load_tokenizer, resolve_model
-from raypp.saved_models import save_model
+from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
+from raypp.models.saved_models import save_model
 from raypp.storage import Location
 from raypp.tasks import TASKS, Task
 

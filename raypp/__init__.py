@@ -45,7 +45,7 @@ def sweep(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def draw(reference: str | Path) -> dict[str, Picture]:
-    """Every figure of a finished run or sweep by name, which a notebook shows; see `raypp.finished.draw`."""
-    from raypp.finished import draw as figures
+    """Every figure of a finished run or sweep by name, which a notebook shows; see `raypp.commands.finished.draw`."""
+    from raypp.commands.finished import draw as figures
 
     return figures(reference)

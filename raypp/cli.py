@@ -210,13 +210,13 @@ def _show(options: argparse.Namespace) -> None:
 
         print(translate(options.from_original))
         return
-    from raypp.show import show
+    from raypp.commands.show import show
 
     print(show(_experiment(options)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from raypp.evaluate_model import evaluate_command
+    from raypp.commands.evaluate_model import evaluate_command
 
     evaluate_command(
         options.model,
@@ -230,13 +230,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from raypp.inspection import inspect_command
+    from raypp.commands.inspection import inspect_command
 
     inspect_command(options.model, options.save, figure=options.figure, matrix=options.matrix, initial=options.initial)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from raypp.report import report
+    from raypp.commands.report import report
 
     print(report(options.folders, options.save, options.figure))
 

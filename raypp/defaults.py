@@ -15,7 +15,7 @@ from raypp.config import (
     TeacherSettings,
 )
 from raypp.config.fields import PATH_FIELDS
-from raypp.student import read_config
+from raypp.models.student import read_config
 from raypp.tasks import Task, default_source
 
 

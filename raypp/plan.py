@@ -20,14 +20,14 @@ from raypp.distillation.teacher import HiddenStateTerm, hidden_state_terms
 from raypp.errors import Problems
 from raypp.identity import identity_hash, run_identity, run_name
 from raypp.kinds import TaskKind, kind_of
-from raypp.model_input import ModelInput, find_student, find_teacher
+from raypp.models.model_input import ModelInput, find_student, find_teacher
 from raypp.plan_checks import check_kind_settings, check_sections, check_start, check_tokens
 from raypp.pruning.schedule import PruningSchedule
-from raypp.steps import StepPlan, plan_steps
 from raypp.storage import Location
 from raypp.store import Artifact, Store
 from raypp.tasks import Task, resolve_task
-from raypp.training_rows import Lengths, TrainingRows
+from raypp.training.steps import StepPlan, plan_steps
+from raypp.training.training_rows import Lengths, TrainingRows
 
 
 @dataclass(frozen=True)

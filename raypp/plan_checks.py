@@ -6,8 +6,8 @@ from raypp.config import Experiment, Texts
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind, kind_of
 from raypp.kinds.kind import KIND_SETTINGS
-from raypp.model_input import ModelInput, meta_model
-from raypp.models import load_model_config
+from raypp.models.loading import load_model_config
+from raypp.models.model_input import ModelInput, meta_model
 from raypp.tasks import Task
 
 

@@ -10,8 +10,8 @@ import shutil
 import pytest
 import torch
 
-from raypp import cpu_kernels
-from raypp.cpu_kernels import Kernels
+from raypp.cpu import kernels as cpu_kernels
+from raypp.cpu.kernels import Kernels
 
 needs_compiler = pytest.mark.usefixtures("kernels")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from raypp.cpu_kernels import Kernels
+    from raypp.cpu.kernels import Kernels
     from raypp.storage import Location
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -27,8 +27,8 @@ import raypp
 from raypp.cli import main
 from raypp.cluster.session import Session
 from raypp.figures.run import FIGURES
-from raypp.models import load_pretrained
-from raypp.saved_models import save_model
+from raypp.models.loading import load_pretrained
+from raypp.models.saved_models import save_model
 from raypp.storage import Location
 from raypp.tasks import TASKS
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2
 from whole_runs import assert_same, copy_tokenizer, outcome, recorded_until
 
 from raypp.cluster.launch import train
+from raypp.commands.evaluate_model import evaluate_command
 from raypp.errors import ConfigError
-from raypp.evaluate_model import evaluate_command
 from raypp.load_config import experiment_from
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

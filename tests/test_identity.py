@@ -184,7 +184,7 @@ def test_a_copy_without_a_checkout_is_known_by_its_sources(tmp_path: Path) -> No
     package = Path(raypp.__file__).parent
     for name in ("job", "image", "changed"):
         shutil.copytree(package, tmp_path / name / "raypp", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "changed/raypp/cpu_kernels.c").open("a") as source:
+    with (tmp_path / "changed/raypp/cpu/kernels.c").open("a") as source:
         source.write("\n")
 
     def sources(name: str) -> str:

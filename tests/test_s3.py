@@ -16,7 +16,6 @@ import yaml
 from transformers import DistilBertConfig, DistilBertModel
 from whole_runs import assert_same, copy_tokenizer, only_run, outcome, resumed_after, run_command, started, wait_for
 
-from raypp.checkpoint import Checkpoints, capture
 from raypp.cli import main
 from raypp.cluster.session import Session
 from raypp.config import ClusterSettings
@@ -24,6 +23,7 @@ from raypp.errors import ConfigError
 from raypp.runs import check_writable
 from raypp.storage import Location
 from raypp.store import Store, write_part
+from raypp.training.checkpoint import Checkpoints, capture
 
 STEPS = 150
 

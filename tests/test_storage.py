@@ -17,8 +17,8 @@ from pyarrow.fs import FSSpecHandler
 
 from raypp import storage
 from raypp.errors import ConfigError
-from raypp.metrics_file import MetricsFile
 from raypp.storage import Location
+from raypp.training.metrics_file import MetricsFile
 
 
 class Flaky(FSSpecHandler):  # type: ignore[misc]

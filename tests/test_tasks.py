@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 
-from raypp.answer_metrics import ANSWER_METRICS
 from raypp.config import FilesSource, HubSource, OfficialSource, OwnTask, SyntheticSource
 from raypp.errors import ConfigError
+from raypp.evaluation.answer_metrics import ANSWER_METRICS
+from raypp.evaluation.metrics import METRICS
 from raypp.kinds import KINDS, kind_of
-from raypp.metrics import METRICS
 from raypp.tasks import TASKS, Task, default_source, find_task, resolve_task
 
 OFFICIAL = OfficialSource(kind="official", directory="anywhere")

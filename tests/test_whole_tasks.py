@@ -30,7 +30,7 @@ from raypp.cluster.launch import train
 from raypp.display.progress import NullDisplay
 from raypp.events import Event, Message
 from raypp.load_config import experiment_from
-from raypp.models import load_pretrained
+from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -22,19 +22,19 @@ from raypp.data.features import Features
 from raypp.data.sources import RawData
 from raypp.display.progress import NullDisplay
 from raypp.errors import ConfigError
-from raypp.evaluate import metrics_of
+from raypp.evaluation.evaluate import metrics_of
+from raypp.evaluation.predictions import Predictions
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
-from raypp.job import Job
 from raypp.kinds import TaskKind
-from raypp.model_input import ModelInput
-from raypp.models import load_model_config
+from raypp.models.loading import load_model_config
+from raypp.models.model_input import ModelInput
 from raypp.plan import Plan, Prepare, make_plan
-from raypp.predictions import Predictions
 from raypp.runs import check_writable, clear_run, finished_result, locked, model_files, start_run
 from raypp.storage import Location
 from raypp.store import Artifact, Store
-from raypp.training_rows import TRAIN_SPLIT
+from raypp.training.job import Job
+from raypp.training.training_rows import TRAIN_SPLIT
 
 
 def check_device(experiment: Experiment) -> None:

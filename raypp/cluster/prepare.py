@@ -19,7 +19,7 @@ from raypp.data.batches import plan_tokens
 from raypp.data.features import Features
 from raypp.data.tokenization import tokenizer_fingerprint
 from raypp.errors import ConfigError
-from raypp.predictions import without_padding
+from raypp.evaluation.predictions import without_padding
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 
@@ -50,7 +50,7 @@ def featurize(
 
     Raises ConfigError where a row cannot be read or the store cannot be written, and RunFailed where a worker fails.
     """
-    from raypp.models import load_tokenizer
+    from raypp.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
     raw_hash, tokenizer_hash = raw.fingerprint(split), tokenizer_fingerprint(tokenizer)
@@ -135,7 +135,7 @@ def teacher_logits(
     Raises ConfigError where the folder holds no model that is fine-tuned for the task, a logit is not finite or the
     store cannot be written, and RunFailed where a worker fails.
     """
-    from raypp.models import load_finetuned, load_model_config
+    from raypp.models.loading import load_finetuned, load_model_config
 
     order = kind.output_order(load_model_config(Path(model_folder), "teacher.model", kind), "teacher.model")
     key = logits_key(features, teacher_fingerprint, order, precision)
@@ -207,7 +207,7 @@ class _Teacher:
         import ray
         import torch
 
-        from raypp.models import pad_with
+        from raypp.models.loading import pad_with
 
         torch.set_num_threads(self.threads or 1)
         self.device = torch.device("cpu" if self.threads else "cuda")

@@ -42,7 +42,7 @@ def cut_corpus(
     Raises ConfigError where a text cannot be read, no block is left or the store cannot be written, and RunFailed where
     a worker fails.
     """
-    from raypp.models import load_tokenizer
+    from raypp.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(Path(tokenizer_folder), "tokenizer")
     tokenizer_hash = tokenizer_fingerprint(tokenizer)

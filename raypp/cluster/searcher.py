@@ -9,8 +9,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raypp.cluster.trial import TrialTask
-from raypp.direction import merit
-from raypp.evaluate import headline_key
+from raypp.evaluation.direction import merit
+from raypp.evaluation.evaluate import headline_key
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_point
 from raypp.sweeps.suggest import Observation, suggest
 

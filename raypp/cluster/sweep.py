@@ -33,14 +33,13 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
-from raypp.direction import lower_is_better
 from raypp.display.progress import NullDisplay
 from raypp.errors import RunFailed
-from raypp.evaluate import headline_key
+from raypp.evaluation.direction import lower_is_better
+from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
-from raypp.job import Job
 from raypp.plan import Plan
 from raypp.runs import check_writable, clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
@@ -50,7 +49,8 @@ from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_s
 from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
-from raypp.worker import ignore
+from raypp.training.job import Job
+from raypp.training.worker import ignore
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:

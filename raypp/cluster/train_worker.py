@@ -10,9 +10,9 @@ from raypp.cluster.outcome import Failed, Finished, Left, Outcome
 from raypp.cluster.shared_folders import check_seen
 from raypp.errors import Interrupted, RunFailed, StorageFailed, WorkersLost
 from raypp.events import Message, Reported, WorkersPlaced
-from raypp.job import Job
-from raypp.loop import fit
-from raypp.worker import Worker, ignore
+from raypp.training.job import Job
+from raypp.training.loop import fit
+from raypp.training.worker import Worker, ignore
 
 
 def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from raypp.checkpoint import Checkpoints
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
@@ -26,10 +25,11 @@ from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
 from raypp.events import EventHandler, Message, Reported, WorkersPlaced
 from raypp.interrupts import STOPPING, deferred_interrupts
-from raypp.job import Job
-from raypp.loop import fit
 from raypp.storage import Location, tidying
-from raypp.worker import Worker, ignore, never
+from raypp.training.checkpoint import Checkpoints
+from raypp.training.job import Job
+from raypp.training.loop import fit
+from raypp.training.worker import Worker, ignore, never
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5

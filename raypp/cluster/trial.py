@@ -30,12 +30,12 @@ from raypp.cluster.shared_folders import check_seen
 from raypp.cluster.trainer import Supervision, run_job
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, RunFailed, StorageFailed, WorkersLost
-from raypp.evaluate import headline_key
+from raypp.evaluation.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
-from raypp.job import Job
-from raypp.metrics_file import whole_records
 from raypp.runs import finished_result, locked, start_run
+from raypp.training.job import Job
+from raypp.training.metrics_file import whole_records
 
 # A report waits for the driver's answer, which a training step should not do often.
 REPORT_SECONDS = 2.0

@@ -132,8 +132,8 @@ class FisherPruning(DensitySchedule, PruningBase):
     other weights (LeCun et al. 1990, "Optimal Brain Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned
     weights have gradients as well, and may come back.
 
-    In a loop of your own, `raypp.optim.build_optimizer` makes the optimizer that keeps these means; where batches
-    differ in size, as the last of an epoch does, its step is told of it: `optimizer.step(rows=n)`.
+    In a loop of your own, `raypp.training.optim.build_optimizer` makes the optimizer that keeps these means; where
+    batches differ in size, as the last of an epoch does, its step is told of it: `optimizer.step(rows=n)`.
     """
 
     method: Literal["fisher"]

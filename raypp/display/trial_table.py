@@ -13,8 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from raypp.direction import merit
 from raypp.display.durations import clock_time
+from raypp.evaluation.direction import merit
 from raypp.events import TrialAdvanced, TrialState
 
 ACTIVE = ("running", "retrying")

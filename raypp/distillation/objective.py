@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from raypp.config import DistillationSettings
 from raypp.distillation.teacher import OnlineTeacher
-from raypp.inputs import Counts
 from raypp.kinds import TaskKind
+from raypp.training.inputs import Counts
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from raypp.config import DistillationSettings, TeacherSettings
 from raypp.distillation.losses import hidden_cosine_sum, hidden_mse_sum
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind
-from raypp.models import resolve_model
+from raypp.models.loading import resolve_model
+from raypp.models.saved_models import load_saved
 from raypp.pruning.masks import named_seed
-from raypp.saved_models import load_saved
 from raypp.storage import Location
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from raypp.config import AnswerSettings
 from raypp.data.features import flatten
 
 if TYPE_CHECKING:
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
 
 Spans = list[tuple[float, int, int]]
 """Score, first token and last token of a span; the best first."""

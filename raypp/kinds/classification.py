@@ -12,13 +12,13 @@ import numpy as np
 
 from raypp.data.values import class_of
 from raypp.errors import ConfigError
+from raypp.evaluation.metrics import class_metrics, require_finite
 from raypp.kinds.sentences import Sentences, submission_text
-from raypp.metrics import class_metrics, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
 
 logger = logging.getLogger("raypp")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raypp.config import Experiment
     from raypp.data.tokenization import Vocabulary
     from raypp.data.training import TrainingData
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
     from raypp.store import Artifact
 
 # Settings of an experiment that only some kinds read.
@@ -197,7 +197,7 @@ class TaskKind(ABC):
 
     def run(self, model: Any, batch: Mapping[str, Tensor], **asked: Any) -> Any:
         """A model's answer to a batch, of which it reads what it knows."""
-        from raypp.models import model_inputs
+        from raypp.models.loading import model_inputs
 
         return model(**model_inputs(model, batch), **asked)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from raypp.config import Experiment
     from raypp.data.tokenization import Vocabulary
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
     from raypp.store import Artifact
 
 # Encoders that AutoModelForCausalLM opens all the same, and which predict what they see unless they are made decoders.

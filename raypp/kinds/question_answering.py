@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raypp.answer_metrics import answer_metrics
 from raypp.data.features import features_schema
 from raypp.data.tokenization import backend_of, has_token_types
 from raypp.data.values import BadValue, text_of
 from raypp.data.windows import ANSWER_TYPE, window_rows
 from raypp.errors import ConfigError
+from raypp.evaluation.answer_metrics import answer_metrics
+from raypp.evaluation.metrics import require_finite
 from raypp.kinds.answers import Answer, best_answers
 from raypp.kinds.kind import TaskKind
-from raypp.metrics import require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
 
 START, END = 0, 1  # of the two outputs of a token
 NO_LOGIT = -1e30  # of padding: its probability is 0, and 0 times its logarithm too

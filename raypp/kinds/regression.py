@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from raypp.data.values import number_of
 from raypp.errors import ConfigError
+from raypp.evaluation.metrics import require_finite, value_metrics
 from raypp.kinds.classification import label_names
 from raypp.kinds.sentences import Sentences, submission_text
-from raypp.metrics import require_finite, value_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from raypp.predictions import Predictions
+    from raypp.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class _Translation:
 
     def _student_config(self) -> None:
         """The file's values with their family, which the script took from another option."""
-        from raypp.student import read_config  # with torch, which takes seconds to import
+        from raypp.models.student import read_config  # with torch, which takes seconds to import
 
         path, family = self.command["student_config"], self.command["student_type"]
         file = Path(expanded(path))

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 
 from raypp.config import PruningSettings, TargetedPruning
-from raypp.optim import rate_factor
 from raypp.pruning.level import final_score
 from raypp.pruning.schedule import PruningSchedule, SchedulePoint
+from raypp.training.optim import rate_factor
 
 # Sum of all moves of log(lambda) until the final warmup begins, were the speed wrong by 1 all the time: in a tenth of
 # that time lambda can change by e ** 3.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypp import cpu_kernels
+from raypp.cpu import kernels as cpu_kernels
 
 # The stretch interval and the temperature of the distribution.
 GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3

@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from raypp import cpu_kernels
+from raypp.cpu import kernels as cpu_kernels
 
 logger = logging.getLogger("raypp")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypp import cpu_kernels
+from raypp.cpu import kernels as cpu_kernels
 
 HINT_MEMORY = 0.8  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows

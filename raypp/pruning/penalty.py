@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raypp import cpu_kernels
+from raypp.cpu import kernels as cpu_kernels
 from raypp.pruning.gates import GATE_CLOSES, GATE_TEMPERATURE
 
 # l1 is the mean of sigmoid(scores) (Sanh et al. 2020, section 4); l0 the mean probability that a hard concrete gate is

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.direction import lower_is_better, merit
+from raypp.evaluation.direction import lower_is_better, merit
 
 # A density of a hundredth of a percent is told from another. Selection by matrix rounds down in each of them, selection
 # over all of them once: at 3% they end at 0.029998 and 0.030000, and neither is the sparser one.

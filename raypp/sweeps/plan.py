@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError, Problems
-from raypp.evaluate import headline_key
+from raypp.evaluation.evaluate import headline_key
 from raypp.plan import Draft, Plan, Prepare, draft_plan
-from raypp.steps import StepPlan
 from raypp.storage import Location
 from raypp.sweeps.points import trials_of
 from raypp.sweeps.space import Changes, Space, Trial
 from raypp.sweeps.stopping import stratum_of
 from raypp.sweeps.suggest import as_many_as_wanted, first_points
 from raypp.tasks import resolve_task
+from raypp.training.steps import StepPlan
 
 EXHAUSTED = "exhausted.json"
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from raypp.evaluate import headline_key
-from raypp.metrics_file import whole_records
+from raypp.evaluation.evaluate import headline_key
 from raypp.runs import finished_result
 from raypp.storage import Location
 from raypp.sweeps.plan import PlannedTrial
 from raypp.sweeps.stopping import Judgement
+from raypp.training.metrics_file import whole_records
 
 logger = logging.getLogger("raypp")
 

@@ -12,7 +12,7 @@ from typing import Any
 from raypp.config import Experiment
 from raypp.storage import Location
 from raypp.sweeps.front import Point, front_rows
-from raypp.tracking import make_tracker, upload_recorded
+from raypp.training.tracking import make_tracker, upload_recorded
 
 
 def tracking_group(folder: Location) -> str:

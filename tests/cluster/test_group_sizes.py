@@ -11,7 +11,7 @@ from raypp.cluster.group_sizes import GroupSizes
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
 from raypp.errors import NoRoom
-from raypp.worker import never
+from raypp.training.worker import never
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -35,7 +35,7 @@ from whole_runs import (
 from raypp.config import LanguageModelingTask, TextSource
 from raypp.corpus.blocks import TOKEN_COUNTS
 from raypp.corpus.streamed import GROUP_BLOCKS
-from raypp.models import load_pretrained
+from raypp.models.loading import load_pretrained
 from raypp.tasks import resolve_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -30,7 +30,7 @@ from whole_runs import (
     wait_for,
 )
 
-from raypp.models import load_pretrained
+from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

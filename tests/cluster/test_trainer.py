@@ -23,7 +23,7 @@ from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, Stora
 from raypp.events import Message, WorkersPlaced
 from raypp.interrupts import STOPPING
 from raypp.storage import Location
-from raypp.worker import ignore
+from raypp.training.worker import ignore
 
 
 @pytest.mark.parametrize("preempted", [False, True])

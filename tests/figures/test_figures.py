@@ -105,7 +105,8 @@ def test_a_notebook_shows_a_figure_by_itself() -> None:
 
 def test_matplotlib_is_imported_to_draw_and_its_global_state_is_left_alone() -> None:
     program = (
-        "import sys, raypp.recording, raypp.inspection, raypp.sweeps.result; print('matplotlib' in sys.modules);"
+        "import sys, raypp.training.recording, raypp.commands.inspection, raypp.sweeps.result;"
+        "print('matplotlib' in sys.modules);"
         "import sys, tempfile, pathlib, matplotlib as m; before = dict(m.rcParams);"
         "import raypp.figures.run as r;"
         "r.schedule_figure([{'step': 1, 'prune/penalty_lambda': 2.0}]).save(pathlib.Path(tempfile.mkdtemp()) /"

@@ -16,16 +16,16 @@ from raypp.config import DataSettings, DistillationSettings, LanguageModelingTas
 from raypp.corpus.blocks import Blocks
 from raypp.corpus.examples import BlockExamples
 from raypp.corpus.targets import NOT_PREDICTED, Masker
-from raypp.direction import lower_is_better, merit
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import OnlineTeacher, hidden_state_terms
 from raypp.errors import ConfigError
-from raypp.evaluate import headline_key
-from raypp.inputs import Counts
+from raypp.evaluation.direction import lower_is_better, merit
+from raypp.evaluation.evaluate import headline_key
+from raypp.evaluation.predictions import Predictions
 from raypp.kinds import kind_of
-from raypp.models import check_opens
-from raypp.predictions import Predictions
+from raypp.models.loading import check_opens
 from raypp.tasks import resolve_task
+from raypp.training.inputs import Counts
 
 VOCABULARY = 60
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": VOCABULARY}

@@ -24,11 +24,11 @@ from raypp.data.sources import RawData, open_source
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher
 from raypp.errors import ConfigError
-from raypp.evaluate import predict
+from raypp.evaluation.evaluate import predict
 from raypp.kinds import kind_of
-from raypp.models import load_pretrained
+from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS, resolve_task
-from raypp.worker import Worker
+from raypp.training.worker import Worker
 
 SWAG = TASKS["swag"]
 HEADER = [

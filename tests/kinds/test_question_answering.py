@@ -18,7 +18,6 @@ import yaml
 from hub_copy import hub_copy
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from raypp.answer_metrics import answer_metrics
 from raypp.cli import main
 from raypp.config import (
     AnswerSettings,
@@ -32,14 +31,15 @@ from raypp.config import (
 from raypp.data.features import Features
 from raypp.data.sources import RawData, open_source
 from raypp.errors import ConfigError
-from raypp.evaluate import predict
+from raypp.evaluation.answer_metrics import answer_metrics
+from raypp.evaluation.evaluate import predict
+from raypp.evaluation.predictions import Predictions
 from raypp.kinds import kind_of
 from raypp.kinds.answers import best_spans
 from raypp.kinds.question_answering import QuestionAnswering
-from raypp.models import load_pretrained
-from raypp.predictions import Predictions
+from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS, find_task, resolve_task
-from raypp.worker import Worker
+from raypp.training.worker import Worker
 
 SQUAD, SQUAD_V2 = TASKS["squad"], TASKS["squad_v2"]
 PEOPLE = ("Anna", "Bruno", "Carla", "Denis", "Elena", "Felix")

@@ -15,9 +15,9 @@ from raypp.cli import main
 from raypp.config import Experiment, StudentSettings
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
+from raypp.models.student import student_config
 from raypp.original.options import OPTIONS, Option
 from raypp.original.translation import translate
-from raypp.student import student_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-masked_run_glue.md"
 

@@ -15,12 +15,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.config import LayerRule, TrainSettings
 from raypp.errors import ConfigError
-from raypp.optim import build_optimizer, rate_factor, set_learning_rates
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear, select_layers
 from raypp.pruning.masks import Selection, keep_largest, named_seed
 from raypp.pruning.schedule import SchedulePoint
+from raypp.training.optim import build_optimizer, rate_factor, set_learning_rates
 
 CONFIG = BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,

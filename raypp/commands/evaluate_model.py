@@ -1,0 +1,211 @@
+"""`raypp evaluate`: the metrics of any fine-tuned model on any task and data; for an unlabelled split, a GLUE
+submission file.
+
+It runs in this process, without Ray and without the store: one pass over one split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raypp.config import Experiment, OfficialSource
+from raypp.data.sources import RawData, open_source
+from raypp.data.tokenization import Vocabulary
+from raypp.errors import ConfigError
+from raypp.evaluation.evaluate import predict
+from raypp.kinds import TaskKind, kind_of
+from raypp.load_config import load_experiment
+from raypp.models.freezing import freeze
+from raypp.models.initial_model import initial_model
+from raypp.models.loading import (
+    load_finetuned,
+    load_model_config,
+    load_tokenizer,
+    max_positions,
+    pad_with,
+    resolve_model,
+)
+from raypp.pruning.dense import build_pruning
+from raypp.runs import local_model, run_experiment
+from raypp.storage import Location
+from raypp.tasks import Task, default_source, find_task, resolve_task
+from raypp.training.checkpoint import Checkpoints, restore
+from raypp.training.worker import Worker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on what."""
+
+    kind: TaskKind
+    """Of the task."""
+    raw: RawData
+    splits: tuple[str, ...]
+    experiment: Experiment | None
+    """That of the run, if the model is one."""
+    run: Location | None
+
+
+def evaluate_command(
+    model: str,
+    *,
+    task: str | None = None,
+    data: str | None = None,
+    experiment_file: str | None = None,
+    split: str = "dev",
+    out: str | Path = ".",
+    all_checkpoints: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Evaluates a model and prints what it finds; returns the metrics by split (by step and split for checkpoints).
+
+    Args:
+        model: Hugging Face folder, run folder, hub name or package:….
+        task: name in the task table; a run knows its own.
+        data: folder of the official files.
+        experiment_file: an experiment whose task and data to use instead.
+        split: a split's name; `dev` and `test` stand for all of that kind that the task has.
+        out: folder on this machine for predictions (labelled splits) and submission files (unlabelled ones).
+        all_checkpoints: of a run: metrics alone, of each checkpoint.
+
+    Raises:
+        ConfigError: no such model, task, data or split, or labels that do not match.
+    """
+    if "://" in str(out):
+        raise ConfigError(f"--out: files are written to a folder on this machine, got {str(out)!r}")
+    if all_checkpoints and Path(out) != Path():
+        raise ConfigError(
+            f"--out: --all-checkpoints gives metrics and writes nothing; leave one of them out, got {out}"
+        )
+    subject = _subject(model, task, data, experiment_file, split)
+    splits = subject.splits
+    found: dict[str, dict[str, float]] = {}
+    if all_checkpoints:
+        found = _evaluate_checkpoints(subject)
+        _print(found)
+        return found
+    with _folder(model, subject) as folder:
+        tokenizer = load_tokenizer(folder, "MODEL")
+        kind = _within_positions(subject.kind, folder)
+        if problems := kind.problems_with(tokenizer, "MODEL"):
+            raise ConfigError(problems)
+        features = {name: _features(subject, name, kind, tokenizer) for name in splits}
+        order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
+        fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
+        written_to = Path(out)
+        written_to.mkdir(parents=True, exist_ok=True)
+        pad_id = Vocabulary.of(tokenizer).pad_id
+        pad_with(fine_tuned, kind, pad_id)
+        for name in splits:
+            predictions = predict(fine_tuned, features[name], kind, pad_id, Worker())
+            predictions = replace(predictions, logits=predictions.logits[..., order])
+            if predictions.labelled.any():
+                found[name] = kind.metrics(predictions)
+            files = kind.write(name, predictions, written_to)
+            print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
+    _print(found)
+    return found
+
+
+def _subject(model: str, task: str | None, data: str | None, experiment_file: str | None, split: str) -> Subject:
+    location = Location.of(model, "MODEL") if "://" in model or Path(model).exists() else None
+    run = location if location is not None and (location / "experiment.yaml").is_file() else None
+    own = run_experiment(run, model, "MODEL") if run is not None else None
+    described = load_experiment(experiment_file) if experiment_file else own
+    if task is None and described is None:
+        raise ConfigError("--task: is missing; a model folder does not say what it was trained for (a run folder does)")
+    wanted = task if task is not None else described.task  # type: ignore[union-attr]
+    source: Any = None if described is None else described.data.source
+    if data is not None:
+        source = OfficialSource(kind="official", directory=data)
+    elif (
+        described is not None and task is not None and find_task(task).name != resolve_task(described.task, source).name
+    ):
+        source = None  # of another task's data nothing is known
+    found = resolve_task(wanted, source)
+    kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
+    splits = _splits(found, split)
+    raw = open_source(found, source or default_source(found), required=splits)
+    return Subject(kind, raw, splits, own, run)
+
+
+def _splits(task: Task, split: str) -> tuple[str, ...]:
+    """The splits that a name stands for."""
+    splits = {"dev": task.eval_splits, "test": task.test_splits}.get(split) or (split,)
+    if unknown := [name for name in splits if name not in task.splits]:
+        raise ConfigError(f"--split: {task.name} has no split {unknown[0]!r}; allowed: {', '.join(task.splits)}")
+    return splits
+
+
+@contextlib.contextmanager
+def _folder(model: str, subject: Subject) -> Iterator[Path]:
+    if subject.run is None:
+        yield resolve_model(model, None, "MODEL")
+        return
+    with local_model(subject.run, model, "MODEL") as folder:
+        yield folder
+
+
+def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
+    """The kind with a length that the model in the folder has positions for."""
+    longest = min(kind.data.max_length, max_positions(load_model_config(folder, "MODEL", kind)))
+    return replace(kind, data=kind.data.model_copy(update={"max_length": longest}))
+
+
+def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Any:
+    tables = [kind.tokenize(batch, tokenizer) for batch in subject.raw.read(split)]
+    return kind.evaluation_data(pa.concat_tables(tables), Vocabulary.of(tokenizer))
+
+
+def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
+    """Metrics by step and split, of every whole checkpoint of a run."""
+    if subject.run is None or subject.experiment is None:
+        raise ConfigError("--all-checkpoints: only a run has checkpoints, and MODEL is no run folder")
+    student = subject.experiment.student
+    folder = resolve_model(student.model, student.revision, "student.model")
+    tokenizer = load_tokenizer(folder, "student.model")
+    kind = _within_positions(subject.kind, folder)
+    features = {name: _features(subject, name, kind, tokenizer) for name in subject.splits}
+    if unlabelled := [name for name, split in features.items() if not split.labelled.any()]:
+        raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
+    found: dict[str, dict[str, float]] = {}
+    pad_id = Vocabulary.of(tokenizer).pad_id
+    for step, model in _checkpoints(subject.run, subject.experiment):
+        pad_with(model, kind, pad_id)
+        for name, split in features.items():
+            predictions = predict(model, split, kind, pad_id, Worker())
+            found[f"step {step} {name}"] = kind.metrics(predictions)
+    if not found:
+        raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")
+    return found
+
+
+def _checkpoints(run: Location, experiment: Experiment) -> Iterator[tuple[int, PreTrainedModel]]:
+    """Every whole checkpoint of a run, with the masks it had at its step."""
+    load_initial = initial_model(experiment)
+    checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
+    for step in checkpoints.steps():
+        checkpoint = checkpoints.read(step)
+        if checkpoint is None:
+            continue
+        # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
+        model = load_initial()
+        freeze(model, experiment)
+        total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]
+        pruner, schedule = build_pruning(model, experiment.pruning, total, warmup, experiment.train.seed)
+        restore(checkpoint, model)
+        pruner.refresh(schedule.at(step))
+        yield step, model.to(Worker().device)
+
+
+def _print(found: Mapping[str, Mapping[str, float]]) -> None:
+    for name, metrics in found.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))

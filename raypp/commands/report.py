@@ -1,0 +1,207 @@
+"""`raypp report`: what a run or a sweep came to, in one HTML file that needs nothing else, or as one figure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raypp.commands.finished import Finished
+from raypp.commands.report_tables import Table, front_table, metrics_table, trials_table, unfinished_table
+from raypp.errors import ConfigError
+from raypp.figures import FORMATS, Picture
+from raypp.figures.front import front_figure
+from raypp.figures.run import FIGURES
+from raypp.storage import Location
+from raypp.sweeps.published import METHOD_NAMES
+
+
+@dataclass(frozen=True)
+class Image:
+    """A figure inside the page."""
+
+    name: str
+    uri: str
+    """Its content, as a data URI."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the report says of one run or sweep."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """Name and value, the most important first."""
+    parts: Sequence[Image | Table]
+    """In the order in which they are shown."""
+    experiment: str
+    """YAML."""
+    versions: Mapping[str, str]
+
+
+def report(references: Sequence[str], save: str | None = None, figure: str | None = None) -> Location:
+    """Writes a report of a run, a sweep, or several sweeps of one task side by side; returns its file.
+
+    Args:
+        references: folders, as paths or URIs.
+        save: file to write; its ending says whether it is the report (.html) or only a figure (`FORMATS`). None:
+            report.html in the one folder.
+        figure: which of the figures of a run (`Finished.figures`); None: its overview, or the front of the sweeps.
+
+    Raises:
+        ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending, or a
+            figure that there is not.
+    """
+    file = None if save is None else Location.of(save, "--save")
+    suffix = ".html" if file is None else Path(file.name).suffix.lower()
+    if suffix not in (".html", *FORMATS):
+        raise ConfigError(f"--save: a report ends in .html, a figure in one of {', '.join(FORMATS)}, got {save!r}")
+    if save is None and len(references) > 1:
+        raise ConfigError("--save: the report of several sweeps belongs to none of their folders; name its file")
+    found = [Finished.of(Location.of(reference, "RUN_OR_SWEEP")) for reference in references]
+    _check_comparable(found)
+    if figure is not None and suffix == ".html":
+        raise ConfigError(f"--figure: the report has them all; to save {figure} alone, --save FILE{FORMATS[0]}")
+    file = file or found[0].folder / "report.html"
+    write_report(found, file, figure)
+    return file
+
+
+def write_report(found: Sequence[Finished], file: Location, figure: str | None = None) -> None:
+    """Writes the report of what goes together to an .html file, or one figure to one of `FORMATS`."""
+    file.parent.make_folder()
+    if file.name.lower().endswith(".html"):
+        file.write_text(_html(found))
+    else:
+        _figure(found, figure).save(file)
+
+
+def _check_comparable(found: Sequence[Finished]) -> None:
+    if len(found) == 1:
+        return
+    problems = [
+        f"RUN_OR_SWEEP: {each.folder} is a run; only sweeps are compared" for each in found if not each.is_sweep
+    ]
+    for part in ("task", "headline"):
+        values = {each.result[part] for each in found}
+        if len(values) > 1:
+            problems.append(
+                f"RUN_OR_SWEEP: sweeps of different {part}s have no axis in common: {', '.join(sorted(values))}"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _figure(found: Sequence[Finished], name: str | None = None) -> Picture:
+    """The fronts of several sweeps, or a figure of what was found alone; without a name the first."""
+    if len(found) > 1:
+        figures = {"front": front_figure([each.front(each.title) for each in found], found[0].result["headline"])}
+    else:
+        figures = found[0].figures()
+    if name is not None and name not in figures:
+        raise ConfigError(f"--figure: {found[0].title} has no figure {name!r}; allowed: {', '.join(figures)}")
+    return figures[name or next(iter(figures))]
+
+
+def _html(found: Sequence[Finished]) -> str:
+    several = len(found) > 1
+    title = f"{len(found)} sweeps of {found[0].result['task']}" if several else found[0].title
+    environment = Environment(loader=PackageLoader("raypp"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html").render(
+        title=title,
+        front=Image("Metric against remaining weights, every sweep", _svg(_figure(found))) if several else None,
+        sections=[
+            _sweep_section(each, with_figure=not several) if each.is_sweep else _run_section(each) for each in found
+        ],
+        zip=zip,
+    )
+
+
+def _run_section(run: Finished) -> Section:
+    result = run.result
+    figures = run.figures()
+    return Section(
+        title=run.title,
+        facts=[
+            *_setting(run),
+            ("optimizer steps", f"{result['steps']:,}"),
+            ("seconds", f"{result['seconds']:,.0f}"),
+            *_hours({result["device"]: result["device_hours"]}),
+            ("folder", str(run.folder)),
+        ],
+        parts=[
+            metrics_table(result),
+            *(
+                Image(name.replace("_", " "), _data_uri("image/png", figures[name].encoded(".png")))
+                for name in FIGURES
+                if name in figures
+            ),
+        ],
+        experiment=_yaml(run.settings),
+        versions=run.versions,
+    )
+
+
+def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
+    result, front = sweep.result, sweep.front()
+    counts = [f"{count} {state}" for state, count in result["counts"].items() if count]
+    return Section(
+        title=sweep.title,
+        facts=[
+            *_setting(sweep),
+            ("trials", ", ".join(counts)),
+            ("seconds, all commands together", f"{result['seconds']:,.0f}"),
+            *_hours(result["device_hours"], " of the finished trials"),
+            ("folder", str(sweep.folder)),
+        ],
+        parts=[
+            *(
+                [Image("Metric against remaining weights", _svg(front_figure([front], result["headline"])))]
+                if with_figure
+                else []
+            ),
+            front_table(front, result["headline"]),
+            trials_table(result, front),
+            *([unfinished] if (unfinished := unfinished_table(result)) else []),
+        ],
+        experiment=_yaml(sweep.settings),
+        versions=sweep.versions,
+    )
+
+
+def _setting(found: Finished) -> list[tuple[str, str]]:
+    """What was trained, on what."""
+    pruning, teacher, student = (found.settings[section] for section in ("pruning", "teacher", "student"))
+    followed = "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning"
+    method = "none" if pruning is None else METHOD_NAMES[pruning["method"]]
+    return [
+        ("task", found.result["task"]),
+        ("student", "several encoders" if found.varies("student.model") else student["model"]),
+        ("teacher", "several teachers" if found.varies("teacher.model") else followed),
+        ("pruning", "several methods" if found.varies("pruning.method") else method),
+        ("headline metric", found.result["headline"]),
+    ]
+
+
+def _hours(by_device: Mapping[str, float], of: str = "") -> list[tuple[str, str]]:
+    return [
+        ("CPU-hours" + of, f"{hours:.2f}") if device == "CPU" else (f"GPU-hours{of} ({device})", f"{hours:.2f}")
+        for device, hours in by_device.items()
+    ]
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+
+
+def _svg(figure: Picture) -> str:
+    return _data_uri("image/svg+xml", figure.encoded(".svg"))
+
+
+def _data_uri(mime_type: str, content: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,1 @@
+"""What a model predicts of a split, and the metrics of it."""

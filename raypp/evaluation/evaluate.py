@@ -1,0 +1,91 @@
+"""Predictions and metrics over whole splits, sharded over the workers and exact.
+
+Every worker predicts its part, the predictions are gathered, and metrics are computed once over all of them: a mean of
+per-worker F1 scores is not an F1 score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raypp.data.batches import plan_tokens
+from raypp.evaluation.predictions import Predictions, without_padding
+from raypp.kinds import TaskKind
+from raypp.models.loading import max_positions
+from raypp.training.worker import Worker
+
+if TYPE_CHECKING:
+    from raypp.tasks import Task
+
+EVALUATION_BATCH_SIZE = 64
+EVALUATION_TOKENS = 64 * 128  # with padding: longer rows come in smaller batches
+
+
+def split_key(split: str, splits: tuple[str, ...]) -> str:
+    """Prefix of a split's metrics: `eval/` where there is one, `eval/matched/` where there are several."""
+    return "eval/" if len(splits) == 1 else f"eval/{split.removeprefix('dev_')}/"
+
+
+def headline_key(task: Task) -> str:
+    """The metric that runs are compared by, on the first evaluation split."""
+    return f"{split_key(task.eval_splits[0], task.eval_splits)}{task.headline}"
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    features: Any,
+    kind: TaskKind,
+    pad_id: int,
+    worker: Worker,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+) -> Predictions:
+    """Outputs for all rows, the same on every worker and for any number of workers. Leaves the model in evaluation
+    mode."""
+    model.eval()
+    longest = max_positions(model.config)
+    places, outputs = [], []
+    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)
+    for number, batch in enumerate(plan):
+        if number % worker.world_size != worker.rank:
+            continue
+        padded = features.collate(batch, pad_id, max_padded=longest)
+        inputs = {name: value.to(worker.device) for name, value in padded.items()}
+        predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
+        places.append(features.places(batch, kind.outputs_per_token))
+        outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
+    mine = (np.concatenate(places), np.concatenate(outputs)) if outputs else None
+    parts = [part for part in worker.gather(mine) if part is not None]
+    order = np.argsort(np.concatenate([part[0] for part in parts]))
+    return Predictions(features, np.concatenate([part[1] for part in parts])[order])
+
+
+def evaluate(
+    model: nn.Module, splits: Mapping[str, Any], kind: TaskKind, pad_id: int, worker: Worker
+) -> tuple[dict[str, float], dict[str, Predictions]]:
+    """Metrics of every evaluation split, by key, and the predictions they come from.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    predictions = {split: predict(model, features, kind, pad_id, worker) for split, features in splits.items()}
+    return metrics_of(kind, predictions), predictions
+
+
+def metrics_of(kind: TaskKind, predictions: Mapping[str, Predictions]) -> dict[str, float]:
+    """Metrics of every split, by key.
+
+    Raises:
+        FloatingPointError: a prediction is not finite.
+    """
+    splits = tuple(predictions)
+    return {
+        split_key(split, splits) + name: value
+        for split, predicted in predictions.items()
+        for name, value in kind.metrics(predicted).items()
+    }

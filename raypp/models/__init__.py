@@ -1,0 +1,1 @@
+"""Pretrained models and tokenizers: found, checked, loaded, cut to a student, saved."""

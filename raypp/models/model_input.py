@@ -1,0 +1,108 @@
+"""The models that a run reads, found, hashed and checked against its task and its settings."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypp.config import Experiment, StudentSettings
+from raypp.cpu.dropout import set_dropout
+from raypp.data.tokenization import Vocabulary, tokenizer_fingerprint
+from raypp.errors import ConfigError
+from raypp.kinds import TaskKind
+from raypp.models.freezing import freeze
+from raypp.models.loading import (
+    check_fit,
+    check_opens,
+    load_finetuned,
+    load_model_config,
+    load_tokenizer,
+    model_files,
+    model_fingerprint,
+    resolve_model,
+)
+from raypp.models.student import check_layers, student_config
+from raypp.pruning.linear import select_layers
+from raypp.pruning.pruner import check_room
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A pretrained or fine-tuned model, found and hashed."""
+
+    folder: Path
+    fingerprint: str
+    tokenizer: str
+    """Fingerprint of its tokenizer: models that share it share features."""
+    vocabulary: Vocabulary
+    config: Any
+    """The `transformers` configuration that it is trained or asked with."""
+
+
+def find_student(experiment: Experiment, kind: TaskKind) -> ModelInput:
+    """The student, whose layers are what `student`, `train` and `pruning` ask for.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    settings = experiment.student
+    student = _find_model(settings.model, settings.revision, kind, "student.model", settings)
+    model = meta_model(student.config, kind)
+    if settings.layers is not None:
+        check_layers(meta_model(load_model_config(student.folder, "student.model"), kind), model, settings.layers)
+    freeze(model, experiment)
+    if experiment.train.dropout is not None:
+        set_dropout(model, experiment.train.dropout)
+    if experiment.pruning is not None:
+        check_room(experiment.pruning, list(select_layers(model, experiment.pruning.layers).values()))
+    return student
+
+
+def find_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
+    """The teacher, where it is fine-tuned already; None where there is none, or it is trained first.
+
+    Raises:
+        ConfigError: if there is none, or it was fine-tuned for another task.
+    """
+    settings = experiment.teacher
+    if settings is None or settings.model is None or settings.train is not None:
+        return None
+    teacher = _find_model(settings.model, settings.revision, kind, "teacher.model")
+    load_finetuned(teacher.folder, kind, "teacher.model")
+    return teacher
+
+
+def meta_model(config: Any, kind: TaskKind) -> Any:
+    """The model of a configuration without weights: enough to see which layers it has."""
+    import torch
+
+    with torch.device("meta"):
+        return kind.auto_model().from_config(config)
+
+
+def _find_model(
+    reference: str, revision: str | None, kind: TaskKind, field: str, made: StudentSettings | None = None
+) -> ModelInput:
+    """A model that fits the task; `made`: how the student is made of it."""
+    folder = resolve_model(reference, revision, field)
+    config = load_model_config(folder, field)
+    if made is not None:
+        config = student_config(config, made)
+    check_opens(config, kind, field)
+    tokenizer, fingerprint = _tokenizer(folder, model_files(folder), field)
+    check_fit(config, tokenizer, kind.data.max_length, field)
+    if problems := kind.problems_with(tokenizer, field):
+        raise ConfigError(problems)
+    return ModelInput(folder, model_fingerprint(folder), fingerprint, Vocabulary.of(tokenizer), config)
+
+
+@functools.lru_cache(maxsize=32)
+def _tokenizer(folder: Path, files: object, field: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """A model's tokenizer and its fingerprint, which the trials of a sweep share as long as its files are the same."""
+    tokenizer = load_tokenizer(folder, field)
+    return tokenizer, tokenizer_fingerprint(tokenizer)

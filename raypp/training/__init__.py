@@ -1,0 +1,1 @@
+"""One run: the loop, what it reads and changes at each step, and what it records, saves and leaves."""

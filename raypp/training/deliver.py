@@ -1,0 +1,105 @@
+"""The end of a run: the folded model is saved, opened again as anybody would, and evaluated once more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raypp.errors import RunFailed
+from raypp.evaluation.evaluate import evaluate, headline_key
+from raypp.evaluation.predictions import Predictions
+from raypp.models.loading import load_tokenizer
+from raypp.models.saved_models import load_saved, save_model
+from raypp.models.student import initial_student
+from raypp.pruning.weight_statistics import measure
+from raypp.runs import model_files
+from raypp.training.recording import Recorder, RunProgress
+from raypp.training.worker import Worker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from raypp.data.features import Features
+    from raypp.pruning.dense import NoPruner
+    from raypp.pruning.pruner import Pruner
+    from raypp.training.job import Job
+
+FOLD_TOLERANCE = 1e-5
+
+
+def deliver(
+    job: Job,
+    worker: Worker,
+    recorder: Recorder,
+    model: PreTrainedModel,
+    pruner: Pruner | NoPruner,
+    pretrained: Path,
+    splits: Mapping[str, Features],
+    masked: Mapping[str, Predictions],
+    progress: RunProgress,
+    perf: Mapping[str, float],
+) -> dict[str, Any]:
+    """Folds the model and saves it, evaluates what was saved, and writes predictions, figures and, last, the result.
+
+    Args:
+        model: with the masks that it is to be delivered with.
+        pretrained: folder of the model that it came from, which has its tokenizer.
+        masked: what it predicts with them.
+        perf: what the last line of the log says of this session's speed.
+
+    Raises:
+        RunFailed: the saved model's logits are not those of the masked one.
+    """
+    density = pruner.density()
+    if worker.is_first and job.experiment.pruning is not None:
+        initial = initial_student(job.experiment, job.kind, pretrained, job.trained_teacher)
+        recorder.statistics = measure(model, density, initial)
+    plain: Any = pruner.fold()
+    if worker.is_first:
+        save_model(plain, load_tokenizer(pretrained, "student.model"), job.run / "model")
+    worker.barrier()
+    saved = load_saved(job.run / "model", job.kind, worker.device)
+    began = time.monotonic()
+    metrics, predictions = evaluate(saved, splits, job.kind, job.vocabulary.pad_id, worker)
+    perf = {**perf, "perf/final_evaluation_seconds": time.monotonic() - began}
+    for split, after in predictions.items():
+        difference = float(np.abs(after.logits - masked[split].logits).max())
+        if difference > FOLD_TOLERANCE:
+            raise RunFailed(
+                f"the saved model in {job.run / 'model'} differs from the masked one by {difference:.2g} in a logit of "
+                f"{split}; allowed is {FOLD_TOLERANCE:g}"
+            )
+    pruning = job.experiment.pruning
+    result = {
+        "name": job.experiment.name,
+        "run": job.run.name,
+        "task": job.task.name,
+        "headline": headline_key(job.task),
+        "metrics": metrics,
+        "requested_density": None if pruning is None else pruning.requested_density,
+        "density": {"linear": density.linear, "encoder": density.encoder, "model": density.model},
+        "steps": progress.steps,
+        "seconds": progress.seconds,
+        "device": worker.device_name,
+        "device_hours": progress.device_seconds / 3600,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "perf": dict(perf),
+        "best": progress.best,
+        "paths": {
+            "run": str(job.run),
+            "model": str(job.run / "model"),
+            "figures": str(job.run / "figures"),
+            "metrics": str(job.run / "metrics.jsonl"),
+        },
+        **job.provenance,
+    }
+    if worker.is_first:
+        (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
+        result["model_files"] = model_files(job.run)
+        result["paths"]["wandb_sync"] = recorder.finish(result)
+        (job.run / "result.json").write_json(result)
+    return dict(worker.gather(result)[0])

@@ -1,0 +1,64 @@
+"""What each worker computes in each optimizer step: its shares of the global batch, padded and on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from raypp.data.training import TrainingData
+from raypp.training.steps import StepPlan
+from raypp.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the sums of a global batch's loss terms are divided by: its size, however it is cut."""
+
+    rows: int
+    targets: int
+    """Labels: one a row, or those of its tokens that are to be predicted."""
+    outputs: int
+    """Where outputs are compared with a teacher's: one a row, or the tokens where they are needed."""
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One worker's part of one step."""
+
+    rows: npt.NDArray[np.int64]
+    """Positions in the source of the whole global batch's examples."""
+    counts: Counts
+    """Of the whole global batch."""
+    shares: Mapping[int, Mapping[str, Tensor]]
+    """By number, this worker's shares that are not empty: the model's inputs, labels and teacher logits."""
+    tokens: int
+    """Real tokens in them."""
+    computed_tokens: int
+    """The same with padding."""
+
+
+def step_inputs(
+    data: TrainingData, steps: StepPlan, start: int, micro_batches: int, pad_id: int, max_padded: int, worker: Worker
+) -> Iterator[StepInputs]:
+    """The inputs of every step from `start` on. A step's are made when they are asked for."""
+    step = start
+    while step < steps.total:
+        epoch, place = steps.place(step)
+        for examples, batch in data.batches(epoch, place):
+            shares, tokens, computed_tokens = {}, 0, 0
+            for share in worker.shares(micro_batches):
+                if not len(indices := batch.shares[share]):
+                    continue
+                padded = examples.collate(indices, pad_id, max_padded=max_padded)
+                tokens += int(examples.tokens[indices].sum())
+                computed_tokens += padded["input_ids"].numel()
+                shares[share] = {name: worker.to_device(value) for name, value in padded.items()}
+            counts = Counts(len(batch), *examples.targets_and_outputs(batch.indices))
+            yield StepInputs(examples.rows[batch.indices], counts, shares, tokens, computed_tokens)
+            step += 1
+            if step == steps.total:
+                return

@@ -1,0 +1,274 @@
+"""Recording of a run with Weights & Biases: by rank 0, and if it is wanted; otherwise a null object takes its place.
+
+W&B must never stop or slow training. Whatever it does at the speed of a network or a disk happens on a thread of its
+own: the training thread only puts work into a queue. A server that cannot be reached, a key that is refused or an
+exception inside wandb is said once, aloud, and the run goes on, recorded offline in `<run folder>/wandb/`.
+
+Resuming. A session that resumes a run first repeats what metrics.jsonl holds up to the resumed step. So an offline
+session, which writes a folder of its own, holds the whole run and replaces the folder before it (`upload_recorded` does
+where the run's folder is remote): `wandb sync` of two folders of one run would shift the second one's steps past the
+first one's. An online session continues the run under its id, and W&B ignores the steps that it knows. A run that
+starts from the beginning replaces what is under its id.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import shlex
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raypp.config import TrackingSettings
+from raypp.training.metrics_file import MetricsFile
+
+if TYPE_CHECKING:
+    import wandb
+
+    from raypp.storage import Location
+    from raypp.training.parameter_statistics import Histogram
+
+logger = logging.getLogger(__name__)
+
+INIT_SECONDS = 20.0  # for the server to register an online run
+UPLOAD_SECONDS = 30.0  # for what is not uploaded yet when the run ends
+FINISH_SECONDS = 90.0  # for finish() altogether: a slow start, the upload, and closing the files
+
+NO_KEY = "no API key is configured (`wandb login` stores one)"
+QUIET = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "x_disable_stats": True}
+FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Tracker:
+    """Where a run is recorded. Nothing that happens to the recording raises, and no method waits but `finish`."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics of one report. Steps never go down; two reports of one step become one."""
+
+    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Records histograms by name, at this step. A resumed run has those of its own steps."""
+
+    def log_figures(self, figures: Mapping[str, Path]) -> None:
+        """Records figures (PNG or JPEG files) by name, at the last step logged."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Records a table, at the last step logged."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Records what the run came to."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Ends the recording; returns when it is on disk and uploaded, or after `FINISH_SECONDS`."""
+
+    def sync_command(self) -> str | None:
+        """The command that uploads what is recorded offline; None if there is nothing to upload."""
+        return None
+
+
+class NullTracker(Tracker):
+    """Records nothing: ranks other than 0, and runs with `tracking.wandb: off`."""
+
+
+class WandbTracker(Tracker):
+    """Records a run with Weights & Biases, from a thread of its own. One at a time in a process.
+
+    `resume_step` is the step of the checkpoint that the run goes on from, None for a run that starts at the beginning.
+    `warn` is called, from the other thread, with each line that the user should see.
+    """
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        *,
+        run_folder: Path,
+        run_name: str,
+        run_id: str,
+        group: str | None,
+        config: dict[str, Any],
+        resume_step: int | None,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
+        assert settings.wandb != "off", "make_tracker gives a NullTracker"
+        # Imported here, before training, and not on the other thread, where it could meet another half-done import.
+        import wandb
+
+        # wandb's own telemetry, not the run's, which would print that a server refused it.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+        self._wandb = wandb
+        self._settings = settings
+        self._run_folder = run_folder
+        self._resume_step = resume_step
+        self._warn = warn
+        self._init_arguments: dict[str, Any] = {
+            "project": settings.project,
+            "entity": settings.entity,
+            "dir": str(run_folder),
+            "id": run_id,
+            "name": run_name,
+            "group": group,
+            "config": config,
+        }
+        self._last_step = resume_step or 0
+        self._work: queue.SimpleQueue[Callable[[wandb.Run], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._record, name="wandb", daemon=True)
+        self._exit_code: int | None = None
+        self._unfinished: list[Path] = []  # the folder of the open run: not all of it is uploaded
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = dict(metrics)
+        self._last_step = step
+        self._put(lambda run: run.log(values, step=step))
+
+    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        self._last_step = step
+        self._put(
+            lambda run: run.log(
+                {name: self._wandb.Histogram(np_histogram=counted) for name, counted in histograms.items()}, step=step
+            )
+        )
+
+    def log_figures(self, figures: Mapping[str, Path]) -> None:
+        for name, path in figures.items():
+            if path.suffix.lower() not in FIGURE_SUFFIXES:
+                raise ValueError(f"{name}: {path} is none of {', '.join(FIGURE_SUFFIXES)}")
+        files, step = {name: str(path) for name, path in figures.items()}, self._last_step
+        self._put(lambda run: run.log({name: self._wandb.Image(f) for name, f in files.items()}, step=step))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        heads, data, step = list(columns), [list(row) for row in rows], self._last_step
+        self._put(lambda run: run.log({name: self._wandb.Table(columns=heads, data=data)}, step=step))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        values = dict(values)
+        self._put(lambda run: run.summary.update(values))
+
+    def _put(self, work: Callable[[wandb.Run], None]) -> None:
+        if self._thread.is_alive():  # else recording has stopped, or W&B is disabled: nothing would empty the queue
+            self._work.put(work)
+
+    def finish(self, exit_code: int = 0) -> None:
+        if self._exit_code is None:
+            self._exit_code = exit_code
+            self._work.put(None)
+        self._thread.join(FINISH_SECONDS)
+        if self._thread.is_alive():
+            self._warn(f"W&B: not finished after {FINISH_SECONDS:.0f} s; going on without it")
+
+    def sync_command(self) -> str | None:
+        folders = dict.fromkeys([*self._folders("offline-run-*"), *self._unfinished])
+        online = ["--include-online"] if any(folder.name.startswith("run-") for folder in folders) else []
+        return shlex.join(["wandb", "sync", *online, *map(str, folders)]) if folders else None
+
+    # --- on the other thread -----------------------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        # The one place that catches everything: an error in a recorder must not end a run, but is never kept silent.
+        # SystemExit is what wandb raises where its service process ends badly.
+        try:
+            run = self._open()
+            if run is not None:
+                self._write(run)
+        except (Exception, SystemExit) as error:
+            later = f"; what was recorded is uploaded by: {self.sync_command()}" if self._unfinished else ""
+            self._warn(f"W&B: recording stopped, the run goes on: {_one_line(error)}{later}")
+
+    def _write(self, run: wandb.Run) -> None:
+        self._unfinished = [self._run_folder / "wandb" / Path(run.dir).parent.name]
+        try:
+            while (work := self._work.get()) is not None:
+                work(run)
+        finally:
+            try:
+                run.finish(exit_code=1 if self._exit_code is None else self._exit_code)
+            finally:
+                self._release()
+        self._unfinished = []
+
+    def _open(self) -> wandb.Run | None:
+        """The open run: online if that is wanted and possible, else offline; None where W&B is disabled."""
+        mode = self._start_service()
+        if mode == "disabled":
+            return None
+        replaced = self._folders("offline-run-*")
+        run, problem = (None, None) if mode in ("offline", "dryrun") else self._try_online()
+        if run is None:
+            run = self._init("offline")
+        if self._resume_step is not None:
+            for record in MetricsFile(self._run_folder / "metrics.jsonl").records():
+                if record["step"] <= self._resume_step:
+                    run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+        for folder in replaced:
+            shutil.rmtree(folder)
+        if problem is not None and not (problem == NO_KEY and self._settings.wandb == "auto"):
+            self._warn(f"W&B: {problem}. The run is recorded offline; upload it later with: {self.sync_command()}")
+        return run
+
+    def _start_service(self) -> str:
+        """Starts wandb's service process. Returns the mode: as set; in auto, what WANDB_MODE or `wandb offline` say."""
+        mode = {} if self._settings.wandb == "auto" else {"mode": self._settings.wandb}
+        return str(self._wandb.setup(self._wandb.Settings(silent=True, **mode)).settings.mode)
+
+    def _try_online(self) -> tuple[wandb.Run | None, str | None]:
+        """An online run, or None and why."""
+        # Asking first takes at most 10 s and leaves nothing behind; an init that fails leaves a half-made run.
+        try:
+            if not self._wandb.login(prompt=False, verify=True):
+                return None, NO_KEY
+        except Exception as error:
+            return None, _one_line(error)
+        earlier = self._folders("run-*")
+        try:
+            return self._init("online"), None
+        except Exception as error:
+            self._release()
+            self._start_service()
+            for folder in set(self._folders("run-*")).difference(earlier):
+                shutil.rmtree(folder)
+            return None, _one_line(error)
+
+    def _init(self, mode: Literal["online", "offline"]) -> wandb.Run:
+        limits = {"init_timeout": INIT_SECONDS, "finish_timeout": UPLOAD_SECONDS, "finish_timeout_raises": True}
+        return self._wandb.init(
+            mode=mode,
+            resume="allow"
+            if mode == "online" and self._resume_step is not None
+            else None,  # None: replace the id's run
+            reinit="create_new",  # leave alone a run that the user's own program may have open
+            settings=self._wandb.Settings(**QUIET, **limits),
+            **self._init_arguments,
+        )
+
+    def _release(self) -> None:
+        """Ends wandb's service process, which returns when all files are written; `finish` alone may be early."""
+        if self._wandb.run is None:  # else the user's own program has a run open, which would end with it
+            self._wandb.teardown()
+
+    def _folders(self, pattern: str) -> list[Path]:
+        return sorted((self._run_folder / "wandb").glob(pattern))
+
+
+def make_tracker(settings: TrackingSettings, **run: Any) -> Tracker:
+    """A `WandbTracker(settings, **run)`, unless W&B is off."""
+    return NullTracker() if settings.wandb == "off" else WandbTracker(settings, **run)
+
+
+def upload_recorded(folder: Path, destination: Location) -> None:
+    """Uploads a finished session's folder, metrics.jsonl and all, to where sessions before it may be recorded: what it
+    has recorded with W&B replaces their offline folders, as it does where they are local."""
+    wandb = folder / "wandb"
+    for link in wandb.glob("*"):
+        if link.is_symlink():  # `latest-run` and the like, which would be uploaded as a copy
+            link.unlink()
+    destination.upload(folder)
+    own = {path.name for path in wandb.glob("*run-*")}
+    for earlier in (destination / "wandb").children() if own else []:
+        if earlier.name.startswith("offline-run-") and earlier.name not in own:
+            earlier.delete()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

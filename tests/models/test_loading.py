@@ -1,0 +1,86 @@
+"""What is refused of a model before it is loaded, against what its forward pass admits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from raypp.errors import ConfigError
+from raypp.kinds import kind_of
+from raypp.models.loading import POSITIONS_FROM_PADDING, check_fit, load_model_config, max_positions, model_fingerprint
+from raypp.tasks import find_task
+
+SMALL = {
+    **{"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+    **{"vocab_size": 50, "max_position_embeddings": 20},
+}
+OWN: dict[str, dict[str, Any]] = {
+    "longformer": {"attention_window": [4]},
+    "luke": {"entity_vocab_size": 5, "entity_emb_size": 8},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "markuplm": {"max_depth": 2, "xpath_unit_hidden_size": 4},
+}
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+@pytest.mark.parametrize("family", [*POSITIONS_FROM_PADDING, "mpnet", "bert", "electra", "nystromformer", "yoso"])
+def test_the_longest_text_that_is_admitted_is_the_longest_that_a_model_reads(family: str, padding: int) -> None:
+    config = transformers.AutoConfig.for_model(family, pad_token_id=padding, **SMALL, **OWN.get(family, {}))
+    model = transformers.AutoModel.from_config(config).eval()
+    longest = max_positions(config)
+    with torch.no_grad():
+        states = model(torch.full((1, longest), 7)).last_hidden_state
+        assert states.shape[:2] == (1, longest)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, longest + 1), 7))
+
+
+@pytest.mark.parametrize("task", ["mrpc", "squad", "swag"])
+def test_xlnet_is_refused_by_its_name(task: str, tmp_path: Path) -> None:
+    transformers.XLNetConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^student\.model: model_type 'xlnet' needs texts padded at their left"):
+        load_model_config(tmp_path, "student.model", kind_of(find_task(task)))
+
+
+@pytest.mark.parametrize("family", ["canine", "convbert", "fnet", "nystromformer", "yoso"])
+def test_families_whose_answer_depends_on_padding_are_refused(family: str, tmp_path: Path) -> None:
+    longer = {"max_position_embeddings": 64, "num_hidden_layers": 3}  # what is at the end reaches the beginning later
+    config = transformers.AutoConfig.for_model(family, pad_token_id=0, **SMALL | longer)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"model_type '{family}' reads padding as text"):
+        load_model_config(tmp_path, "student.model", kind_of(find_task("mrpc")))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in model.parameters():  # as far from 0 as trained ones are
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids, mask = torch.randint(3, 50, (4, 13)), torch.ones(4, 13, dtype=torch.long)
+    with torch.no_grad():
+        alone = model(input_ids=ids, attention_mask=mask).logits
+        padded = model(
+            input_ids=torch.nn.functional.pad(ids, (0, 11)), attention_mask=torch.nn.functional.pad(mask, (0, 11))
+        ).logits
+    assert not torch.allclose(alone, padded, rtol=1e-3, atol=1e-4), "it may be read then"
+
+
+def test_big_birds_attention_must_not_change_with_the_batch(minilm_dir: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_dir)
+    sparse = transformers.BigBirdConfig(vocab_size=40_000)
+    check_fit(sparse, tokenizer, 704, "student.model")
+    with pytest.raises(
+        ConfigError, match=r"data\.max_length: 705 is more than the 704 tokens up to which student\.model"
+    ):
+        check_fit(sparse, tokenizer, 705, "student.model")
+    check_fit(transformers.BigBirdConfig(vocab_size=40_000, attention_type="original_full"), tokenizer, 4096, "student")
+
+
+def test_a_model_that_was_written_anew_is_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    first = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"later")
+    assert model_fingerprint(tmp_path) != first

@@ -1,0 +1,50 @@
+"""What several workers do together, in two processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raypp.training.worker import Worker
+
+
+def follow(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    worker = Worker(rank=rank, world_size=2, device=torch.device("cpu"))
+    torch.manual_seed(rank)
+    tensors = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (20 << 20,), (7,))]  # more than a message
+    versions = [tensor._version for tensor in tensors]
+    worker.follow_first(tensors)
+    torch.manual_seed(0)
+    expected = [torch.randn(tensor.shape) for tensor in tensors]
+    assert all(torch.equal(tensor, first) for tensor, first in zip(tensors, expected, strict=True))
+    # Who keeps something that was made of them sees that they have changed.
+    assert [tensor._version > version for tensor, version in zip(tensors, versions, strict=True)] == [rank > 0] * 3
+    assert_sums(worker)
+    dist.destroy_process_group()
+
+
+def assert_sums(worker: Worker) -> None:
+    """Gradients that both have, that one has, and that none has."""
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (20 << 20,), (7,), (2,))]
+    for parameter in parameters[:2]:
+        parameter.grad = torch.full_like(parameter, worker.rank + 1.0)
+    if not worker.is_first:
+        parameters[2].grad = torch.full_like(parameters[2], 5.0)
+    numbers = worker.sum_gradients(parameters, torch.tensor([1.0, worker.rank], dtype=torch.float64))
+    assert numbers.tolist() == [2.0, 1.0]
+    ends = [None if p.grad is None else (float(p.grad.min()), float(p.grad.max())) for p in parameters]
+    assert ends == [(3.0, 3.0), (3.0, 3.0), (5.0, 5.0), None]
+
+
+def test_workers_add_up_gradients_and_go_on_with_what_the_first_one_has(tmp_path: Path) -> None:
+    mp.spawn(follow, (str(tmp_path),), nprocs=2)
+
+
+def test_one_worker_follows_nobody() -> None:
+    tensor = torch.ones(3)
+    Worker(device=torch.device("cpu")).follow_first([tensor])
+    assert torch.equal(tensor, torch.ones(3))
