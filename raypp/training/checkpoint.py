@@ -12,7 +12,6 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,55 +117,83 @@ class _Order:
     before: Callable[[], None]
 
 
+class _Closed(Exception):
+    """Nothing more is to be written."""
+
+
 class Checkpoints:
-    """The checkpoints in one folder of a run."""
+    """The checkpoints in one folder of a run. Use as a context manager where checkpoints are written: no writing
+    outlasts it."""
 
     def __init__(self, location: Location, keep: int) -> None:
         self.location = location
         self.keep = keep
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._lock = threading.Lock()
         self._orders: list[_Order] = []
-        self._pending: list[Future[None]] = []
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._closed = False
         self._skipped = False
         self._best_steps: dict[int, int | None] = {}
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for what is being written, unless the storage has failed or the process is to end at once: then what
+        is not written yet is given up, and its thread leaves before the next file."""
+        try:
+            if kind is not None and issubclass(kind, Exception) and not issubclass(kind, StorageFailed | OSError):
+                self.wait()
+        except StorageFailed as failure:  # what ends the run is what must be said
+            logger.warning("%s", failure)
+        finally:
+            with self._lock:
+                self._closed = True
+                self._orders.clear()
 
     def write(
         self, checkpoint: Checkpoint, best_step: int | None = None, before: Callable[[], None] = _nothing
     ) -> None:
-        """Has a checkpoint written in the background; never waits.
+        """Writes a checkpoint in the background; never waits.
 
-        Where writing takes longer than training to the next one, the newest takes the place of the one whose turn has
-        not come, so that besides the one that is given two are in memory at most, and the best.
+        If writing takes longer than training to the next checkpoint, the new one replaces the one that is queued, so
+        at most three are in memory: the one being written, the newest, and the best.
 
         Args:
-            best_step: of the checkpoint that is kept beside the newest ones.
-            before: done first, in the background too.
+            best_step: step of the checkpoint to keep in addition to the newest ones.
+            before: called first, in the background too.
 
         Raises:
             StorageFailed: an earlier one could not be written.
         """
-        self._check([future for future in self._pending if future.done()])
+        self._check()
+        order = _Order(checkpoint, best_step, before)
         with self._lock:
-            kept = [order for order in self._orders if order.checkpoint.step == best_step]
+            if self._thread is None:
+                # A daemon: a process that ends at once does not wait for storage that hangs.
+                self._thread = threading.Thread(target=self._write_all, args=[order], name="checkpoint", daemon=True)
+                self._thread.start()
+                return
+            kept = [queued for queued in self._orders if queued.checkpoint.step == best_step]
             if len(kept) < len(self._orders) and not self._skipped:
                 self._skipped = True
                 logger.warning("writing to %s takes longer than checkpoints come; some are skipped", self.location)
-            self._orders = [*kept, _Order(checkpoint, best_step, before)]
-        self._pending = [future for future in self._pending if not future.done()]
-        self._pending.append(self._thread.submit(self._write_next))
+            self._orders = [*kept, order]
 
     def wait(self) -> None:
-        """Returns when what was started is written; raises StorageFailed if it could not be."""
-        pending, self._pending = self._pending, []
-        self._check(pending)
+        """Returns when all that was queued is written; raises StorageFailed if it could not be."""
+        while (thread := self._thread) is not None:
+            thread.join()
+        self._check()
 
-    def _check(self, futures: list[Future[None]]) -> None:
-        for future in futures:
-            try:
-                future.result()
-            except OSError as error:
-                raise StorageFailed(f"a checkpoint cannot be written to {self.location}: {error}") from error
+    def _check(self) -> None:
+        with self._lock:
+            failure, self._failure = self._failure, None
+        if isinstance(failure, OSError):
+            raise StorageFailed(f"a checkpoint cannot be written to {self.location}: {failure}") from failure
+        if failure is not None:
+            raise failure
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; damage is found when one is read."""
@@ -205,15 +232,29 @@ class Checkpoints:
                 return checkpoint
         return None
 
-    def _write_next(self) -> None:
-        with self._lock:
-            if not self._orders:
-                return  # a newer one has taken its place, and is written
-            order = self._orders.pop(0)
-        order.before()
-        self._write(order.checkpoint, order.best_step)
+    def _write_all(self, order: _Order) -> None:
+        """The thread: writes this checkpoint and those queued meanwhile. After one that fails it writes no more; the
+        next call of `write` or `wait` raises the error."""
+        while True:
+            failure: BaseException | None = None
+            try:
+                order.before()
+                self._write(order.checkpoint, order.best_step)
+            except _Closed:
+                pass
+            except BaseException as error:
+                failure = error
+            with self._lock:
+                if failure is not None:
+                    self._failure = failure
+                    self._orders.clear()
+                if not self._orders:
+                    self._thread = None
+                    return
+                order = self._orders.pop(0)
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> None:
+        self._stop_if_closed()
         folder = self.location / f"step-{checkpoint.step:08d}"
         folder.delete()
         folder.make_folder()
@@ -224,22 +265,29 @@ class Checkpoints:
         }
         files = {}
         for name, content in contents.items():
+            self._stop_if_closed()
             (folder / name).write_bytes(content)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        self._stop_if_closed()
         (folder / MANIFEST).write_json({"step": checkpoint.step, "files": files})
+        self._stop_if_closed()
         self._delete_old(checkpoint.step, best_step)
+
+    def _stop_if_closed(self) -> None:
+        """Before each change: another process may have taken over the run once this one has let go of it."""
+        if self._closed:
+            raise _Closed
 
     def _delete_old(self, newest_step: int, best_step: int | None) -> None:
         """Keeps the newest few, and the best of each: a run that goes back to an older one delivers that one's best.
         What lies ahead of the newest was left by a run that was cut back."""
-        written = [child for child in self.location.children() if child.name.startswith("step-")]
-        steps = sorted(int(child.name.removeprefix("step-")) for child in written)
         self._best_steps[newest_step] = best_step
-        kept: set[int | None] = set([step for step in steps if step <= newest_step][-self.keep :])
+        # One that was never finished (its writer was killed) is no fallback, and would take the place of one.
+        kept: set[int | None] = set([step for step in self.steps() if step <= newest_step][-self.keep :])
         kept |= {self._best_step(step) for step in kept if step is not None}
-        for step in steps:
-            if step not in kept:
-                (self.location / f"step-{step:08d}").delete()
+        for child in self.location.children():
+            if child.name.startswith("step-") and int(child.name.removeprefix("step-")) not in kept:
+                child.delete()
 
     def _best_step(self, step: int) -> int | None:
         """Of a checkpoint that is kept; one that this process has not written is asked for it."""

@@ -62,9 +62,12 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         Interrupted: the worker was asked to leave; the step it was at is done and saved.
         RunFailed: a loss or gradient is not finite, the storage fails for good, the folded model disagrees.
     """
-    with Recorder(job.run, job.experiment, worker, job.group) as recorder:
+    with (
+        Recorder(job.run, job.experiment, worker, job.group) as recorder,
+        Checkpoints(job.run / "checkpoints", job.experiment.cluster.keep_checkpoints) as checkpoints,
+    ):
         try:
-            return train_loop(job, worker, recorder)
+            return train_loop(job, worker, recorder, checkpoints)
         except FloatingPointError as error:
             # Every worker has the same scores and the same predictions, so every worker is here.
             raise RunFailed(str(error)) from error
@@ -72,7 +75,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
             raise StorageFailed(f"{job.run} cannot be written to, or what it reads cannot be read: {error}") from error
 
 
-def train_loop(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
+def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkpoints) -> dict[str, Any]:
     """The whole run, as `fit` describes it."""
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch = Stopwatch()
@@ -100,7 +103,6 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder) -> dict[str, Any]:
     autocast, scaler = build_precision(settings.precision, worker.device)
     longest = min(max_positions(each.config) for each in (model, *([teacher.model] if teacher else [])))
 
-    checkpoints = Checkpoints(job.run / "checkpoints", experiment.cluster.keep_checkpoints)
     state = TrainingState(model, objective.projections, optimizer, scaler, controller)
     progress = state.resume(job, checkpoints, worker)
     before, start = replace(progress), progress.steps

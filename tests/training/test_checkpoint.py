@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,57 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path: Path) -> Non
     checkpoints.wait()
     (tmp_path / "step-00000001" / "manifest.json").unlink()
     assert checkpoints.latest() is None
+
+
+def test_one_that_was_never_finished_does_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=5, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
+    for step in (16, 18):
+        checkpoints.write(capture(step, model, optimizer, {}))
+    checkpoints.wait()
+    (tmp_path / "step-00000018" / "manifest.json").unlink()  # its writer was killed
+    resumed = Checkpoints(Location.of(tmp_path), keep=2)
+    resumed.write(capture(20, model, optimizer, {}))
+    resumed.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000016", "step-00000020"]
+
+
+@pytest.mark.parametrize(
+    ("error", "written"), [(KeyboardInterrupt, []), (StorageFailed, []), (RunFailed, [4]), (None, [4])]
+)
+def test_a_run_that_ends_waits_for_its_checkpoint_unless_it_ends_at_once_or_its_storage_fails(
+    tmp_path: Path, error: type[BaseException] | None, written: list[int]
+) -> None:
+    model, optimizer = trained(seed=5, steps=1)
+    answers, ends = threading.Event(), nullcontext() if error is None else pytest.raises(error)
+    with ends, Checkpoints(Location.of(tmp_path), keep=2) as checkpoints:
+        checkpoints.write(capture(4, model, optimizer, {}), before=lambda: answers.wait() and None)
+        if written:
+            answers.set()
+        if error is not None:
+            raise error
+        checkpoints.wait()
+    answers.set()
+    checkpoints.wait()  # for the thread to leave
+    assert checkpoints.steps() == written
+    assert written or not list(tmp_path.iterdir()), "nothing was begun after the end"
+
+
+def test_what_is_queued_after_one_that_fails_is_given_up(tmp_path: Path) -> None:
+    model, optimizer = trained(seed=7, steps=1)
+    checkpoints = Checkpoints(Location.of(tmp_path / "runs"), keep=2)
+    answers = threading.Event()
+
+    def fails() -> None:
+        answers.wait()
+        raise OSError("no such share")
+
+    checkpoints.write(capture(1, model, optimizer, {}), before=fails)
+    checkpoints.write(capture(2, model, optimizer, {}))
+    answers.set()
+    with pytest.raises(StorageFailed, match="no such share"):
+        checkpoints.wait()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
