@@ -43,7 +43,7 @@ class Job:
     group: str | None = None
     """What W&B groups it under; None: the experiment's name."""
     started_at: float = field(default_factory=time.time)
-    """When the command began, in seconds of Unix time: a start takes until the first optimizer step."""
+    """When the command began, or when a sweep set up this trial, in seconds of Unix time."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What the result records besides: versions, teacher metrics, content keys."""
 

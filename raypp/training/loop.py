@@ -109,8 +109,8 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     devices = worker.devices(experiment.cluster.gpus_per_worker)
     scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
     recorder.start(start or None)
-    # A run that was killed while it delivered its model has no step left to measure.
-    perf = recorder.recorded("perf/") if start == steps.total else {}
+    # The first step is timed once in a run. A run that was killed while it delivered its model has no step to measure.
+    perf = recorder.recorded("perf/" if start == steps.total else "perf/seconds_to_first_step")
     means = LogMeans(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
     stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
@@ -169,7 +169,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
                 raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
 
-        if step == start:
+        if step == 0:
             # The clock of another node, or one that was set back, may be behind.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
         summed = StepSums.unpack(packed)

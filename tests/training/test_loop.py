@@ -286,6 +286,8 @@ def assert_goes_on(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     first, second = (recorded_until(Path(result["paths"]["run"]), 6) for result in (whole, resumed))
     assert second == first
     assert resumed["metrics"] == whole["metrics"]
+    first_step = "perf/seconds_to_first_step"
+    assert resumed["perf"][first_step] == whole["perf"][first_step], "of the run, and not of its last session"
     assert losses(resumed) == losses(whole)
     assert [record["step"] for record in records(resumed)] == [record["step"] for record in records(whole)]
     assert weights(resumed).keys() == weights(whole).keys()
