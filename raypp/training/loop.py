@@ -38,10 +38,11 @@ from raypp.training.deliver import deliver
 from raypp.training.inputs import step_inputs
 from raypp.training.job import Job
 from raypp.training.optim import build_optimizer, learning_rates, rate_factor, set_learning_rates
+from raypp.training.peak_memory import PeakMemory
 from raypp.training.precision import build_precision, slow_precision
 from raypp.training.recording import LogMeans, Recorder, RunProgress, StepSums
 from raypp.training.steps import StepPlan, plan_steps
-from raypp.training.stopwatch import Stopwatch, forget_peak_memory, peak_memory
+from raypp.training.stopwatch import Stopwatch
 from raypp.training.training_state import TrainingState
 from raypp.training.worker import Worker
 
@@ -78,8 +79,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
 def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkpoints) -> dict[str, Any]:
     """The whole run, as `fit` describes it."""
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
-    watch = Stopwatch()
-    forget_peak_memory(worker.device)
+    watch, memory = Stopwatch(), PeakMemory(worker.device)
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     require_tokenizer(folder, "student.model")  # it is delivered with the model, after hours perhaps
     if (slow := slow_precision(settings.precision, worker.device)) is not None:
@@ -183,7 +183,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             if penalty is not None:
                 metrics["train/penalty"] = float(penalty)
             metrics["train/epoch"] = steps.epochs_after(done)
-            perf |= _speed(watch, done - start, progress, before, worker.device)
+            perf |= _speed(watch, done - start, progress, before) | memory.metrics()
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
         if records:
@@ -219,7 +219,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         checkpoints.wait()
     if start < steps.total:
         # What the log has so far lacks the last evaluation and checkpoint.
-        perf |= _speed(watch, steps.total - start, progress, before, worker.device)
+        perf |= _speed(watch, steps.total - start, progress, before) | memory.metrics()
         perf["perf/loop_seconds"] = time.monotonic() - loop_began
         recorder.log(steps.total, perf)
         recorder.save_metrics()
@@ -288,12 +288,10 @@ def _went_back_to_best(
     return True
 
 
-def _speed(
-    watch: Stopwatch, steps: int, progress: RunProgress, before: RunProgress, device: torch.device
-) -> dict[str, float]:
-    """What this session has done until now, in so many steps, of its time and memory."""
+def _speed(watch: Stopwatch, steps: int, progress: RunProgress, before: RunProgress) -> dict[str, float]:
+    """The speed of this session until now, after this number of its steps."""
     tokens, computed = progress.tokens - before.tokens, progress.computed_tokens - before.computed_tokens
-    return watch.speed(steps, tokens, computed) | peak_memory(device)
+    return watch.speed(steps, tokens, computed)
 
 
 def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]) -> PhaseAdvanced:

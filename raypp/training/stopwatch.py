@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-
-import torch
 
 
 class Stopwatch:
@@ -38,18 +34,3 @@ class Stopwatch:
         rates = {"perf/steps_per_second": steps / elapsed, "perf/tokens_per_second": tokens / elapsed}
         rates["perf/padding_efficiency"] = tokens / max(1, computed_tokens)
         return rates | {f"perf/share_{name}": taken / elapsed for name, taken in sorted(self.seconds.items())}
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Begins anew with what a GPU has held; a process may train several times."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most resident memory this process has held, in bytes; on a GPU, the most it has held there, too."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = {"perf/peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
-    if device.type == "cuda":
-        held["perf/peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    return held
