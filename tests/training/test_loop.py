@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,14 @@ def run(values: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 def records(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(result["paths"]["metrics"]).read_text().splitlines()]
+
+
+def stored_features(values: dict[str, Any]) -> Features:
+    """Those of the training split that a run has left in the store."""
+    plan = make_plan(experiment_from(values))
+    artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
+    assert artifact is not None
+    return Features.from_table(artifact.read_table())
 
 
 def losses(result: dict[str, Any]) -> list[float]:
@@ -178,10 +188,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     got = losses(result)
     assert result["density"]["linear"] < 0.9, "masks took part"
 
-    plan = make_plan(experiment_from(values))
-    artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
-    assert artifact is not None
-    lengths = Features.from_table(artifact.read_table()).lengths
+    lengths = stored_features(values).lengths
     rows = pairs_to_learn(task, source)
     batches = [batch.indices.tolist() for batch in plan_epoch(lengths, TrainSettings(batch_size=8), 0, micro_batches=1)]
     expected, _ = fine_prune(
@@ -256,19 +263,39 @@ def test_two_workers_are_one_and_evaluate_every_row_once(settings: Experiment, t
     assert two["metrics"]["eval/accuracy"] == np.mean([row[2] == row[3] for row in tables[1]]), "over all rows"
 
 
-def test_shares_of_the_time_have_the_last_evaluation_and_checkpoint(settings: Experiment) -> None:
-    """They come at the end alone, after the last step's line."""
-    result = run(settings(train={"max_steps": 2, "batch_size": 16, "log_every_steps": 1}))
-    *_, last_step, evaluation, last = records(result)
+def test_speed_and_shares_of_the_time_are_those_of_the_training(settings: Experiment) -> None:
+    """By the batches' own tokens, and by the clock. Evaluation and checkpoint come after the last step's line."""
+    values = settings(train={"max_steps": 2, "batch_size": 16, "micro_batches": 2, "log_every_steps": 1})
+    began = time.monotonic()
+    result = run(values)
+    wall_seconds = time.monotonic() - began
+    first_step, last_step, evaluation, last = records(result)
     assert "perf/share_forward" in last_step
     assert "perf/share_evaluation" not in last_step
     assert "eval/accuracy" in evaluation
     assert last.pop("step") == 2
     assert last == {key: result["perf"][key] for key in last}
-    shares = {key: value for key, value in last.items() if key.startswith("perf/share_")}
-    assert shares.keys() >= {"perf/share_forward", "perf/share_evaluation", "perf/share_checkpoint"}
+
+    lengths = stored_features(values).lengths
+    batches = plan_epoch(lengths, TrainSettings(batch_size=16), 0, micro_batches=2)[:2]
+    shares_of_batches = [lengths[share] for batch in batches for share in batch.shares]
+    assert [len(share) for share in shares_of_batches] == [8, 8, 8, 8]
+    tokens = sum(int(share.sum()) for share in shares_of_batches)
+    computed_tokens = sum(len(share) * 8 * math.ceil(share.max() / 8) for share in shares_of_batches)
+    assert tokens < computed_tokens, "some is padding"
+    assert last["perf/padding_efficiency"] == tokens / computed_tokens
+    seconds = 2 / last["perf/steps_per_second"]
+    assert last["perf/tokens_per_second"] * seconds == pytest.approx(tokens)
+    assert result["tokens_per_second"] * result["seconds"] == pytest.approx(tokens)
+    assert result["seconds"] < seconds < wall_seconds, "the checkpoint has the time until it is written"
+
+    shares = {key.removeprefix("perf/share_"): value for key, value in last.items() if "/share_" in key}
+    assert shares.keys() == {"data", "masks", "forward", "backward", "optimizer", "evaluation", "checkpoint"}
     assert min(shares.values()) > 0
-    assert sum(shares.values()) < 1
+    assert sum(shares.values()) < 1, "loading the model has no share"
+    step_seconds = first_step["perf/step_seconds"] + last_step["perf/step_seconds"]
+    in_steps = sum(shares[name] for name in ("masks", "forward", "backward", "optimizer")) * seconds
+    assert in_steps < step_seconds, "they are parts of the steps"
 
 
 def cut(finished: Path, storage: Path) -> None:
@@ -376,10 +403,7 @@ def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
     result = run(values)
     saved = load_file(Path(result["paths"]["run"], "checkpoints", "step-00000002", "model.safetensors"))
 
-    plan = make_plan(experiment_from(values))
-    artifact = plan.store.find("features", plan.features_key("train", plan.student.tokenizer))
-    assert artifact is not None
-    features = Features.from_table(artifact.read_table())
+    features = stored_features(values)
     model = load_pretrained(student, TASKS["sentiment"], seed=42)
     names = [name for name in saved if name.endswith("mask_scores")]
     assert len(names) == 12
