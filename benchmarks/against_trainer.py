@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from workload import BATCH_SIZE, ENCODER, STEPS, WARM_STEPS, Workload, median, raw_table, report, report_in_turn
+from workload import (
+    BATCH_SIZE,
+    ENCODER,
+    MAX_LENGTH,
+    STEPS,
+    WARM_STEPS,
+    Workload,
+    median,
+    raw_table,
+    report,
+    report_in_turn,
+)
 
 from raypp.config import DataSettings, TrainSettings
 from raypp.data.batches import plan_epoch
@@ -32,7 +43,6 @@ from raypp.kinds import kind_of
 from raypp.models.freezing import embeddings_of
 from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
 
-MAX_LENGTH = 128
 ROWS = 2048  # of the training file, but for a full epoch
 PADDED_STEPS, PADDED_WARM_STEPS = 10, 3  # every one costs the same
 TARGETS = {"mrpc": 0.5, "sst2": 0.25}

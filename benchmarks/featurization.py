@@ -19,7 +19,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
-from workload import ENCODER, raw_table, report
+from workload import ENCODER, MAX_LENGTH, raw_table, report
 
 from raypp.cluster.prepare import featurize
 from raypp.cluster.session import Session
@@ -34,7 +34,6 @@ from raypp.tasks import TASKS
 TASK = TASKS["sst2"]
 ROWS = [100_000, 1_000_000, 3_000_000]
 WARM_ROWS = 1000
-MAX_LENGTH = 128
 REFERENCE_ROWS = 10_000  # of one call of encode_batch
 
 

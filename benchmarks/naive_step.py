@@ -65,7 +65,7 @@ def naive_seconds(workload: Workload, steps: int) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="raypp-benchmark-") as scratch:
         for task, target in TARGETS.items():
-            workload = Workload(task, Path(scratch))
+            workload = Workload(task, Path(scratch), gpus=0)  # the naive one computes on the CPU
             sections: dict[str, Any] = {
                 "pruning": {
                     "method": "topk",

