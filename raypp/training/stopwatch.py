@@ -9,7 +9,12 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds by activity. On a GPU, work that is queued counts where the host waits for it."""
+    """Adds up wall-clock seconds by activity, as the host sees them.
+
+    A GPU works behind the host, which waits for it a few times a step, when it refreshes masks and when it clips
+    gradients. The time of a wait counts for the activity that waits, masks or optimizer, and not for the activity whose
+    work the GPU is still doing.
+    """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -28,8 +33,8 @@ class Stopwatch:
         return time.monotonic() - self.started
 
     def speed(self, steps: int, tokens: int, computed_tokens: int) -> dict[str, float]:
-        """Steps and real tokens per second of this session, real tokens by computed ones (padding included), and the
-        part of its time that each activity took."""
+        """The speed of this session: steps and real tokens per second, real tokens divided by computed ones (padding
+        included), and the part of the time that each activity took. Loading the model is in no activity."""
         elapsed = self.elapsed_seconds
         rates = {"perf/steps_per_second": steps / elapsed, "perf/tokens_per_second": tokens / elapsed}
         rates["perf/padding_efficiency"] = tokens / max(1, computed_tokens)
