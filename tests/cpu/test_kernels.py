@@ -271,8 +271,8 @@ def test_kernels_use_the_threads_of_torch() -> None:
     """A second OpenMP would have threads of its own, which wait for a core on which torch's spin."""
     script = (
         "import torch\n"
-        "from raypp import cpu_kernels\n"
-        "assert cpu_kernels.kernels_for(torch.ones(2)) is not None\n"
+        "from raypp.cpu import kernels\n"
+        "assert kernels.kernels_for(torch.ones(2)) is not None\n"
         "print({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
