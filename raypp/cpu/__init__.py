@@ -1,1 +1,1 @@
-"""What torch is slow at on a CPU: attention, dropout, and passes over all weights."""
+"""Faster versions of what torch does slowly on a CPU: attention, dropout, and passes over all weights."""

@@ -1,8 +1,8 @@
 """Attention for training on a CPU.
 
-torch's own (`scaled_dot_product_attention`) wastes time there: with dropout it draws random numbers on one thread and
-keeps three tensors of all pairs of tokens; without, in bfloat16, its fused kernel's backward pass takes two to ten
-times as long as the products. This one keeps the probabilities alone, and uses `drop`.
+torch's own (`scaled_dot_product_attention`) is slow there. With dropout it draws random numbers on one thread and keeps
+three tensors of all pairs of tokens. Without dropout, in bfloat16, the backward pass of its fused kernel takes two to
+ten times as long as the matrix products. The attention here keeps only the probabilities, and uses `drop`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "raypp_cpu"
-LONGEST = 512  # tokens, without dropout
+LONGEST = 512  # tokens, without dropout; beyond it torch's needs much less memory
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:
-    """Has a model that uses torch's attention train with this one.
+    """Makes a model that uses torch's attention use this one in training.
 
-    A family that computes its attention itself, or whose configuration asks for another, is left as it is.
+    A model that computes its attention itself, or whose configuration names another one, is left as it is.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -34,7 +34,7 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
         return
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
-    with quiet_loading():  # of families that do not let it be set
+    with quiet_loading():  # some families warn that it cannot be set
         model.set_attn_implementation(NAME)
 
 
@@ -48,19 +48,19 @@ def attend(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers asks of an attention function; what torch's does well, or alone, is left to it.
+    """An attention function as transformers calls it. It calls torch's where that is faster, or alone can do it.
 
     Args:
         query: [batch, heads, tokens, features].
         key: [batch, heads, others, features], as is `value`.
-        attention_mask: [batch, 1 or heads, tokens, others], True where a token sees another; None: it sees all, or
-            where the module is causal those before it.
-        dropout: probability that a weight of attention is dropped.
-        scaling: of the products; None: the features' square root, inverted.
-        others: what some families hand over besides.
+        attention_mask: [batch, 1 or heads, tokens, others], True where a token sees another; None: a token sees all
+            others or, if the module is causal, those before it.
+        dropout: probability that an attention weight is dropped.
+        scaling: factor of the products; None: 1 / sqrt(features).
+        others: further arguments that some families pass.
 
     Returns:
-        [batch, tokens, heads, features], and no weights.
+        [batch, tokens, heads, features], and None in place of the attention weights.
     """
     is_causal = others.get("is_causal")
     if is_causal is None:
@@ -75,7 +75,7 @@ def attend(
         and query.shape[1] == key.shape[1]
         and (not is_causal if attention_mask is None else attention_mask.dtype == torch.bool)
         and not {name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None}
-        # Without dropout torch's keeps no pairs of tokens, so that long texts need little memory.
+        # Without dropout torch's stores nothing for pairs of tokens, so that long texts need little memory.
         and (0 < dropout < 1 or (dropout == 0 and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST))
     )
     if not takes:
@@ -88,7 +88,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = None
     if attention_mask is not None:
-        # Finite, so that a token that sees none gives no NaN: it sees all alike.
+        # Finite, so that a token that may see none gives no NaN: it sees all others equally.
         nothing, least = query.new_zeros(()), query.new_full((), torch.finfo(query.dtype).min)
         bias = torch.where(attention_mask, nothing, least)
     seed = draw_seed() if dropout else None

@@ -1,8 +1,8 @@
-"""Dropout of a loaded model: its probability set anew, and on a CPU drawn many times faster than torch does.
+"""Dropout of a loaded model: sets its probability, and on a CPU draws it many times faster than torch does.
 
 torch draws a dropout's random numbers on one thread, one after the other, which takes a fifth of a small encoder's
-step. Here they come from a generator for each piece of the tensor (`cpu_kernels.c`). They are drawn again in the
-backward pass, for which nothing but their seed is kept.
+step. Here each piece of the tensor has a generator of its own (`kernels.c`), and all threads draw. The backward pass
+draws the same numbers again, so that only their seed is kept for it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.autograd.function import once_differentiable
 from raypp.cpu import kernels as cpu_kernels
 from raypp.errors import ConfigError
 
-# How modules of transformers end the names of probabilities that they hand to torch's functions themselves.
+# Modules of transformers that call torch's dropout functions themselves keep the probability under names that end so.
 FUNCTIONAL = ("dropout", "dropout_p")
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Sets every dropout that a model has: of embeddings, hidden states, attention and the head. Where it was built
-    without one (ModernBERT's attention outputs), there is none to set.
+    """Sets every dropout that a model has: of embeddings, hidden states, attention and the head. Where the model was
+    built without a dropout (ModernBERT's attention outputs), none is added.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the model has no dropout at all.
     """
     found = 0
     for module in model.modules():
@@ -43,7 +43,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Makes every `nn.Dropout` of a model a `Dropout`."""
+    """Replaces every `nn.Dropout` of a model by a `Dropout`."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is nn.Dropout and not module.inplace:
@@ -51,10 +51,10 @@ def replace_dropout(model: nn.Module) -> None:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, on a CPU by `drop`."""
+    """`nn.Dropout`, which on a CPU uses `drop`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Of any shape, and so the result."""
+        """Drops some of the inputs, which have any shape."""
         if inputs.device.type != "cpu" or not self.training or not 0 < self.p < 1:
             return super().forward(inputs)
         dropped: Tensor = _Dropout.apply(inputs, self.p, draw_seed())  # type: ignore[no-untyped-call]
@@ -62,13 +62,13 @@ class Dropout(nn.Dropout):
 
 
 def draw_seed() -> int:
-    """A seed for one dropout, from torch's generator: what follows from `torch.manual_seed` still does."""
+    """A seed for one dropout, from torch's generator, so that `torch.manual_seed` decides it."""
     return int(torch.randint(2**63 - 1, ()))
 
 
 def drop(inputs: Tensor, probability: float, seed: int) -> Tensor:
-    """The inputs, on a CPU, of which each is 0 with this probability (rounded to 1/65,536); the others are scaled, so
-    that the expectation is the same. The seed alone decides which."""
+    """Sets each of the inputs, which are on a CPU, to 0 with this probability (rounded to 1/65,536), and scales the
+    others so that the expectation stays the same. Only the seed decides which are dropped."""
     inputs = inputs.contiguous()
     dropped = min(round(probability * 2**16), 2**16 - 1)
     scale = 2**16 / (2**16 - dropped)
@@ -80,8 +80,8 @@ def drop(inputs: Tensor, probability: float, seed: int) -> Tensor:
 
 
 def _noise(size: int, seed: int) -> npt.NDArray[np.uint16]:
-    """The kernel's random numbers (DROPOUT in cpu_kernels.c): an SFC64 generator for each piece, seeded with its
-    number."""
+    """The same random numbers as the kernel's (DROPOUT in kernels.c): each piece has an SFC64 generator, which the seed
+    and the piece's number seed."""
     generator = np.random.SFC64()
     pieces = []
     for piece in range(-(-size // cpu_kernels.CHUNK)):

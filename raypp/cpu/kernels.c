@@ -1,7 +1,7 @@
 /* What a step does to every weight for pruning and in the optimizer, and to every hidden state for dropout, on a CPU: one
    pass over memory each, on torch's own threads.
 
-   Plain C with OpenMP, compiled on first use and called through ctypes by cpu_kernels.py, which says what is passed.
+   Plain C with OpenMP, compiled on first use and called through ctypes by kernels.py, which says what is passed.
    Matrices are contiguous, so a matrix is a pointer and a size. A mask is bytes of 0 or 1: gcc does not vectorize a loop
    that reads a bool. */
 

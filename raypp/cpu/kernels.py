@@ -1,9 +1,9 @@
-"""The passes over all weights that a CPU makes at every step, for pruning and in the optimizer, and dropout, in C
-(cpu_kernels.c): each reads its operands and writes its results once, on torch's own threads.
+"""C kernels (kernels.c) for dropout and for the passes over all weights that pruning and the optimizer make at every
+step on a CPU. Each kernel reads its operands and writes its results once, on torch's own threads.
 
-Like Triton's, the kernels are compiled on first use with the machine's C compiler, for its very processor, and kept in
-the user's cache. A machine without one trains all the same, in plain torch, which is said once. The callers ask
-`kernels_for`, and do the same in plain torch where it gives none; tests find the two equal.
+Like Triton's, the kernels are compiled on first use, with the machine's C compiler and for its processor, and kept in
+the user's cache. A machine without a C compiler trains in plain torch, and a warning says so once. Callers ask
+`kernels_for`, and compute the same in plain torch where it returns None; tests compare the two.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ logger = logging.getLogger("raypp")
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120.0
-CHUNK = 16_384  # elements that share a generator, as in cpu_kernels.c
+CHUNK = 16_384  # elements that share a generator, as in kernels.c
 PROCESSOR_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")  # x86, ARM
 
 _SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
-# What a matrix multiplication computes in, and what such kernels' names end in.
+# The types that matrices are multiplied in, and the ends of the names of the kernels for them.
 _TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     **{f"multiply_{name}": (None, [_SIZE, *[_POINTER] * 3, _INT]) for name in _TYPES.values()},
@@ -58,7 +58,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 
 class Kernels:
-    """The compiled kernels, for what `kernels_for` gives them for. No gradient is recorded."""
+    """The compiled kernels, for tensors that `kernels_for` accepts. Autograd does not see what they do."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -81,8 +81,8 @@ class Kernels:
     def gradients(
         self, gradient: Tensor, weight: Tensor, mask: Tensor, gate_slope: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """gradient * mask and gradient * weight; or, of gates, gradient * mask and gradient * weight * gate_slope; in
-        float32, of a gradient in float32 or bfloat16."""
+        """Returns gradient * mask and gradient * weight; for gates, gradient * mask and gradient * weight * gate_slope.
+        The gradient is float32 or bfloat16, the results are float32."""
         factors = [weight, mask] if gate_slope is None else [weight, mask, gate_slope]
         _require(*factors, or_bfloat16=gradient)
         assert (mask.dtype == torch.bool) == (gate_slope is None)
@@ -93,7 +93,7 @@ class Kernels:
         return results
 
     def dropout(self, inputs: Tensor, dropped: int, scale: float, seed: int) -> Tensor:
-        """inputs * scale, or 0 where a random number of 16 bits is below `dropped`; float32 or bfloat16."""
+        """Returns inputs * scale, or 0 where a random number of 16 bits is below `dropped`; float32 or bfloat16."""
         _require(or_bfloat16=inputs)
         outputs = torch.empty_like(inputs)
         self._of("dropout", inputs)(
@@ -102,7 +102,7 @@ class Kernels:
         return outputs
 
     def mark_above(self, scores: Tensor, threshold: float) -> tuple[Tensor, int]:
-        """scores > threshold, and how many that are."""
+        """Returns scores > threshold, and the number of those scores."""
         mask = torch.empty(scores.shape, dtype=torch.bool)
         _require(scores, mask)
         return mask, self._library.mark_above(
@@ -112,13 +112,16 @@ class Kernels:
     def select_near(
         self, groups: Sequence[Sequence[Tensor]], counts: Sequence[int], ranges: Sequence[tuple[float, float]]
     ) -> list[tuple[float, list[Tensor], list[int]] | None]:
-        """Of each group the threshold, the masks of what is at or above it, and how many that are in each vector.
+        """Selects the largest scores of each group, if the threshold is where it is expected.
 
         Args:
             groups: vectors of fewer than 2**32 scores.
-            counts: one a group: the threshold is the so-many-th largest score of its vectors together.
-            ranges: one a group: from where to where the threshold is looked for, rounded to float32; None is found
-                where it is not there.
+            counts: one n per group: its threshold is the n-th largest score of its vectors together.
+            ranges: one per group: the lowest and the highest value that the threshold may have, rounded to float32.
+
+        Returns:
+            For each group the threshold, the masks of the scores at or above it, and the number of those in each
+            vector; None for a group whose threshold is not in its range.
         """
         scores = [vector for group in groups for vector in group]
         masks = [torch.empty(vector.shape, dtype=torch.bool) for vector in scores]
@@ -129,7 +132,7 @@ class Kernels:
             lows, highs = np.array(ranges, np.float32).T.copy()
         wanted, kept = np.array(counts, np.int64), np.empty(len(scores), np.int64)
         thresholds = np.empty(len(groups), np.float32)
-        near = torch.empty(int(sizes.sum()), dtype=torch.int64)  # only as much of it is touched as is near
+        near = torch.empty(int(sizes.sum()), dtype=torch.int64)  # only the part for scores in the ranges is touched
         self._library.select_near(
             len(groups),
             *[array.ctypes.data for array in (first, wanted, lows, highs, sizes)],
@@ -177,8 +180,8 @@ class Kernels:
         """A step of AdamW in place: parameters and both moments.
 
         Args:
-            steps: how many each parameter has made, with this one.
-            scale: what the gradients are multiplied by.
+            steps: number of steps of each parameter, including this one.
+            scale: factor of the gradients.
         """
         _require(*parameters, *gradients, *means, *squares)
         self._library.adamw(
@@ -205,7 +208,7 @@ class Kernels:
     def sample_gates(
         self, matrices: Sequence[Tensor], seeds: Sequence[int], lift: float, stretch: tuple[float, float], margin: float
     ) -> list[tuple[Tensor, Tensor]]:
-        """Hard concrete gates of each matrix and their derivatives, as `gates.sample_gates` of `matrix + lift`."""
+        """Returns the hard concrete gates of each matrix + lift, and their derivatives (see `gates.sample_gates`)."""
         _require(*matrices)
         states = np.stack([np.random.SFC64(np.random.SeedSequence(seed)).state["state"]["state"] for seed in seeds])
         gates, slopes = ([torch.empty_like(matrix) for matrix in matrices] for _ in range(2))
@@ -225,7 +228,7 @@ class Kernels:
 
 
 def _require(*tensors: Tensor, or_bfloat16: Tensor | None = None) -> None:
-    """What the kernels cannot check themselves."""
+    """Checks the arguments, because the kernels cannot."""
     assert _fit(tensors, or_bfloat16)
 
 
@@ -238,10 +241,10 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 
 
 def kernels_for(*tensors: Tensor, or_bfloat16: Tensor | None = None) -> Kernels | None:
-    """The kernels, where they take these tensors: float32 (masks: bool), contiguous, on the CPU. Else None.
+    """The kernels, if they accept these tensors: float32 (masks: bool), contiguous, on the CPU; otherwise None.
 
     Args:
-        or_bfloat16: one that may be bfloat16 as well.
+        or_bfloat16: a further tensor, which may also be bfloat16.
     """
     return _kernels() if _fit(tensors, or_bfloat16) else None
 
@@ -257,10 +260,11 @@ def _fit(tensors: Sequence[Tensor], or_bfloat16: Tensor | None) -> bool:
 
 @functools.cache
 def _kernels() -> Kernels | None:
-    """The kernels, compiled if they never were on this machine; None where they cannot be.
+    """The kernels, compiled if the cache does not have them; None where they cannot be compiled.
 
-    On Linux alone, where gcc and torch share OpenMP's library and so its threads. (Clang brings a library of its own,
-    whose threads would wait for the cores that torch's are on.) The kernels read bytes out of words, lowest first.
+    They are used on Linux only, where gcc and torch share OpenMP's library and therefore its threads. (Clang has a
+    library of its own, whose threads would wait for the cores that torch's threads use.) The kernels read bytes out of
+    words, the lowest first, so that the machine must be little-endian.
     """
     if platform.system() != "Linux" or sys.byteorder != "little":
         return None
@@ -273,14 +277,14 @@ def _kernels() -> Kernels | None:
 
 
 def _load() -> ctypes.CDLL:
-    compiler = shlex.split(os.environ.get("CC") or "cc")  # ValueError: a quotation in it does not end
+    compiler = shlex.split(os.environ.get("CC") or "cc")  # ValueError: a quotation mark is not closed
     command = [*compiler, *FLAGS]
     processor, folder = _processor(), _cache()
     if processor is not None and folder is not None:
         key = hashlib.sha256("\n".join([SOURCE.read_text(), *command, processor]).encode()).hexdigest()[:16]
         library = folder / f"cpu_kernels-{key}.so"
         if library.exists():
-            # A file that a crash has cut short, or another system's in a home that both share: compiled anew.
+            # A file that a crash cut short, or one of another system that shares the home folder: compiled again.
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(library))
         _compile(command, library)
@@ -291,12 +295,12 @@ def _load() -> ctypes.CDLL:
 
 
 def _cache() -> Path | None:
-    """Where compiled code is kept: a folder that nobody else can write, since it is loaded. None where there is none,
-    and each process compiles for itself."""
+    """The folder of compiled code, which nobody else can write to, because the code is loaded. None if there is no such
+    folder; then each process compiles for itself."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "raypp"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that is read-only or not there, or a user that has none
+    except (OSError, RuntimeError):  # the home folder is read-only or missing, or the user has none
         return None
     status = folder.stat()
     is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
@@ -304,7 +308,7 @@ def _cache() -> Path | None:
 
 
 def _compile(command: Sequence[str], library: Path) -> None:
-    """Into another file first: several processes may be at it."""
+    """Compiles into another file first, because several processes may compile at the same time."""
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(f"no C compiler {command[0]!r}; install one, or name it in the variable CC")
     descriptor, unfinished = tempfile.mkstemp(dir=library.parent, suffix=".so")
@@ -323,6 +327,6 @@ def _compile(command: Sequence[str], library: Path) -> None:
 
 
 def _processor() -> str | None:
-    """What the machine code may depend on, since the cache may lie in a home that machines share; None: not known."""
+    """The processor that the machine code is for, because machines may share the cache; None if it is not known."""
     lines = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(PROCESSOR_LINES)}
     return "\n".join([platform.machine(), *sorted(lines)]) if lines else None

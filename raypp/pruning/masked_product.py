@@ -1,7 +1,7 @@
 """The product of a weight and its mask, and both gradients of that product: one function each for every device.
 
 On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once, and so does a boolean
-mask's product in float32 or bfloat16 on a CPU (`cpu_kernels.py`). Elsewhere, and where there is no C compiler, plain
+mask's product in float32 or bfloat16 on a CPU (`cpu/kernels.py`). Elsewhere, and where there is no C compiler, plain
 torch does the same in more passes. What is computed does not depend on that: a multiplication also where the mask is 0
 (infinity gives NaN, a negative weight -0.0), in float32 at least, rounded once to the type of the result.
 
