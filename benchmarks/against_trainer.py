@@ -1,13 +1,13 @@
-"""raypp against transformers.Trainer, MiniLM, batch 32, float32.
+"""raypp against transformers.Trainer: MiniLM, batches of 32, float32, both on a GPU where there is one.
 
-1. A dense step of ours against Trainer's on the very same padded batches.
-2. An epoch of fine-pruning with a teacher, against one of Trainer's dense fine-tuning as run_glue does it: batches as
-   they come, padded to 128 tokens. It is extrapolated from the mean of 20 of our steps and from a few of Trainer's,
-   which all cost the same; `--full` makes every step of a whole epoch of the training file instead (on two cores 5
-   minutes for MRPC, an hour and a half for SST-2).
+1. A dense step of raypp against a step of Trainer, on the same padded batches.
+2. An epoch of fine-pruning with a teacher, against an epoch of dense fine-tuning with Trainer as run_glue does it: rows
+   in their order, padded to 128 tokens. An epoch is extrapolated from the mean of 20 steps of raypp and from a few
+   steps of Trainer, which all take the same time. `--full` makes all steps of an epoch of the training file instead (on
+   two cores 5 minutes for MRPC, an hour and a half for SST-2).
 
-Nobody evaluates. The teacher's logits come from the store, made once for all epochs and runs, and are not counted. The
-embeddings are frozen on both sides, as in all steps of ours.
+Neither side evaluates. The time for the teacher's logits is not counted: they are computed once for all epochs and
+runs, and read from the store. The embeddings are frozen on both sides, as in all benchmarks of steps.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from raypp.kinds import kind_of
 from raypp.models.freezing import embeddings_of
 from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
 
-ROWS = 2048  # of the training file, but for a full epoch
-PADDED_STEPS, PADDED_WARM_STEPS = 10, 3  # every one costs the same
+ROWS = 2048  # of the training file, without --full
+PADDED_STEPS, PADDED_WARM_STEPS = 10, 3  # all take the same time
 TARGETS = {"mrpc": 0.5, "sst2": 0.25}
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Notes when each step of Trainer begins."""
+    """Records when each step of Trainer begins."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -70,7 +70,7 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
 
 
 def trainer_seconds(workload: Workload, batches: list[dict[str, torch.Tensor]]) -> list[float]:
-    """Seconds of each of Trainer's steps on these batches, in their order."""
+    """Seconds of each step of Trainer on these batches, in their order."""
     model = load_pretrained(resolve_model(ENCODER, None, "student.model"), workload.task, seed=0)
     for module in embeddings_of(model):
         module.requires_grad_(False)
@@ -101,7 +101,7 @@ def trainer_seconds(workload: Workload, batches: list[dict[str, torch.Tensor]]) 
 
 
 def dense_step(workload: Workload, bucketed: list[dict[str, torch.Tensor]]) -> None:
-    """Ours before and after Trainer's."""
+    """Measures raypp's steps before and after Trainer's, and compares."""
     ours = workload.step_seconds()
     theirs = trainer_seconds(workload, bucketed[:STEPS])[WARM_STEPS:]
     both = [statistics.fmean(pair) for pair in zip(ours, workload.step_seconds(), strict=True)]
@@ -109,7 +109,7 @@ def dense_step(workload: Workload, bucketed: list[dict[str, torch.Tensor]]) -> N
 
 
 def epoch(workload: Workload, steps: int, padded: list[dict[str, torch.Tensor]], full: bool) -> None:
-    """Fine-pruning with a teacher against Trainer's dense fine-tuning on padded batches."""
+    """Compares fine-pruning with a teacher with Trainer's dense fine-tuning on padded batches."""
     name, target = workload.task.name, f"target <= {TARGETS[workload.task.name]}"
     sections: dict[str, Any] = {
         "pruning": {"method": "topk", "final_density": 0.15},
@@ -123,7 +123,7 @@ def epoch(workload: Workload, steps: int, padded: list[dict[str, torch.Tensor]],
     ours = workload.step_seconds(**sections)
     theirs = trainer_seconds(workload, padded[:PADDED_STEPS])[PADDED_WARM_STEPS:]
     counted = f"mean of {len(ours)} steps against median of {len(theirs)}, no full epoch"
-    # Ours differ in length, so that an epoch is their sum; Trainer's are all alike.
+    # The batches of raypp differ in length, so that their mean counts; those of Trainer are all alike.
     report(f"epoch of {name}, {counted}", statistics.fmean(ours), median(theirs), "s a step", target)
 
 

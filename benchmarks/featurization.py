@@ -1,10 +1,10 @@
-"""Featurizing with Ray Data into the store, against the tokenizers library's own encode_batch on all cores, same rows;
-and whether the memory stays flat as the rows grow.
+"""Featurizing into the store with Ray Data, against encode_batch of the tokenizers library on all cores, with the same
+rows; and whether memory stays flat with more rows.
 
-The rows are SST-2's, repeated; `featurization.py 10000000` streams ten million. The reference cuts at the same length
-and pads nothing, as ours, and gets its texts as Python strings, while ours are read from Parquet and written to it. It
-is measured before Ray starts and after it has ended: Ray's idle processes would slow it down. Memory is the most that
-this process and all its children hold, less what they held before, when Ray's workers had started.
+The rows are those of SST-2, repeated; `featurization.py 10000000` streams ten million. The reference cuts texts at the
+same length and pads nothing, as raypp does. It gets its texts as Python strings, while raypp reads Parquet and writes
+it. The reference is measured before Ray starts and after Ray has ended, because Ray's idle processes would slow it
+down. Memory is the peak of this process and all its children, less what they held when Ray's workers had started.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from raypp.tasks import TASKS
 TASK = TASKS["sst2"]
 ROWS = [100_000, 1_000_000, 3_000_000]
 WARM_ROWS = 1000
-REFERENCE_ROWS = 10_000  # of one call of encode_batch
+REFERENCE_ROWS = 10_000  # in one call of encode_batch
 
 
 class PeakMemory:
-    """Samples the memory of this process and its children while it is entered: first and last thing, and between."""
+    """A context in which the memory of this process and its children is sampled: at both ends, and in between."""
 
     def __enter__(self) -> PeakMemory:
         self.before = self.peak = self._held()
@@ -57,10 +57,10 @@ class PeakMemory:
         return (self.peak - self.before) / 2**20
 
     def _watch(self) -> None:
-        wait = 0.25  # little is short to featurize …
+        wait = 0.25  # a short featurization needs frequent samples at first
         while not self._done.wait(wait):
             self._sample()
-            wait = min(2 * wait, 2.0)  # … but a sample takes a tenth of a second of a core
+            wait = min(2 * wait, 2.0)  # a sample takes a tenth of a second of a core
 
     def _sample(self) -> None:
         self.peak = max(self.peak, self._held())
@@ -76,9 +76,9 @@ class PeakMemory:
 
 
 def reference_seconds(table: pa.Table) -> float:
-    """Seconds in encode_batch for all rows."""
+    """Seconds that encode_batch takes for all rows."""
     tokenizer = Tokenizer.from_file(str(resolve_model(ENCODER, None, "model") / "tokenizer.json"))
-    tokenizer.no_padding()  # the file pads all to 128
+    tokenizer.no_padding()  # its file says: pad all texts to 128 tokens
     tokenizer.enable_truncation(MAX_LENGTH)
     seconds = 0.0
     for start in range(0, table.num_rows, REFERENCE_ROWS):
@@ -90,7 +90,7 @@ def reference_seconds(table: pa.Table) -> float:
 
 
 def featurization(table: pa.Table, scratch: Path) -> tuple[float, float]:
-    """Seconds to featurize all rows, and MiB held for it at the most."""
+    """Seconds to featurize all rows, and the peak of memory for it in MiB."""
     with Session(ClusterSettings.model_validate({"workers": 0})) as session:
         session.start()
         _featurize(table.slice(0, WARM_ROWS), scratch / "warm")  # starts Ray's workers

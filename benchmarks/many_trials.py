@@ -1,5 +1,6 @@
-"""Whether a sweep's cost stays flat: seconds a trial, and the memory of the command and of all of Ray, over 300 trials
-of two steps of a tiny encoder. The reference of the last 50 are the second 50 (the first 50 start the processes).
+"""Whether the cost of a trial stays flat over a sweep of 300 trials: seconds per trial, and the memory of the command
+and of all its processes. A trial makes two steps with a tiny encoder. The last 50 trials are compared with the second
+50, because the first 50 start the processes.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ SAMPLE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment."""
+    """The state of the sweep at one moment."""
 
     seconds: float
     finished: int
     command: float
-    """MiB that the command itself holds."""
+    """Memory of the command itself, in MiB."""
     all: float
-    """MiB of the command and every process it started; what several share counts once."""
+    """Memory of the command and of all processes it started, in MiB; memory that several share counts once."""
 
 
 def tiny_encoder(folder: Path) -> None:
-    """One layer of width 32 with random weights, and the benchmark encoder's tokenizer."""
+    """Saves one layer of width 32 with random weights, and the tokenizer of the benchmarks' encoder."""
     tokenizer = load_tokenizer(resolve_model(ENCODER, None, "student.model"), "student.model")
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
@@ -46,7 +47,7 @@ def tiny_encoder(folder: Path) -> None:
 
 
 def experiment(scratch: Path) -> Path:
-    """A random search over learning rates: every trial another run of the same two steps."""
+    """The file of a random search over learning rates, in which every trial is a run of its own."""
     values = {
         "name": "many",
         "task": "sentiment",
@@ -68,7 +69,7 @@ def experiment(scratch: Path) -> Path:
 
 
 def held(process: psutil.Process) -> float:
-    """MiB of a process: what it shares with others counts in part."""
+    """Memory of a process in MiB; memory that it shares with others counts in part."""
     try:
         return float(process.memory_full_info().pss) / 2**20
     except psutil.NoSuchProcess:
@@ -76,7 +77,7 @@ def held(process: psutil.Process) -> float:
 
 
 def watch(command: subprocess.Popen[bytes], runs: Path) -> list[Sample]:
-    """Samples until the command ends."""
+    """Takes samples until the command ends."""
     process, began, samples = psutil.Process(command.pid), time.monotonic(), []
     while command.poll() is None:
         finished = len(list(runs.glob("many/*/result.json")))

@@ -1,6 +1,6 @@
-"""Refreshing all masks of BERT-base, 85 million scores in 72 matrices, against one torch.sort per matrix.
+"""Refreshing all masks of BERT-base, 85 million scores in 72 matrices, against one torch.sort per matrix, on the CPU.
 
-The scores move as in training: by a learning rate of 1e-2, while the density falls along the cubic schedule.
+The scores change as in training with a learning rate of 1e-2, and the density falls along the cubic schedule.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
                 order = torch.sort(flat, descending=True).indices
                 torch.zeros_like(flat)[order[: kept_count(density, flat.numel())]] = 1.0
 
-        # Sorting takes so long that two steps of it say enough.
+        # Sorting takes so long that two steps of it are enough.
         for name, refresh in {
             "topk": local,
             "topk, global": globally,
@@ -60,7 +60,7 @@ def main() -> None:
             refresh()
             seconds[name].append(time.perf_counter() - began)
     for name in ("topk", "topk, global", "sigmoid_threshold"):
-        # The first two steps find where the threshold is and how fast it moves.
+        # In the first two steps a selection learns where its threshold is and how fast it moves.
         report(f"mask refresh, 85M scores, {name}", median(seconds[name][2:]), median(seconds["sort"]), "s", TARGET)
 
 

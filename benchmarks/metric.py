@@ -1,11 +1,12 @@
-"""Whether the fast step learns what the naive one of the parity tests does: dev metric of the same short fine-pruning
-runs, ours in float32 and bfloat16. The target: equal within seed noise, 3 seeds, MRPC and CoLA. Nothing is timed here.
+"""Whether raypp's step learns as well as the naive step of the parity tests: the dev metric of the same short
+fine-pruning runs, for raypp in float32 and in bfloat16. The target: equal within seed noise, 3 seeds, MRPC and CoLA.
+Nothing is timed here, and everything runs on the CPU.
 
-Same rows, same batches, same trained teacher, which the students start as, same initial scores; what differs is
-dropout's noise, padding and the order of sums. Seed noise is the standard deviation over the seeds, pooled from both;
-means are equal if they differ by no more. That says something only where neither has fallen to a constant answer, whose
-metric is printed beside: so the density is mild for so short a run, and a lower one needs more epochs, as in
-`metric.py mrpc --density 0.5 --epochs 6`.
+Both sides have the same rows, batches, initial scores and trained teacher, and the student starts as the teacher. The
+noise of dropout, the padding and the order of sums differ. Seed noise is the standard deviation over the seeds, pooled
+from both sides; two means are equal if they differ by no more than that. The comparison is meaningless where a side
+gives the same answer to every row, so the metric of a constant answer is printed, too. For the same reason the density
+is high: the runs are short, and a lower density needs more epochs, as in `metric.py mrpc --density 0.5 --epochs 6`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from raypp.pruning.pruner import initial_scores
 SEEDS = (1, 2, 3)
 TEACHER = {"epochs": 5, "learning_rate": 1e-4, "warmup_steps": 20}
 DENSITY, EPOCHS = 0.98, 1
-# Rows to train on, and the length that they are cut to: the naive step is slow, and pads all to it.
+# Training rows, and the number of tokens that they are cut to. The naive step is slow, and pads all rows to it.
 SIZES = {"mrpc": (2048, 64), "cola": (4096, 32)}
 UNIFORM = ScoreInitialization(kind="uniform", scale=0.01)
 SCHEDULE = {"initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 1e-2}
@@ -70,7 +71,7 @@ def experiment(workload: Workload, density: float, epochs: int, seed: int, preci
 
 
 def naive_metric(workload: Workload, plan: Plan, teacher: Path) -> float:
-    """Headline metric of the naive run on the same batches."""
+    """The headline metric of the naive run on the same batches."""
     settings, pruning, task = plan.experiment.train, plan.experiment.pruning, workload.task
     assert isinstance(pruning, TopKPruning)
     assert settings.epochs is not None
@@ -120,7 +121,7 @@ def _evaluated(workload: Workload, model: nn.Module, longest: int) -> float:
 
 
 def constant_metric(workload: Workload) -> float:
-    """Headline metric of the most frequent label as the answer to everything."""
+    """The headline metric of answering every row with the most frequent label."""
     labels = _columns(workload, "dev", None)[1]
     logits = np.zeros((len(labels), 2), np.float32)
     logits[:, statistics.mode(labels)] = 1.0
@@ -141,8 +142,8 @@ def said(values: list[float]) -> str:
 
 
 def compared(ours: list[float], naive: list[float], constant: float) -> str:
-    """The difference of the means, and whether seed noise explains it; of nothing but constant answers, that it says
-    nothing."""
+    """The difference of the means, and whether seed noise explains it, or that it says nothing because a side gives
+    constant answers only."""
     difference = statistics.fmean(ours) - statistics.fmean(naive)
     noise = math.sqrt((statistics.variance(ours) + statistics.variance(naive)) / 2)
     verdict = "equal within it" if abs(difference) <= noise else "not equal"

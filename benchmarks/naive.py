@@ -1,7 +1,7 @@
-"""An independent, straightforward fine-pruning: the reference of the parity tests and of the benchmarks.
+"""An independent, straightforward fine-pruning on the CPU: the reference of the parity tests and of the benchmarks.
 
-Written from the paper alone, sharing no code with raypp: a full sort of every matrix at every
-forward, batches padded to the maximal length, the teacher run beside the student, plain autograd, an unfused optimizer.
+It is written from the paper and shares no code with raypp. It sorts every matrix at every forward pass, pads batches to
+the maximal length, runs the teacher at every step, and uses plain autograd and an optimizer that is not fused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DENSE = ("attention.output.dense", "intermediate.dense", "output.dense")
 
 
 class StraightThrough(torch.autograd.Function):
-    """Forward: the mask. Backward: the gradient goes to the scores as it is."""
+    """The forward pass returns the mask; the backward pass gives the scores the mask's gradient unchanged."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class SortedLinear(nn.Module):
-    """A linear layer that sorts all its scores whenever it is called."""
+    """A linear layer that sorts all its scores at every call."""
 
     def __init__(self, linear: nn.Linear, method: str, scores: Tensor) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ def fine_prune(
     seed: int = 42,
     max_length: int,
 ) -> tuple[list[float], nn.Module]:
-    """Trains over `batches` (rows of each step) and returns the loss of every step, without the penalty, and the model
-    with its masks."""
+    """Trains on `batches` (the rows of each step). Returns the loss of every step, without the penalty, and the masked
+    model."""
     tokenizer = AutoTokenizer.from_pretrained(str(student))
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(str(student), num_labels=2, dtype=torch.float32)

@@ -1,8 +1,9 @@
-"""A fine-pruning step with a teacher, against the naive one of the parity tests: a sort per forward, batches padded to
-128 tokens, the teacher run online. Ours is measured before and after it, in float32; and once more in bfloat16.
+"""A fine-pruning step with a teacher, against the naive step of the parity tests (naive.py): a sort at every forward
+pass, batches padded to 128 tokens, the teacher run at every step. raypp's step is measured in float32 before and after
+the naive one, and then in bfloat16, all on the CPU.
 
-The naive one's batches are rows as they come, ours of like length; padded to 128 all batches cost the same. It
-tokenizes as it goes, which is nothing beside its seconds.
+The naive batches are rows in their order, which all take the same time because they are padded to 128 tokens; raypp's
+have rows of similar length. The naive step tokenizes its batch, which takes little of its time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ UNIFORM = ScoreInitialization(kind="uniform", scale=0.1)
 
 
 def naive_seconds(workload: Workload, steps: int) -> float:
-    """Seconds of a naive step; the first one does not count."""
+    """The median seconds of a naive step, without the first one."""
     table = raw_table(workload.task, "train", steps * BATCH_SIZE)
     times: list[float] = []
 
@@ -78,7 +79,7 @@ def main() -> None:
             naive = naive_seconds(workload, NAIVE_STEPS)
             ours += workload.step_seconds(**sections)
             in_bfloat16 = workload.step_seconds(**sections, train={"precision": "bfloat16"})
-            # Ours differ in length, so that their cost is their mean.
+            # Batches of raypp differ in length, so that their mean counts.
             report(f"fine-pruning step {task}", fmean(ours), naive, "s", f"target <= {target:.3f}")
             report(f"fine-pruning step {task} in bfloat16", fmean(in_bfloat16), naive, "s", "no target")
 

@@ -1,11 +1,12 @@
-"""What Ray costs, against the same without it.
+"""The cost of Ray, on the CPU.
 
-1. Steps per second of one TorchTrainer worker against the same loop in this process, with as many threads as CPUs and
-   with one.
-2. How long a command takes to its first optimizer step with everything in the store, and from its last one to its end,
-   against a TorchTrainer with an empty loop. Medians of three on all sides, in turn.
+1. The time of a step on one TorchTrainer worker, against the same loop without Ray, with as many threads as CPUs and
+   with one thread.
+2. The time from the start of a command to its first optimizer step, with everything in the store, and from its last
+   step to its end, against a TorchTrainer with an empty loop. All are medians of three runs, made in turn.
 
-A command's clock starts with its first line, about 0.1 s after its process; the empty TorchTrainer's with its process.
+The clock of a command starts at its first line, about 0.1 s after its process; that of the empty TorchTrainer starts
+with its process.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from workload import ENCODER, Workload, median, report
 
 ROUNDS = 3
 STEPS = 100
-LOG_EVERY = 5  # steps whose mean is one sample
-WARM = 4  # samples that do not count
+LOG_EVERY = 5  # steps; their mean is one sample
+WARM = 4  # first samples, which do not count
 POLL_SECONDS = 0.02
-SETTLE_SECONDS = 10.0  # before a command: Ray's processes of the one before live on for some
+SETTLE_SECONDS = 10.0  # before a command: Ray's processes of the last one take some seconds to end
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Run:
     """One command, in a process of its own."""
 
     step_seconds: list[float]
-    """Means of `LOG_EVERY` steps each."""
+    """Each is the mean of `LOG_EVERY` steps."""
     start: float
     """Seconds from the command to the first optimizer step."""
     end: float
@@ -44,7 +45,7 @@ class Run:
 
 
 def run(workload: Workload, workers: int, threads: int | None = None) -> Run:
-    """`raypp train` with so many TorchTrainer workers, or in its own process if 0."""
+    """Runs `raypp train` with this number of TorchTrainer workers, or without Ray if 0."""
     files = {split: str(workload.scratch / f"{split}.parquet") for split in ("train", "dev")}
     settings: dict[str, Any] = {
         "name": "on-ray",
@@ -80,7 +81,7 @@ def run(workload: Workload, workers: int, threads: int | None = None) -> Run:
 
 
 def _when_logged(metrics: Path, step: int, process: subprocess.Popen[bytes]) -> float:
-    """The time at which a step stands in the file, which is right after it was made; or at which the process ended."""
+    """The time at which a step is in the file, which is right after the step, or at which the process has ended."""
     while process.poll() is None:
         if metrics.is_file() and f'"step": {step},' in metrics.read_text():
             break
@@ -104,8 +105,8 @@ with Session(ClusterSettings()) as session:
 
 
 def empty_trainer(storage: Path) -> tuple[float, float]:
-    """Seconds from the start of a process to the only line of a TorchTrainer's loop, and from there to the process's
-    end."""
+    """Seconds from the start of a process to the only line of a TorchTrainer's loop, and from there to the end of the
+    process."""
     script = EMPTY.format(storage=str(storage))
     time.sleep(SETTLE_SECONDS)
     began = time.time()

@@ -1,4 +1,4 @@
-"""What pruning and distillation add to a fine-tuning step: every method with soft loss, against our own dense step.
+"""What pruning and distillation add to a fine-tuning step: every method with soft loss, against raypp's dense step.
 
 Both use the same batches, the same frozen embeddings and float32, on a GPU where there is one, and make their steps in
 turn. `--bert-base` measures what the target for GPUs is about: an encoder of BERT-base's size with random weights, in
@@ -35,7 +35,7 @@ BERT_BASE_TARGETS = {32: "no target", 128: "target <= 1.05"}  # by batch size
 
 
 def bert_base(folder: Path) -> str:
-    """An encoder of BERT-base's size, and the benchmarks' tokenizer, which has BERT's vocabulary."""
+    """Saves an encoder of BERT-base's size, and the benchmarks' tokenizer, which has BERT's vocabulary."""
     tokenizer = load_tokenizer(resolve_model(ENCODER, None, "student.model"), "student.model")
     BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -43,7 +43,7 @@ def bert_base(folder: Path) -> str:
 
 
 def compare(workload: Workload, methods: list[str], size: str, targets: dict[str, str], **sections: Any) -> None:
-    """Each method's steps against the dense ones, both with these sections of the experiment."""
+    """Compares each method's steps with dense steps, both with these sections of the experiment."""
     teacher = {"model": str(workload.teacher)}
     for method in methods:
         runs = {"dense": sections, method: {"pruning": METHODS[method], "teacher": teacher, **sections}}

