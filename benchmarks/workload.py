@@ -28,7 +28,6 @@ from raypp.cluster.launch import train
 from raypp.cluster.pipeline import prepare
 from raypp.config import OfficialSource
 from raypp.data.sources import open_source
-from raypp.display.progress import NullDisplay
 from raypp.events import Event, PhaseAdvanced
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
@@ -79,13 +78,13 @@ class _Enough(Exception):
     """Ends a run that has made its steps."""
 
 
-class _Turns(NullDisplay):
+class _Turns:
     """Ends a run that has made its steps. If several runs take turns, waits for the others after each step."""
 
     def __init__(self, steps: int, own: Semaphore | None = None, following: Semaphore | None = None) -> None:
         self.steps, self.own, self.following = steps, own, following
 
-    def handle(self, event: Event) -> None:
+    def __call__(self, event: Event) -> None:
         if not isinstance(event, PhaseAdvanced) or event.phase != "student":
             return
         if self.own and self.following:
@@ -202,7 +201,7 @@ class Workload:
         )
         prepare(experiment)  # first, because it uses Ray, whose idle processes would take a part of the CPUs
         with contextlib.suppress(_Enough):
-            train(experiment, fresh=True, display=turns or _Turns(steps))
+            train(experiment, fresh=True, on_event=turns or _Turns(steps))
         lines = (self.scratch / "runs/benchmark" / run / "metrics.jsonl").read_text().splitlines()
         seconds = [record["perf/step_seconds"] for record in map(json.loads, lines)]
         assert len(seconds) == steps, "a line a step"

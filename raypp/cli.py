@@ -165,7 +165,9 @@ def _train(options: argparse.Namespace) -> None:
 
     experiment = _experiment(options)
     with Display() as display:
-        result = train(experiment, fresh=options.fresh, display=display, verbose=options.verbose, started_at=STARTED_AT)
+        result = train(
+            experiment, fresh=options.fresh, on_event=display.handle, verbose=options.verbose, started_at=STARTED_AT
+        )
     print_result(result)
 
 
@@ -183,7 +185,7 @@ def _sweep(options: argparse.Namespace) -> None:
         print(plan_resources(experiment))
         return
     with Display() as display:
-        result = sweep(experiment, fresh=options.fresh, display=display, verbose=options.verbose)
+        result = sweep(experiment, fresh=options.fresh, on_event=display.handle, verbose=options.verbose)
     print_front(result)
     if failed := result["counts"]["failed"]:
         raise RunFailed(f"{failed} of {len(result['trials'])} trials failed")
@@ -197,7 +199,7 @@ def _prepare(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
     fill = prepare if experiment.sweep is None else prepare_sweep
     with Display() as display:
-        artifacts = fill(experiment, display=display, verbose=options.verbose)
+        artifacts = fill(experiment, on_event=display.handle, verbose=options.verbose)
     for artifact in artifacts:
         print(f"{artifact.kind}: {artifact.rows} rows in {artifact.location}")
 

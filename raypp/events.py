@@ -85,3 +85,12 @@ class Reported:
 
 Event = PhaseStarted | PhaseAdvanced | PhaseFinished | TrialAdvanced | Message
 EventHandler = Callable[[Any], None]  # of these, and of what is only on its way to the command
+
+
+def ignore(_: Any) -> None:
+    """The event handler that does nothing."""
+
+
+def never() -> bool:
+    """The interrupt check of a run that nobody interrupts."""
+    return False

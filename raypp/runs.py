@@ -165,6 +165,11 @@ def check_writable(location: Location, field: str) -> None:
         raise StorageFailed(f"{location} cannot be written to: {error.strerror or error}") from error
 
 
+def check_storage_writable(experiment: Experiment) -> None:
+    """`check_writable` for `cluster.storage`."""
+    check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
+
+
 @contextlib.contextmanager
 def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
     """Holds the run for this process; the system lets go of it however the process ends.

@@ -27,7 +27,6 @@ from whole_runs import copy_tokenizer
 
 import raypp
 from raypp.cluster.launch import train
-from raypp.display.progress import NullDisplay
 from raypp.events import Event, Message
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained
@@ -180,10 +179,9 @@ def test_a_run_whose_precision_is_slow_says_so_once(
 ) -> None:
     said = []
 
-    class Messages(NullDisplay):
-        def handle(self, event: Event) -> None:
-            if isinstance(event, Message):
-                said.append(event.text)
+    def keep_messages(event: Event) -> None:
+        if isinstance(event, Message):
+            said.append(event.text)
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     write_student(minilm_dir, tmp_path / "student")
@@ -196,7 +194,7 @@ def test_a_run_whose_precision_is_slow_says_so_once(
         "cluster": {"workers": 0, "storage": str(tmp_path / "runs")},
         "tracking": {"wandb": "off", "figures": "main"},
     }
-    train(experiment_from(values), display=Messages())
+    train(experiment_from(values), on_event=keep_messages)
     assert [text for text in said if "bfloat16" in text] == [
         "student: train.precision: bfloat16 is slower than float32 on this CPU, which has no instructions for it "
         "(AVX512-BF16, AMX; Arm's BF16)"

@@ -1,4 +1,4 @@
-"""Work beside the main thread, which is left free to hear Ctrl-C."""
+"""Runs work in a thread next to the main thread, which stays free to receive Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result], name: str) -> Future[Result]:
-    """Runs `work` in a daemon thread, unlike an executor's: a command that is interrupted does not wait for it."""
+    """Runs `work` in a daemon thread. Unlike with an executor, a command that is interrupted does not wait for it."""
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # raised again where the result is read
             future.set_exception(error)
         else:
             future.set_result(result)

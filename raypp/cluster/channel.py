@@ -1,7 +1,6 @@
-"""The channel between a command and those who train for it: events and warnings one way, the wish that they leave the
-other way.
+"""The channel between a command and the processes that train for it: events upstream, interrupt requests downstream.
 
-Who trains hears of one more thing here: that its node is about to be taken away, as a spot machine is.
+`InterruptNotice`, the training process's end, also notices when Ray drains the node, as before a preemption.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-NOTICE_POLL_SECONDS = 2.0  # between two looks at whether the node is drained; clouds warn 30 to 120 seconds before
+NOTICE_POLL_SECONDS = 2.0  # between two checks whether the node is drained; clouds warn 30 to 120 seconds before
 
 
 class _ChannelActor:
-    """The actor in the middle. It lives where the command does, and ends with it."""
+    """The actor in the middle. It runs on the command's node and ends with the command."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[Any] = asyncio.Queue()
-        self.wish = asyncio.Event()
+        self.interrupt_requested = asyncio.Event()
         self.stopped = False
 
-    async def tell(self, event: Any) -> None:
+    async def send(self, event: Any) -> None:
         self.events.put_nowait(event)
 
-    async def take(self, timeout_seconds: float) -> list[Any]:
-        """All that was told, or what comes first within so many seconds."""
+    async def receive(self, timeout_seconds: float) -> list[Any]:
+        """All queued events. If there are none, waits until the timeout for the first one."""
         events: list[Any] = []
         if timeout_seconds and self.events.empty():
             try:
@@ -42,17 +41,19 @@ class _ChannelActor:
 
     async def interrupt(self, stopped: bool) -> None:
         self.stopped = stopped
-        self.wish.set()
+        self.interrupt_requested.set()
 
     async def wait_for_interrupt(self) -> bool:
-        """Returns when it is wished: whether the run is stopped for good."""
-        await self.wish.wait()
+        """Returns after an interrupt is requested: whether it stops the run for good."""
+        await self.interrupt_requested.wait()
         return self.stopped
 
 
 def actor_here(kind: type, *values: Any, name: str | None = None, max_concurrency: int | None = None) -> Any:
-    """An actor that takes nothing of the cluster, on this process's node. It ends with this process at the latest; with
-    a name, others find it in the namespace `raypp`."""
+    """Starts an actor on this process's node that takes none of the cluster's resources.
+
+    It ends with this process at the latest. If it has a name, other processes find it in the namespace `raypp`.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -64,37 +65,37 @@ def actor_here(kind: type, *values: Any, name: str | None = None, max_concurrenc
 
 @dataclass(frozen=True)
 class Channel:
-    """The channel as both ends hold it. All methods raise RayActorError when the command at its other end has ended."""
+    """One end of the channel. Every method raises RayActorError after the command has ended."""
 
     actor: Any
 
     @classmethod
     def open(cls, name: str | None = None) -> Channel:
-        """A new channel from this process. With a name, `Channel.named` finds it."""
+        """Opens a new channel from this process. If it has a name, `Channel.named` finds it."""
         return cls(actor_here(_ChannelActor, name=name, max_concurrency=1000))
 
     @classmethod
     def named(cls, name: str) -> Channel:
-        """The other end of a channel with a name."""
+        """The other end of the channel with this name."""
         import ray
 
         return cls(ray.get_actor(name, namespace="raypp"))
 
-    def tell(self, event: Any) -> Any:
-        """Sends an event. Returns the answer's reference: an error where nobody listens any more."""
-        return self.actor.tell.remote(event)
+    def send(self, event: Any) -> Any:
+        """Sends an event. Returns a reference to its acknowledgement; `ray.get` of it fails if the command ended."""
+        return self.actor.send.remote(event)
 
-    def take(self, timeout_seconds: float) -> list[Any]:
-        """The events that were sent, after waiting so long for a first one."""
+    def receive(self, timeout_seconds: float) -> list[Any]:
+        """All events that were sent. If there are none, waits until the timeout for the first one."""
         import ray
 
-        return list(ray.get(self.actor.take.remote(timeout_seconds)))
+        return list(ray.get(self.actor.receive.remote(timeout_seconds)))
 
     def interrupt(self, *, stopped: bool = False) -> None:
-        """Asks all who train to save the step they are at, and leave.
+        """Asks all processes that train to save their current step and stop.
 
         Args:
-            stopped: for good: a sweep does not go on with them.
+            stopped: the sweep has stopped the trial, and will not resume it.
         """
         import ray
 
@@ -107,25 +108,26 @@ class Channel:
 
 
 class InterruptNotice:
-    """Whether who trains in this process is to leave: it is wished, the command has ended, or the node is drained."""
+    """True when this process must stop: requested, command gone, or node draining."""
 
     def __init__(self, channel: Channel) -> None:
         self.drained = False
         self.stopped = False
-        self._leave = threading.Event()
+        self._must_stop = threading.Event()
         self._closed = threading.Event()
-        self._wish = channel.actor.wait_for_interrupt.remote()
+        self._request = channel.actor.wait_for_interrupt.remote()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __call__(self) -> bool:
-        return self._leave.is_set()
+        return self._must_stop.is_set()
 
     def close(self) -> None:
-        """Ends the waiting: else the channel would keep a place for it, and Ray this process, which has called it."""
+        """Cancels the pending call. Otherwise it would count against the actor's concurrency, and Ray would keep this
+        process, its caller, alive."""
         import ray
 
         self._closed.set()
-        ray.cancel(self._wish)
+        ray.cancel(self._request)
 
     def _listen(self) -> None:
         import ray
@@ -134,22 +136,22 @@ class InterruptNotice:
 
         node = ray.get_runtime_context().get_node_id()
         while not self._closed.is_set():
-            # ray.train.get_preemption_info() says the same, but all workers have to wait for each other in it.
-            wished = bool(ray.wait([self._wish], timeout=NOTICE_POLL_SECONDS)[0])
+            # ray.train.get_preemption_info() would say the same, but in it all workers have to wait for each other.
+            requested = bool(ray.wait([self._request], timeout=NOTICE_POLL_SECONDS)[0])
             if self._closed.is_set():
                 return
             self.drained = node in state.get_draining_nodes()
-            if wished or self.drained:
-                with contextlib.suppress(RayError):  # the command has ended, which is a wish as well
-                    self.stopped = wished and ray.get(self._wish)
-                self._leave.set()
+            if requested or self.drained:
+                with contextlib.suppress(RayError):  # the command has ended, which is a reason to stop, too
+                    self.stopped = requested and ray.get(self._request)
+                self._must_stop.set()
                 return
 
 
 @contextlib.contextmanager
-def warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
-    """Hands raypp's warnings over: the log of a process of Ray's is hidden."""
-    handler = _Handler(tell)
+def forward_warnings(send: Callable[[str], None]) -> Iterator[None]:
+    """Forwards raypp's warnings to `send`, because the log of a Ray process is hidden from the user."""
+    handler = _Handler(send)
     logging.getLogger("raypp").addHandler(handler)
     try:
         yield
@@ -158,12 +160,12 @@ def warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, send: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self.tell = tell
+        self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.tell(record.getMessage())
-        except Exception:  # what was to be warned of must not fail by it: a dead command is heard of at the next event
+            self.send(record.getMessage())
+        except Exception:  # a warning must not make its cause fail; the next event notices that the command has ended
             self.handleError(record)

@@ -1,18 +1,17 @@
-"""How long who is asked to leave has for it: a part of what the one above gives, or those below would be killed while
-they save.
+"""Shutdown deadlines. Each level gets less time than its parent, so that children can save before they are killed.
 
-    ray job stop            gives the command RAY_JOB_STOP_WAIT_TIME_S (of the cluster's nodes) and then kills it
-      the command           gives its workers, or its sweep's trials, all of that but what it takes to end itself
-    Ray Tune                gives a trial that is stopped early a minute and then kills its process
-      the trial             gives workers of its own half of that
-    the command, at last    gives back what such workers hold: after Tune's minute, and as long again as they had
+ray job stop     gives the command RAY_JOB_STOP_WAIT_TIME_S (set on the cluster's nodes), then kills it
+the command      gives its workers, or the trials of its sweep, all of that except the time to end itself
+Ray Tune         gives a trial that is stopped early one minute, then kills its process
+the trial        gives its own workers half of that minute
+the command      in the end frees what those workers still hold, after Tune's minute plus the trial's half
 """
 
 from __future__ import annotations
 
 import os
 
-ENDING_SECONDS = 10.0  # for a command to end, once its workers or trials have
+ENDING_SECONDS = 10.0  # for a command to end after its workers or trials have ended
 COMMAND_STOP_SECONDS = max(30.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 0)) - ENDING_SECONDS)
 TUNE_STOP_SECONDS = 60
 TRIAL_STOP_SECONDS = TUNE_STOP_SECONDS / 2

@@ -1,27 +1,28 @@
-"""The size of a run's groups of workers: for how many there is room, from the fewest to the most that it asks for."""
+"""The size of each of a run's groups of workers: as many as there are free resources for, within the run's limits."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 
-from raypp.cluster.places import AwaitedPlaces, MissingPlaces, free_orphans
-from raypp.cluster.room import where_workers_go
+from raypp.cluster.capacity import placement_in_words
+from raypp.cluster.placement_groups import ExtraSlots, PendingSlots, free_orphans
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
 from raypp.errors import NoRoom
 
 POLL_SECONDS = 0.5
-WAIT_SECONDS = 1800.0  # for room, where no other trial will leave some: a machine of a cloud's takes minutes to start
+# How long to wait for resources while no other trial could free any: a cloud machine takes minutes to start.
+WAIT_SECONDS = 1800.0
 
 
 class GroupSizes:
-    """Finds the size of each group, and says when one of another size should follow.
+    """Finds the size of each group, and says when a group of another size should replace it.
 
     Args:
         resources: of one worker.
-        quota: what this run may have of the cluster.
-        name: of the places that it asks for.
+        quota: the run's share of the cluster.
+        name: of the run's slots.
     """
 
     def __init__(
@@ -29,64 +30,70 @@ class GroupSizes:
     ) -> None:
         self.settings, self.resources, self.quota, self.name = settings, resources, quota, name
         self.size = 0
-        self._awaited = AwaitedPlaces(settings.min_workers, resources, settings.placement, name)
-        self._missing = MissingPlaces(resources, settings.grow_after_seconds, name)
+        self._pending = PendingSlots(settings.min_workers, resources, settings.placement, name)
+        self._extra = ExtraSlots(resources, settings.grow_after_seconds, name)
         self._idle_since: float | None = None
-        """When the run began to have no workers though no other trial has any, on the monotonic clock."""
+        """Since when neither this run nor another trial has workers, on the monotonic clock."""
 
-    def next_size(self, is_interrupted: Callable[[], bool], tell: Callable[[str], None]) -> int:
-        """The workers of the next group; waits until there is room for the fewest, which `tell` is told once. 0: it is
-        interrupted, and waits no more.
+    def next_size(self, is_interrupted: Callable[[], bool], say: Callable[[str], None]) -> int:
+        """The number of workers of the next group. Waits until there are resources for the fewest.
+
+        Args:
+            say: is called once with a message when the run has to wait.
+
+        Returns:
+            0 if the run was interrupted while it waited.
 
         Raises:
-            NoRoom: there was none for too long.
+            NoRoom: there were no resources for too long.
         """
         self.quota.start()
         free_orphans()
-        told = False
+        said = False
         try:
             while not is_interrupted():
                 if self._idle_since is None or self.quota.others_train():
                     self._idle_since = time.monotonic()
                 if time.monotonic() - self._idle_since > WAIT_SECONDS:
-                    raise NoRoom(f"there was no room for {self._needed()} for {WAIT_SECONDS / 60:g} minutes")
+                    minutes = f"{WAIT_SECONDS / 60:g} minutes"
+                    raise NoRoom(f"there were no free resources for {self._needed()} within {minutes}")
                 if not self.quota.has_turn():
-                    self._awaited.close()
-                elif (size := self._awaited.room(self.quota.reserve())) > 0:
+                    self._pending.close()
+                elif (size := self._pending.num_granted(self.quota.reserve())) > 0:
                     self.size = size
                     self.quota.hold(size)
                     return size
                 self.quota.wait()
-                if not told:
-                    tell(f"waits for room for {self._needed()}")
-                    told = True
+                if not said:
+                    say(f"waits for resources for {self._needed()}")
+                    said = True
                 time.sleep(POLL_SECONDS)
             return 0
         finally:
-            self._awaited.close()
+            self._pending.close()
 
     def group_trains(self) -> None:
         """The group has its workers."""
         self._idle_since = None
         self.quota.placed()
-        self._missing.group_has_its_own()
+        self._extra.group_started()
 
     def wants_another_size(self) -> str | None:
-        """Why the group that trains should leave for one of another size; None: it should not."""
+        """Why the group that trains should be replaced by one of another size; None if it should not."""
         target = self.quota.target()
         if target < self.size:
-            return "another trial waits for room"
-        if self._missing.granted(target - self.size) and self.quota.claim():
-            return "there is room for more workers"
+            return "another trial waits for resources"
+        if self._extra.any_granted(target - self.size) and self.quota.claim():
+            return "there are resources for more workers"
         return None
 
     def close(self) -> None:
-        """The group is over: gives back what it has asked for beside."""
-        self._missing.close()
+        """The group is over: frees the extra slots."""
+        self._extra.close()
 
     def _needed(self) -> str:
         """The fewest workers, in words."""
         least = self.settings.min_workers
         each = " and ".join(f"{count:g} {name}" for name, count in self.resources.items())
-        where = where_workers_go(self.settings.placement)
+        where = placement_in_words(self.settings.placement)
         return f"{least} worker{'s' * (least != 1)} with {each}{' each' * (least != 1)}{where}"

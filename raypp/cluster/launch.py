@@ -1,7 +1,7 @@
-"""`raypp train` from its start: the experiment is checked while Ray starts.
+"""The start of `raypp train`: the experiment is checked while Ray starts.
 
-Both take seconds. Checking imports torch and transformers, and Ray's start is mostly waiting for processes, so they are
-done side by side; that is why this module imports none of them.
+Both take seconds. The check imports torch and transformers, and the start of Ray mostly waits for processes, so they
+run at the same time. For this reason the module itself imports none of these libraries.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from raypp.cluster.background import in_background
 from raypp.cluster.session import Session
 from raypp.config import Experiment
-from raypp.display.progress import NullDisplay
 from raypp.errors import Problems
-from raypp.runs import check_writable, may_be_finished
-from raypp.storage import Location
+from raypp.events import EventHandler, ignore
+from raypp.runs import check_storage_writable, may_be_finished
 
 if TYPE_CHECKING:
     from raypp.plan import Draft
@@ -26,23 +25,22 @@ def train(
     experiment: Experiment,
     *,
     fresh: bool = False,
-    display: NullDisplay | None = None,
+    on_event: EventHandler = ignore,
     verbose: bool = False,
     started_at: float | None = None,
 ) -> dict[str, Any]:
-    """Runs an experiment, or what is left of it, and returns its result (as in result.json).
+    """Runs an experiment, or resumes it, and returns its result (as in result.json).
 
     Args:
         fresh: start over.
-        display: shows the progress.
-        verbose: show Ray's log, too.
-        started_at: when the command began, in seconds of Unix time, to measure how long a start takes; now, if None.
+        on_event: takes the events of the progress, such as a display's `handle`.
+        verbose: also show Ray's log.
+        started_at: when the command began (Unix time in seconds), to measure the duration of the start; None: now.
 
     Raises:
         ConfigError: the experiment, its input or the cluster do not fit; no worker was started.
-        RunFailed: training failed; calling again resumes it.
+        RunFailed: training failed; another call resumes it.
     """
-    on_event = (display or NullDisplay()).handle
     started_at = time.time() if started_at is None else started_at
     with Session(experiment.cluster, verbose) as session:
         draft = _checked(experiment, session, fresh)
@@ -53,13 +51,16 @@ def train(
 
 
 def _checked(experiment: Experiment, session: Session, fresh: bool) -> Draft:
-    """Checks the experiment and, where that is certain to be needed, starts Ray meanwhile: in this thread, since Ray's
-    processes end with the thread that started them. A cluster is joined when it is needed: that takes no time."""
+    """Checks the experiment. Meanwhile starts an embedded Ray if the run is certain to need it.
+
+    Ray starts in this thread, because its processes end with the thread that started them. A connection to an existing
+    cluster is made later, because it takes little time.
+    """
     checked = in_background(lambda: _check(experiment), "plan")
     problems = Problems()
     if fresh or not may_be_finished(experiment):
         with problems.collect():
-            check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
+            check_storage_writable(experiment)
             if experiment.cluster.max_workers and not os.environ.get("RAY_ADDRESS"):
                 session.start()
     draft = problems.attempt(checked.result)

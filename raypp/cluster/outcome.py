@@ -1,5 +1,7 @@
-"""What comes of a group of workers, as its first one returns it. Little is imported here, since Ray Train's controller
-opens it, too."""
+"""The outcome of a group of workers, as its first worker returns it.
+
+Ray Train's controller unpickles it, so this module imports little.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Left:
-    """They were asked to leave, and have saved this step."""
+class InterruptedAt:
+    """The workers were asked to stop and have saved this step. The job can resume from it."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Failed:
-    """It would fail alike if it was tried again."""
+    """The job failed in a way that another try would repeat."""
 
     reason: str
 
 
-Outcome = Finished | Left | Failed
+Outcome = Finished | InterruptedAt | Failed

@@ -1,6 +1,6 @@
-"""The parts that a Ray Data pipeline makes: a worker writes its part straight to the store and tells the driver of it.
+"""The parts that a Ray Data pipeline makes: a worker writes its part to the store and responds to the driver.
 
-A worker's ConfigError is part of its answer and is raised in the driver as it was.
+If a worker raises a ConfigError, its response carries the problems, and the driver raises the same ConfigError.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -24,22 +24,12 @@ if TYPE_CHECKING:
     import ray.data
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int | None], None]  # called with the rows done and, as soon as they are known, all rows
-T = TypeVar("T")
+Progress = Callable[[int, int | None], None]  # called with the rows done and all rows, None until they are known
 
 WINDOWS_AT_ONCE = 2
-LEAVE_SECONDS = 5.0  # for the threads of a pipeline that is given up to end the part that they wait for
+THREADS_END_SECONDS = 5.0  # for the threads of an abandoned pipeline to end the part that they wait for
 
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by fingerprint: a worker process runs many tasks
-
-
-def mark_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Each item with whether it is the last, for which one is read ahead."""
-    item = next(items, None)
-    while item is not None:
-        upcoming = next(items, None)
-        yield item, upcoming is None
-        item = upcoming
 
 
 def run_windows(
@@ -48,13 +38,13 @@ def run_windows(
     progress: Progress,
     what: str,
 ) -> Iterator[dict[str, Any]]:
-    """Runs a pipeline over one window of parts after the other and yields its workers' answers as they come.
+    """Runs a pipeline over one window of parts after the other and yields its workers' responses as they arrive.
 
-    Two windows run at a time: while the last tasks of one leave CPUs idle, the next one, read meanwhile, has begun.
+    Two windows run at a time: the second one uses the CPUs that the last tasks of the first one leave idle.
 
     Args:
-        windows: each a list of parts, which are the pipeline's blocks, and whether it is the last.
-        progress: told all rows as soon as the last window is read.
+        windows: each is a list of parts, which become the pipeline's blocks, and whether it is the last.
+        progress: gets the number of all rows as soon as the last window is read.
         what: the pipeline's name, for messages.
     """
     run = _WindowRun(windows, pipeline, what)
@@ -64,25 +54,25 @@ def run_windows(
         for thread in threads:
             thread.start()
         while running:
-            match run.told.get():
+            match run.responses.get():
                 case None:
                     running -= 1
                 case BaseException() as error:
                     raise error
-                case told:
-                    yield told
-                    done += told["rows"]
+                case response:
+                    yield response
+                    done += response["rows"]
                     progress(done, run.total)
     finally:
-        run.leaves.set()
-        deadline = time.monotonic() + LEAVE_SECONDS
+        run.must_stop.set()
+        deadline = time.monotonic() + THREADS_END_SECONDS
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _WindowRun:
-    """What the threads of `run_windows` share. Each takes a window and runs it to its end, until none is left."""
+    """State shared by the threads of `run_windows`. Each thread runs one window after the other until none is left."""
 
     def __init__(
         self,
@@ -92,10 +82,10 @@ class _WindowRun:
     ) -> None:
         self.windows, self.pipeline, self.what = windows, pipeline, what
         self.total: int | None = None
-        """All rows, once the last window is read."""
-        self.told: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-        """Answers; None where a thread has ended, or what it has failed with."""
-        self.leaves = threading.Event()
+        """The number of all rows, once the last window is read."""
+        self.responses: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+        """Workers' responses; None or an exception when a thread has ended."""
+        self.must_stop = threading.Event()
         self._reading = threading.Lock()
         self._rows = 0
 
@@ -103,82 +93,82 @@ class _WindowRun:
         try:
             while self._run_next():
                 pass
-        except BaseException as error:  # raised again where the answers are read
-            self.told.put(error)
+        except BaseException as error:  # raised again where the responses are read
+            self.responses.put(error)
         else:
-            self.told.put(None)
+            self.responses.put(None)
 
     def _run_next(self) -> bool:
-        """Runs a window, of which nothing is held when the next one is read; False where none is left."""
+        """Runs a window and drops it before the next one is read. Returns False if none is left."""
         import ray.data
 
         window = self._next()
         if not window:
             return False
         rows = sum(part.num_rows for part in window)
-        for told in collect(self.pipeline(ray.data.from_arrow(window)), rows, None, self.what):
-            if self.leaves.is_set():
+        for response in collect(self.pipeline(ray.data.from_arrow(window)), rows, None, self.what):
+            if self.must_stop.is_set():
                 return False
-            self.told.put(told)
+            self.responses.put(response)
         return True
 
     def _next(self) -> list[pa.Table]:
         with self._reading:
-            if self.leaves.is_set() or self.total is not None:
+            if self.must_stop.is_set() or self.total is not None:
                 return []
             window, is_last = next(self.windows, ([], True))
             self._rows += sum(part.num_rows for part in window)
             if is_last:
                 self.total = self._rows
-            return [] if self.leaves.is_set() else list(window)  # reading may have taken long
+            return [] if self.must_stop.is_set() else list(window)  # reading may have taken long
 
 
-def answer(make: Callable[[], dict[str, Any]]) -> pa.Table:
-    """Makes a part and tells the driver about it, or what went wrong: a table of one row.
+def respond(make: Callable[[], dict[str, Any]]) -> pa.Table:
+    """Makes a part and responds to the driver: a table of one row with the response, or with the error, as JSON.
 
     Args:
-        make: returns `rows`, those that it has worked on, and whatever else the driver is to know, as JSON has it.
+        make: returns the response: `rows`, the number of input rows, and what else the driver needs.
     """
     try:
-        told = make()
+        response = make()
     except ConfigError as error:
-        told = {"problems": list(error.problems)}
+        response = {"problems": list(error.problems)}
     except Exception as error:  # raised again in the driver, without Ray's wrapping
-        told = {"failure": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    return pa.table({"answer": [json.dumps(told)]})
+        response = {"failure": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return pa.table({"response": [json.dumps(response)]})
 
 
-def collect(answers: ray.data.Dataset, rows: int, progress: Progress | None, what: str) -> Iterator[dict[str, Any]]:
-    """Runs a pipeline and yields its workers' answers as they come."""
+def collect(responses: ray.data.Dataset, rows: int, progress: Progress | None, what: str) -> Iterator[dict[str, Any]]:
+    """Runs a pipeline and yields its workers' responses as they arrive."""
     from ray.exceptions import RayError
 
-    # Importing ray.data has set its logger to talk; it is to be as quiet as Ray itself.
+    # Importing ray.data lowers its logger's level; it must be as quiet as Ray itself.
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    answers.context.enable_progress_bars = False
+    responses.context.enable_progress_bars = False
     done = 0
     try:
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for told in map(json.loads, batch["answer"].to_pylist()):
-                if "problems" in told:
-                    raise ConfigError(told["problems"])
-                if "failure" in told:
-                    cause = RuntimeError(told["traceback"])
-                    raise RunFailed(f"{what}: a worker failed: {told['failure']}") from cause
-                yield told
-                done += told["rows"]
+        for batch in responses.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for response in map(json.loads, batch["response"].to_pylist()):
+                if "problems" in response:
+                    raise ConfigError(response["problems"])
+                if "failure" in response:
+                    cause = RuntimeError(response["traceback"])
+                    raise RunFailed(f"{what}: a worker failed: {response['failure']}") from cause
+                yield response
+                done += response["rows"]
                 if progress is not None:
                     progress(done, rows)
     except RayError as error:
         raise RunFailed(f"{what}: a worker was lost: {str(error).strip().splitlines()[0]}") from error
-    assert done == rows, f"{what}: {rows} rows went out, {done} came back"
+    assert done == rows, f"{what}: {rows} rows were sent, {done} were processed"
 
 
 def tokenizer_here(tokenizer: ray.ObjectRef, fingerprint: str) -> PreTrainedTokenizerBase:
-    """A tokenizer in this worker process, fetched once."""
+    """The tokenizer in this worker process, which fetches it once."""
     import ray
 
     if fingerprint not in _tokenizers:
-        # As many tasks as CPUs run here already; threads of their own would only be in each other's way.
+        # There are as many tasks as CPUs already; threads of the tokenizer would only compete with them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _tokenizers[fingerprint] = ray.get(tokenizer)
     return _tokenizers[fingerprint]

@@ -1,7 +1,7 @@
 """One experiment from its plan to its result: features, teacher, teacher logits, the run itself.
 
-Each stage looks first for what is there already: in the store, or in the run's folder. So the same command resumes
-what is unfinished and returns at once for what is finished.
+Each stage first looks for its result, in the store or in the run's folder. So the same command resumes an unfinished
+run and returns at once for a finished one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.cluster.prepare import featurize, logits_key, teacher_logits
+from raypp.cluster.prepare import TeacherLogits, featurize
 from raypp.cluster.prepare_corpus import cut_corpus
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import Supervision, run_job
@@ -20,25 +20,30 @@ from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
 from raypp.data.sources import RawData
-from raypp.display.progress import NullDisplay
 from raypp.errors import ConfigError
 from raypp.evaluation.evaluate import metrics_of
 from raypp.evaluation.predictions import Predictions
-from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
 from raypp.identity import versions
 from raypp.kinds import TaskKind
-from raypp.models.loading import load_model_config
 from raypp.models.model_input import ModelInput
 from raypp.plan import Plan, Prepare, make_plan
-from raypp.runs import check_writable, clear_run, finished_result, locked, model_files, start_run
-from raypp.storage import Location
+from raypp.runs import (
+    check_storage_writable,
+    check_writable,
+    clear_run,
+    finished_result,
+    locked,
+    model_files,
+    start_run,
+)
 from raypp.store import Artifact, Store
 from raypp.training.job import Job
 from raypp.training.training_rows import TRAIN_SPLIT
 
 
 def check_device(experiment: Experiment) -> None:
-    """Refuses a run in this process on a GPU that this machine lacks."""
+    """Refuses a run in this process on a GPU if this machine has none."""
     import torch
 
     gpus = experiment.cluster.gpus_per_worker
@@ -49,9 +54,8 @@ def check_device(experiment: Experiment) -> None:
         )
 
 
-def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False) -> list[Artifact]:
-    """Fills the store only: features, teacher, teacher logits. Returns the artifacts a run would read."""
-    on_event = (display or NullDisplay()).handle
+def prepare(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:
+    """Only fills the store: features, teacher, teacher logits. Returns the artifacts that a run would read."""
     with Session(experiment.cluster, verbose) as session:
         plan = make_plan(experiment, preparer(session, on_event))
         return prepare_plan(plan, session, on_event).artifacts
@@ -59,17 +63,17 @@ def prepare(experiment: Experiment, *, display: NullDisplay | None = None, verbo
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, in the store."""
+    """The artifacts in the store that a run reads."""
 
     features: dict[str, Artifact]
-    """Of every split."""
+    """By split."""
     teacher_metrics: dict[str, float] | None
     logits: Artifact | None
-    """The teacher's, over the training split."""
+    """The teacher's logits on the training split; None if the run reads none."""
 
     @property
     def artifacts(self) -> list[Artifact]:
-        """All of it that is an artifact."""
+        """All artifacts."""
         return [*self.features.values(), *([self.logits] if self.logits else [])]
 
 
@@ -79,7 +83,7 @@ def prepare_plan(
     """Fills the store for a planned run.
 
     Args:
-        features: of every split, where the caller has them already.
+        features: of every split, if the caller has them already.
     """
     features = features or _features(plan, plan.student, session, on_event)
     teacher_metrics, logits = _teacher(plan, features, session, on_event)
@@ -89,7 +93,7 @@ def prepare_plan(
 def make_job(
     plan: Plan, inputs: Inputs, *, phase: str, group: str | None = None, started_at: float | None = None
 ) -> Job:
-    """A planned run with its input, ready to train; the arguments are `Job`'s."""
+    """The job of a planned run, ready to train. The arguments are those of `Job`."""
     return Job(
         experiment=plan.experiment,
         task=plan.task,
@@ -119,27 +123,29 @@ def run_plan(
     features: dict[str, Artifact] | None = None,
     started_at: float | None = None,
 ) -> dict[str, Any]:
-    """A planned run, from whatever of it is done.
+    """Runs a planned run, or resumes it, and returns its result.
 
     Args:
-        phase: what the display calls it.
-        fresh: delete first what an earlier run left.
-        stored: the run is in the store, as a teacher is: if another process works on it, wait for that one; if its
+        phase: its name in the display.
+        fresh: first delete the files of an earlier run.
+        stored: the run is in the store, like a teacher. If another process trains it, wait for that process; if its
             model is damaged, train it again.
-        features: of every split, where the caller has them already.
+        features: of every split, if the caller has them already.
         started_at: as in `train`.
     """
     result = None
     if not fresh:
-        with contextlib.suppress(FileNotFoundError):  # another command is clearing it: its lock says when it is done
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another command deletes the run; it holds the lock until it is done
             result = _whole_result(plan, stored)
-    if result is not None:  # nobody need own what is finished, which may take Ray, nor be allowed to write there
+    if result is not None:  # a finished run needs no lock (locking may start Ray) and no write access
         on_event(PhaseFinished(phase, note="finished before"))
         return result
     if stored:
         check_writable(plan.store.location, "cluster.store")
     else:
-        check_writable(Location.of(plan.experiment.cluster.storage, "cluster.storage"), "cluster.storage")
+        check_storage_writable(plan.experiment)
     with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
@@ -162,13 +168,13 @@ def run_plan(
 
 
 def _whole_result(plan: Plan, stored: bool) -> dict[str, Any] | None:
-    """The result of a finished run; None where it is in the store and its model is damaged, too."""
+    """The result of a finished run, or None. A run in the store is not finished if its model is damaged."""
     result = finished_result(plan.run, plan.digest)
     return None if result is not None and stored and result["model_files"] != model_files(plan.run) else result
 
 
 def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:
-    """Features of every split under a model's tokenizer: from the store, or made now."""
+    """The features of every split with a model's tokenizer, from the store or made now."""
     features = {}
     prepare = preparer(session, on_event)
     for split in plan.task.run_splits:
@@ -180,10 +186,10 @@ def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHa
 
 
 def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) -> Prepare:
-    """What makes the features of a split on the session's cluster.
+    """Returns the function that makes the features of a split on the session's cluster.
 
     Args:
-        trains: a training follows: a cluster without room for its workers is refused before.
+        trains: the command trains afterwards, so a cluster that has no capacity for its workers is refused now.
     """
 
     def prepare(raw: RawData, split: str, kind: TaskKind, model: ModelInput, store: Store) -> Artifact:
@@ -203,7 +209,7 @@ def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) 
 def _teacher(
     plan: Plan, features: dict[str, Artifact], session: Session, on_event: EventHandler
 ) -> tuple[dict[str, float] | None, Artifact | None]:
-    """The teacher's dev metrics and its logits over the training split; both None without a teacher."""
+    """The teacher's dev metrics and its logits on the training split; both None without a teacher."""
     if plan.teacher_plan is not None:
         own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
         result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
@@ -227,7 +233,7 @@ def _teacher(
 def _features_of(
     plan: Plan, model: ModelInput, features: dict[str, Artifact], session: Session, on_event: EventHandler
 ) -> dict[str, Artifact]:
-    """A model's features: the student's where the tokenizer is the same, else its own, joined later by row."""
+    """A model's features: the student's if it has the same tokenizer, else its own (logits are joined by row)."""
     if model.tokenizer == plan.student.tokenizer:
         return features
     return _features(plan, model, session, on_event)
@@ -241,28 +247,19 @@ def _logits(
     on_event: EventHandler,
     phase: str = "teacher logits",
 ) -> Artifact:
-    """A teacher's logits over a split, in the task's label order: from the store, or computed now."""
-    kind = plan.kind
-    order = kind.output_order(load_model_config(model.folder, "teacher.model", kind), "teacher.model")
-    if (artifact := plan.store.find("logits", logits_key(features, model.fingerprint, order, "float32"))) is not None:
+    """A teacher's logits on a split, from the store or computed now."""
+    logits = TeacherLogits.of(features, plan.kind, model.folder, model.fingerprint)
+    if (artifact := logits.find(plan.store)) is not None:
         on_event(PhaseFinished(phase, note="from the store"))
         return artifact
     session.start()
     with _phase(phase, on_event) as advance:
-        return teacher_logits(
-            features,
-            kind,
-            str(model.folder),
-            model.fingerprint,
-            plan.store,
-            advance,
-            gpus=plan.experiment.cluster.gpus_per_worker > 0,
-        )
+        return logits.make(plan.store, advance, gpus=plan.experiment.cluster.gpus_per_worker > 0)
 
 
 @contextlib.contextmanager
 def _phase(name: str, on_event: EventHandler) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows a phase that counts rows; yields what advances it."""
+    """Shows a phase that counts rows. Yields the function that advances it."""
     before = time.monotonic()
     on_event(PhaseStarted(name))
 

@@ -1,7 +1,7 @@
-"""What Ray Data prepares for language modelling: a corpus cut into blocks, in row groups, with its token counts.
+"""Preparation on Ray Data for language modelling: a corpus cut into blocks, in row groups, with its token counts.
 
-Texts are cut in parts of a fixed size, so that the same corpus gives the same row groups, and a run the same batches,
-on a cluster of any size.
+The texts are divided into parts of a fixed size. So the same corpus gives the same row groups, and a run the same
+batches, on a cluster of any size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raypp.cluster.parts import Progress, answer, mark_last, run_windows, tokenizer_here
+from raypp.cluster.parts import Progress, respond, run_windows, tokenizer_here
+from raypp.cluster.windows import part_windows
 from raypp.corpus.blocks import TOKEN_COUNTS, CutReport, count_tokens, cut_texts
 from raypp.corpus.streamed import GROUP_BLOCKS
 from raypp.data.tokenization import tokenizer_fingerprint
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
     from raypp.kinds import TaskKind
     from raypp.storage import Location
 
-PART_BYTES = 1 << 20  # of text, which is a task's work: about a second of tokenizing
-WINDOW_PARTS, FIRST_WINDOW_PARTS, WINDOW_GROWTH = 256, 4, 4  # in memory at a time
+PART_BYTES = 1 << 20  # of text in one part, which one task cuts: about a second of tokenizing
 
 
 def cut_corpus(
     raw: RawData, split: str, kind: TaskKind, tokenizer_folder: str, store: Store, progress: Progress
 ) -> Artifact:
-    """Makes the blocks of a split for the store: cut on all nodes of the cluster.
+    """Makes the blocks of a split for the store, on all nodes of the cluster.
 
-    Raises ConfigError where a text cannot be read, no block is left or the store cannot be written, and RunFailed where
-    a worker fails.
+    Raises:
+        ConfigError: a text cannot be read, there is no block, or the store cannot be written.
+        RunFailed: a worker failed.
     """
     from raypp.models.loading import load_tokenizer
 
@@ -53,31 +54,32 @@ def cut_corpus(
     with store.build("features", key, {"task": task, "split": split, "max_length": max_length}) as build:
         work = {"tokenizer": ray.put(tokenizer), "fingerprint": tokenizer_hash}
         work |= {"max_length": max_length, "folder": build.location}
-        answers: list[dict[str, Any]] = []
+        responses: list[dict[str, Any]] = []
         counts = np.zeros(len(tokenizer), np.int64)
 
         def cut(parts: ray.data.Dataset) -> ray.data.Dataset:
             return parts.map_batches(_cut_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work)
 
-        windows = _windows(_parts(raw.read(split)))
-        for told in run_windows(windows, cut, progress, f"blocks of {task} {split}"):
-            counts[np.array(told.pop("tokens"), np.int64)] += np.array(told.pop("counts"), np.int64)
-            answers.append(told)
-        answers.sort(key=lambda told: int(told["first_row"]))
-        whole = sum((CutReport(**told["report"]) for told in answers), CutReport())
+        windows = part_windows(_parts(raw.read(split)))
+        for response in run_windows(windows, cut, progress, f"blocks of {task} {split}"):
+            counts[np.array(response.pop("tokens"), np.int64)] += np.array(response.pop("counts"), np.int64)
+            responses.append(response)
+        responses.sort(key=lambda response: int(response["first_row"]))
+        whole = sum((CutReport(**response["report"]) for response in responses), CutReport())
+        written = [response for response in responses if response["file"]]
         if not whole.blocks:
             raise ConfigError(f"data.source: {raw.describe(split)} leaves nothing to learn from: {whole}")
-        files = [StoredFile(**told["file"]) for told in answers if told["file"]]
+        files = [StoredFile(**response["file"]) for response in written]
         extra = {
             "max_length": max_length,
-            "part_blocks": [[told["file"]["name"], told["report"]["blocks"]] for told in answers if told["file"]],
+            "part_blocks": [[response["file"]["name"], response["report"]["blocks"]] for response in written],
             "report": asdict(whole),
         }
         return build.finish(whole.blocks, extra, [*files, _write_counts(build.location, counts)])
 
 
 def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The texts in tables of about `PART_BYTES`, whatever batches they came in."""
+    """The texts in tables of about `PART_BYTES`, independent of the size of the batches."""
     held: list[pa.Table] = []
     size = 0
     for batch in batches:
@@ -95,18 +97,6 @@ def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _windows(parts: Iterator[pa.Table]) -> Iterator[tuple[list[pa.Table], bool]]:
-    """The parts in growing lists, each with whether it is the last: work begins soon, and a corpus of any size takes
-    the memory of a few."""
-    held: list[pa.Table] = []
-    size = FIRST_WINDOW_PARTS
-    for part, is_last in mark_last(parts):
-        held.append(part)
-        if len(held) == size or is_last:
-            yield held, is_last
-            held, size = [], min(size * WINDOW_GROWTH, WINDOW_PARTS)
-
-
 def _cut_part(
     part: pa.Table, tokenizer: ray.ObjectRef, fingerprint: str, max_length: int, folder: Location
 ) -> pa.Table:
@@ -116,10 +106,10 @@ def _cut_part(
         counts = count_tokens(table, len(known))
         file = asdict(write_part(folder, table, row_group_size=GROUP_BLOCKS)) if report.blocks else None
         tokens = np.flatnonzero(counts)
-        told = {"file": file, "first_row": part.column("row")[0].as_py(), "report": asdict(report)}
-        return {**told, "rows": part.num_rows, "tokens": tokens.tolist(), "counts": counts[tokens].tolist()}
+        response = {"file": file, "first_row": part.column("row")[0].as_py(), "report": asdict(report)}
+        return {**response, "rows": part.num_rows, "tokens": tokens.tolist(), "counts": counts[tokens].tolist()}
 
-    return answer(cut)
+    return respond(cut)
 
 
 def _write_counts(folder: Location, counts: np.ndarray) -> StoredFile:

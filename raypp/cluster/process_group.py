@@ -1,8 +1,8 @@
-"""How the workers of a TorchTrainer find each other: over the network that Ray knows their nodes by.
+"""The process group of a TorchTrainer's workers, on the network in which Ray knows their nodes.
 
-Gloo listens on the address that the host's name resolves to. On many hosts that is the loopback (Debian's and Ubuntu's
-/etc/hosts say so), and workers on other hosts wait for it in vain. Ray Train's controller opens this file: it imports
-little.
+By default gloo listens on the address to which the host's name resolves. On many hosts that is the loopback (Debian and
+Ubuntu write it to /etc/hosts), and workers on other hosts wait for a connection in vain. Ray Train's controller imports
+this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray.train.torch.config import _TorchBackend
 
 
 class ByNodeAddress(TorchConfig):  # type: ignore[misc]
-    """Ray Train's own process group, with gloo on the interface that has the node's address."""
+    """Ray Train's process group, with gloo on the network interface that has the node's address."""
 
     @property
     def backend_cls(self) -> type:
@@ -29,8 +29,10 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 def choose_interface() -> None:
-    """Names gloo's interface in this process's environment, unless somebody has; none where no interface has the node's
-    address, as behind a translation of addresses."""
+    """Sets gloo's interface in this process's environment, unless the user has set one.
+
+    It is left unset if no interface has the node's address, as behind network address translation.
+    """
     import ray.util
 
     interface = interface_with(ray.util.get_node_ip_address())
@@ -40,7 +42,7 @@ def choose_interface() -> None:
 
 def interface_with(address: str) -> str | None:
     """The network interface that has this address."""
-    import psutil  # Ray brings it along
+    import psutil  # a dependency of Ray
 
     for name, entries in psutil.net_if_addrs().items():
         if address in (entry.address for entry in entries):

@@ -1,4 +1,4 @@
-"""The trials of a sweep, handed to Ray Tune one by one; a search that learns draws them as results come in."""
+"""Gives the trials of a sweep to Ray Tune one by one; a search draws new ones as results arrive."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raypp.cluster.trial import TrialTask
+from raypp.cluster.trial_report import TrialReport
 from raypp.evaluation.direction import merit
 from raypp.evaluation.evaluate import headline_key
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_point
@@ -16,14 +17,14 @@ from raypp.sweeps.suggest import Observation, suggest
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
-    """Gives Tune what is left of a sweep.
+    """Gives Tune the trials of a sweep that have not ended.
 
     Args:
-        left: the known trials that are to run.
-        ended: of the known trials that have ended before, metric and achieved density; None where they were stopped.
-        task_of: makes what a trial's actor is given.
-        on_draw: called with the new trials of a point that was drawn.
-        on_exhausted: called where no more points are found, though more are wanted.
+        left: the known trials that are still to run.
+        ended: metric and achieved density of the known trials that have ended; None for those that were stopped.
+        task_of: makes the task of a trial's actor.
+        on_draw: is called with the new trials of each point that is drawn.
+        on_exhausted: is called if the search finds no more points, although more are wanted.
     """
 
     def __init__(
@@ -52,19 +53,25 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self.running.pop(trial_id)
-        self.ended[name] = (result["metric"], result["density"]) if result and result["finished"] else None
+        report = TrialReport.of(result) if result else None
+        if report is None or not report.finished:
+            self.ended[name] = None
+            return
+        assert report.metric is not None
+        assert report.density is not None
+        self.ended[name] = (report.metric, report.density)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what a sweep goes on from are its folders."""
+        """Saves nothing: a sweep resumes from its folders."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a sweep goes on from its folders")
+        raise AssertionError("a sweep resumes from its folders")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def _draw(self) -> bool:
-        """Draws a point and writes it down; whether there was one."""
+        """Draws a point and records it. Returns whether there was one."""
         plan = self.plan
         trials: list[PlannedTrial] = []
         if plan.space.settings.search != "optuna":
@@ -86,7 +93,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         return True
 
     def _observations(self) -> list[Observation]:
-        """What is known of each point: its trials' mean once all have ended."""
+        """The state of each point; once all of its trials have ended, the mean of their results."""
         observations = []
         for point, runs in zip(self.plan.points, self.plan.runs, strict=True):
             if any(run not in self.ended for run in runs):

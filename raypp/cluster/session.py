@@ -1,6 +1,6 @@
-"""Ray itself: started in this process, or the cluster that RAY_ADDRESS names; quiet; and what it has to offer.
+"""The connection to Ray for one command: an embedded Ray or the cluster of RAY_ADDRESS, without Ray's log output.
 
-Ray is started only when something needs it. A run with `workers: 0` and everything in the store never does.
+Ray is started only when something needs it. A run with `workers: 0` and all of its input in the store never does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
+from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
 from raypp.cluster.channel import actor_here
-from raypp.cluster.room import check_room, even_cpus, groups_on, workers_on
+from raypp.cluster.nodes import node_resources
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
@@ -24,39 +25,40 @@ from raypp.storage import Location
 
 logger = logging.getLogger("raypp")
 
-# All of these are read by Ray when it is imported. Its log would drown the progress display; -v shows it.
+# Ray reads all of these when it is imported. Its log would drown the progress display; -v shows it.
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line says why a trial failed
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # raypp prints one line about each trial that failed
 }
 ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the session must not start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Noticing a dead worker takes a second instead of ten, and a trainer starts five seconds sooner.
+    # Ray Train notices a dead worker after one second instead of ten, and a trainer starts five seconds sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Room for workers is waited for before Ray Train is asked (group_sizes.py). Here it says that others have taken it.
+    # raypp waits for the workers' resources before it asks Ray Train (group_sizes.py). This timeout means that other
+    # jobs have taken them meanwhile.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
 class _Owner:
-    """An actor that only exists, and ends with the command that made it."""
+    """An actor that does nothing. It ends with the command that started it."""
 
 
 @dataclass
 class _Ray:
-    """What a session knows of it."""
+    """The state of Ray, shared by the sessions that `with_settings` makes."""
 
     started: bool = False
     owned: bool = False
-    """Whether the session started it, or joined the cluster: then it leaves it, too."""
+    """Whether the session started Ray or connected to the cluster; if so, it also shuts down or disconnects."""
 
 
 @dataclass
 class Session:
-    """Ray for the length of a command. Use as a context manager; `start` may be called any number of times."""
+    """Ray for the duration of a command. Use as a context manager; `start` may be called any number of times."""
 
     settings: ClusterSettings
     verbose: bool = False
@@ -76,11 +78,11 @@ class Session:
             logger.warning("cluster.dashboard has no effect: nothing that this command did needed Ray")
 
     def with_settings(self, settings: ClusterSettings) -> Session:
-        """The same session for workers of other settings."""
+        """The same session with other settings for its workers."""
         return replace(self, settings=settings)
 
     def start(self) -> None:
-        """Connects to the cluster of RAY_ADDRESS, or starts an embedded one; uses one that is there already.
+        """Connects to the cluster of RAY_ADDRESS or starts an embedded Ray, unless this process has Ray already.
 
         Raises:
             ConfigError: there is no such cluster, or its nodes do not share the storage.
@@ -95,12 +97,12 @@ class Session:
         if not ray.is_initialized():
             if self.settings.autoscaling and not os.environ.get("RAY_ADDRESS"):
                 raise ConfigError(
-                    "cluster.autoscaling: true, but this machine does not grow; set RAY_ADDRESS, or leave it out"
+                    "cluster.autoscaling: true, but a local Ray cannot autoscale; set RAY_ADDRESS, or leave it out"
                 )
             if self.settings.dashboard and os.environ.get("RAY_ADDRESS"):
                 raise ConfigError(
                     "cluster.dashboard: true is for a Ray that the command starts itself, but RAY_ADDRESS names a "
-                    "cluster, which has its own or none; leave it out, or unset RAY_ADDRESS"
+                    "cluster, which has its own dashboard or none; leave it out, or unset RAY_ADDRESS"
                 )
             level = logging.INFO if self.verbose else logging.ERROR
             for name in RAY_LOGGERS:
@@ -119,7 +121,7 @@ class Session:
                     f"RAY_ADDRESS: there is no Ray cluster at {address!r} ({error}); unset it to run here"
                 ) from None
             finally:
-                # Ray puts its own in the command's place, which would end it without a word.
+                # Ray replaces the command's handler by its own, which would end the process without a message.
                 if callable(on_terminate) and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, on_terminate)
             self._ray.owned = True
@@ -127,25 +129,25 @@ class Session:
                 logger.warning("Ray's dashboard is at http://%s", context.dashboard_url)
             check_shared(self._folders())
         elif self.settings.dashboard:
-            logger.warning("cluster.dashboard has no effect: this process has Ray already, with a dashboard or without")
+            logger.warning("cluster.dashboard has no effect: this process has started Ray already")
         self._ray.started = True
 
     def _folders(self) -> dict[str, Location]:
-        """What all nodes read and write, by setting."""
+        """The folders that all nodes read and write, by setting."""
         named = {"cluster.storage": self.settings.storage, "cluster.store": self.settings.store}
         return {field: Location.of(path, field) for field, path in named.items() if path is not None}
 
     @contextlib.contextmanager
     def owning(self, run: Location, *, wait: bool = False) -> Iterator[None]:
-        """Holds a run whose storage has no locks, by the name of an actor: for this command alone on this cluster.
+        """Locks a run in remote storage, which has no file locks, by the name of an actor on this cluster.
 
-        A local run is held by its lock file (`runs.locked`). Commands on different clusters do not see each other.
+        A local run is locked by its lock file (`runs.locked`). Commands on different clusters do not see each other.
 
         Args:
-            wait: until another command that holds it is done.
+            wait: wait until another command has released the lock.
 
         Raises:
-            ConfigError: another command holds it, and there is no waiting.
+            ConfigError: another command holds the lock, and `wait` is false.
         """
         if run.is_local:
             yield
@@ -167,7 +169,7 @@ class Session:
             ray.kill(actor)
 
     def cpus_per_worker(self) -> float:
-        """CPUs of a train worker; where the settings say auto, an even part of what the cluster has."""
+        """CPUs of a train worker; for the setting `auto`, an even share of the cluster's CPUs."""
         chosen = self.settings.cpus_per_worker
         if chosen != "auto":
             return float(chosen)
@@ -175,42 +177,35 @@ class Session:
             return 1.0
         if self.settings.autoscaling:
             raise ConfigError(
-                "cluster.cpus_per_worker: auto shares out the nodes that are there, but with cluster.autoscaling they "
-                "come as they are needed; give a number"
+                "cluster.cpus_per_worker: auto divides the CPUs of the nodes that are there, but with "
+                "cluster.autoscaling nodes start when they are needed; give a number"
             )
-        cpus = [int(node.get("CPU", 0)) for node in _nodes()]
+        cpus = [int(node.get("CPU", 0)) for node in node_resources()]
         return float(even_cpus(cpus, max(1, self.settings.max_workers), self.settings.placement))
 
     def worker_resources(self) -> dict[str, float]:
-        """What a train worker takes, in Ray's names."""
+        """The resources of a train worker, by Ray's names."""
         gpus = self.settings.gpus_per_worker
         return {"CPU": self.cpus_per_worker(), **({"GPU": gpus} if gpus else {})}
 
     def check_resources(self) -> None:
-        """Refuses more workers than the cluster has resources for, unless it starts nodes for them.
+        """Refuses more workers than the cluster has resources for, unless the cluster autoscales.
 
         Raises:
-            ConfigError: with what was asked and what there is.
+            ConfigError: it names the resources that are asked for and those of the cluster.
         """
         if not self.settings.autoscaling:
-            check_room(self.settings, self.worker_resources(), _nodes())
+            check_capacity(self.settings, self.worker_resources(), node_resources())
 
-    def room(self) -> int:
-        """Workers that fit on the nodes there are; none spreads over two."""
-        return sum(self._room_of_nodes())
+    def capacity(self) -> int:
+        """How many workers fit on the cluster's nodes. No worker spans two nodes."""
+        return sum(self._node_capacities())
 
     def groups(self, size: int) -> int:
-        """Groups of so many workers that fit on the nodes there are at once, each placed as the settings say."""
-        return groups_on(self._room_of_nodes(), size, self.settings.placement)
+        """How many groups of `size` workers fit on the cluster's nodes at once, each with the settings' placement."""
+        return groups_on(self._node_capacities(), size, self.settings.placement)
 
-    def _room_of_nodes(self) -> list[int]:
-        """Workers that fit on each node."""
+    def _node_capacities(self) -> list[int]:
+        """How many workers fit on each node."""
         worker = self.worker_resources()
-        return [workers_on(node, worker) for node in _nodes()]
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each node of the cluster has, by Ray's names."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [workers_on(node, worker) for node in node_resources()]

@@ -1,10 +1,10 @@
-"""Turns the warning that a spot machine of AWS gets into a drain of its node, by which a run saves the step it is at.
+"""Drains the node of an AWS spot machine when its interruption notice comes, so that runs save their current step.
 
     python -m raypp.cluster.spot --address=HEAD:6379
 
-Ray asks no cloud for such warnings. This runs beside it on every worker (cluster.yaml starts it), asks the machine's
-own metadata whether it is to be taken away, which it says two minutes before, and has Ray drain the node then. On
-Kubernetes Ray does it by itself, when the pod gets SIGTERM.
+Ray does not ask any cloud for such notices. This process runs next to Ray on every worker node (cluster.yaml starts
+it). It polls the machine's metadata service, which announces an interruption two minutes ahead, and then has Ray drain
+the node. On Kubernetes Ray drains a node by itself when its pod receives SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,78 +21,80 @@ from urllib.request import Request, urlopen
 
 logger = logging.getLogger("raypp.spot")
 
-METADATA = "http://169.254.169.254"  # of EC2, the same on every machine
+METADATA = "http://169.254.169.254"  # EC2's service, at the same address on every machine
 POLL_SECONDS = 5.0  # as AWS recommends
-ANSWER_SECONDS = 5.0
+REQUEST_SECONDS = 5.0
 TOKEN_SECONDS = 300
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Waits for the warning, drains the node, and ends."""
-    parser = argparse.ArgumentParser(prog="raypp.cluster.spot", description="Drains this node when AWS takes it away.")
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="of the Ray cluster's head")
-    parser.add_argument("--node-id", help="this node's; by default that of the node with this machine's address")
+    """Waits for the notice, drains the node, and ends."""
+    parser = argparse.ArgumentParser(
+        prog="raypp.cluster.spot", description="Drains this node before AWS interrupts it."
+    )
+    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="address of the Ray cluster's head")
+    parser.add_argument("--node-id", help="id of this node; by default that of the node with this machine's address")
     parser.add_argument("--metadata", default=METADATA, metavar="URL", help="the machine's metadata service")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    ends_at = wait_for_warning(options.metadata)
-    logger.info("this machine is taken away in %.0f s; its node is drained", ends_at - time.time())
+    ends_at = wait_for_notice(options.metadata)
+    logger.info("this machine is interrupted in %.0f s; its node is drained", ends_at - time.time())
     while True:
         try:
             return drain(options.address, options.node_id, ends_at)
-        except Exception as error:  # of many kinds; there are two minutes, and nothing else to do in them
+        except Exception as error:  # many kinds can be temporary, and nothing else can be done in the two minutes
             if time.time() > ends_at:
                 raise
-            logger.warning("the node cannot be drained, which is tried again: %s", error)
+            logger.warning("the node cannot be drained, raypp tries again: %s", error)
         time.sleep(POLL_SECONDS)
 
 
-def wait_for_warning(metadata: str) -> float:
-    """Returns, when the warning has come, the time that it names, in seconds of Unix time."""
+def wait_for_notice(metadata: str) -> float:
+    """Waits for the interruption notice. Returns the time of the interruption, in seconds of Unix time."""
     silent = False
     while True:
         try:
-            if (ends_at := warned_of(metadata)) is not None:
+            if (ends_at := interruption_time(metadata)) is not None:
                 return ends_at
             silent = False
         except (OSError, HTTPException, ValueError, KeyError) as error:
-            if not silent:  # once, and not every five seconds
-                logger.warning("%s does not answer as it should, and is asked on: %r", metadata, error)
+            if not silent:  # logged once and not every five seconds
+                logger.warning("%s does not respond as expected, raypp keeps asking: %r", metadata, error)
             silent = True
         time.sleep(POLL_SECONDS)
 
 
-def warned_of(metadata: str) -> float | None:
-    """When the machine is taken away, in seconds of Unix time; None: nothing is planned.
+def interruption_time(metadata: str) -> float | None:
+    """When the machine is interrupted, in seconds of Unix time; None if nothing is planned.
 
     Raises:
-        OSError, HTTPException, ValueError, KeyError: the service does not answer, or not as it should.
+        OSError, HTTPException, ValueError, KeyError: the service does not respond, or not as expected.
     """
-    # Version 2 of the service wants a token with every question.
-    asking = Request(f"{metadata}/latest/api/token", method="PUT")
-    asking.add_header("X-aws-ec2-metadata-token-ttl-seconds", str(TOKEN_SECONDS))
-    with urlopen(asking, timeout=ANSWER_SECONDS) as answer:
-        token = answer.read().decode()
-    question = Request(f"{metadata}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token})
+    # Version 2 of the service requires a token with every request.
+    token_request = Request(f"{metadata}/latest/api/token", method="PUT")
+    token_request.add_header("X-aws-ec2-metadata-token-ttl-seconds", str(TOKEN_SECONDS))
+    with urlopen(token_request, timeout=REQUEST_SECONDS) as response:
+        token = response.read().decode()
+    request = Request(f"{metadata}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token})
     try:
-        with urlopen(question, timeout=ANSWER_SECONDS) as answer:
-            action = json.loads(answer.read())
+        with urlopen(request, timeout=REQUEST_SECONDS) as response:
+            action = json.loads(response.read())
     except HTTPError as error:
-        if error.code == 404:  # how it says that nothing is planned
+        if error.code == 404:  # nothing is planned
             return None
         raise
     return datetime.fromisoformat(action["time"]).timestamp()
 
 
 def drain(address: str, node_id: str | None, ends_at: float) -> None:
-    """Has Ray drain a node, as one that is taken away.
+    """Has Ray drain a node before a preemption.
 
     Args:
-        node_id: hex; None: of the node with this machine's address.
-        ends_at: in seconds of Unix time.
+        node_id: hex; None: the node with this machine's address.
+        ends_at: time of the preemption, in seconds of Unix time.
 
     Raises:
-        RuntimeError: no node has this machine's address, or Ray refuses.
+        RuntimeError: not exactly one node has this machine's address, or Ray refuses.
     """
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
@@ -107,7 +109,7 @@ def drain(address: str, node_id: str | None, ends_at: float) -> None:
             raise RuntimeError(f"{len(nodes)} nodes of the cluster at {address} have this machine's address {here}")
         (node_id,) = nodes
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, refusal = client.drain_node(node_id, reason, "the spot machine is taken away", int(ends_at * 1000))
+    accepted, refusal = client.drain_node(node_id, reason, "the spot machine is interrupted", int(ends_at * 1000))
     if not accepted:
         raise RuntimeError(f"Ray does not drain the node {node_id}: {refusal}")
 

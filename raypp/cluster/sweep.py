@@ -33,15 +33,14 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
-from raypp.display.progress import NullDisplay
 from raypp.errors import RunFailed
 from raypp.evaluation.direction import lower_is_better
 from raypp.evaluation.evaluate import headline_key
-from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted
+from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.plan import Plan
-from raypp.runs import check_writable, clear_run, locked, write_experiment
+from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
@@ -50,7 +49,6 @@ from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
 from raypp.training.job import Job
-from raypp.training.worker import ignore
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
@@ -124,20 +122,19 @@ class SharedInputs:
 
 
 def sweep(
-    experiment: Experiment, *, fresh: bool = False, display: NullDisplay | None = None, verbose: bool = False
+    experiment: Experiment, *, fresh: bool = False, on_event: EventHandler = ignore, verbose: bool = False
 ) -> dict[str, Any]:
     """Runs what is left of a sweep and returns its result (as in its result.json).
 
     Args:
         fresh: delete first what earlier trials left.
-        display: shows the progress.
+        on_event: takes the events of the progress, such as a display's `handle`.
         verbose: show Ray's log, too.
 
     Raises:
         ConfigError: a trial's settings, the input or the cluster do not fit; nothing was started.
         RunFailed: no trial could be finished.
     """
-    on_event = (display or NullDisplay()).handle
     began = time.monotonic()
     check_device(experiment)
     build_counts = BuildCounts(on_event)
@@ -147,7 +144,7 @@ def sweep(
         if not fresh and (delivered := _delivered(plan)) is not None:  # nobody need be allowed to write there
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
-        check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
+        check_storage_writable(experiment)
         stack.enter_context(locked(plan.folder))
         stack.enter_context(session.owning(plan.folder))
         if fresh:
@@ -190,15 +187,12 @@ def sweep(
             return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
 
 
-def prepare_sweep(
-    experiment: Experiment, *, display: NullDisplay | None = None, verbose: bool = False
-) -> list[Artifact]:
+def prepare_sweep(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:
     """Fills the store only, for every trial that is known before the sweep runs. Returns the artifacts they would read.
 
     Raises:
         ConfigError: a trial's settings, the input or the cluster do not fit.
     """
-    on_event = (display or NullDisplay()).handle
     check_device(experiment)
     with Session(trial_cluster(experiment), verbose) as session:
         plan = plan_sweep(experiment, preparer(session, on_event))
@@ -242,8 +236,8 @@ def trials_at_once(experiment: Experiment, session: Session) -> int:
     if session.settings.autoscaling:
         assert limit is not None, "a sweep on an autoscaling cluster is planned with a number"
         return limit
-    room = max(1, session.groups(session.settings.min_workers))
-    return room if limit is None else min(room, limit)
+    capacity = max(1, session.groups(session.settings.min_workers))
+    return capacity if limit is None else min(capacity, limit)
 
 
 def _run(
@@ -322,8 +316,8 @@ def _run(
         waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(monitor.rows.values()))
         on_event(PhaseAdvanced(PHASE, len(plan.trials) - waiting, len(plan.trials)))
         if quotas is not None:
-            room = None if session.settings.autoscaling else session.room()
-            quotas.update(room, min(at_once, waiting) if plan.is_complete else at_once)
+            capacity = None if session.settings.autoscaling else session.capacity()
+            quotas.update(capacity, min(at_once, waiting) if plan.is_complete else at_once)
 
     advance()
     fitted = in_background(tuner.fit, "fit")
@@ -368,7 +362,7 @@ def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float, 
         while time.monotonic() < deadline and any(
             row.state == "running" and row.name not in left for row in list(monitor.rows.values())
         ):
-            left.update(channel.take(POLL_SECONDS))
+            left.update(channel.receive(POLL_SECONDS))
 
 
 def _resources(settings: ClusterSettings) -> Any:

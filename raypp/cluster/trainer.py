@@ -17,19 +17,19 @@ from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
 from raypp.cluster.group_sizes import GroupSizes
-from raypp.cluster.outcome import Failed, Finished, Left, Outcome
-from raypp.cluster.places import free_group, places_name
+from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
+from raypp.cluster.placement_groups import free_group, slots_name
 from raypp.cluster.session import Session
 from raypp.cluster.train_worker import train_worker
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
-from raypp.events import EventHandler, Message, Reported, WorkersPlaced
+from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never
 from raypp.interrupts import STOPPING, deferred_interrupts
 from raypp.storage import Location, tidying
 from raypp.training.checkpoint import Checkpoints
 from raypp.training.job import Job
 from raypp.training.loop import fit
-from raypp.training.worker import Worker, ignore, never
+from raypp.training.worker import Worker
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
@@ -98,7 +98,7 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
     settings = job.experiment.cluster
     resources = session.worker_resources()  # once: an even part of the cluster is another when a node has gone
     quota = quota or WorkerQuota.alone(settings.min_workers, settings.max_workers)
-    sizes = GroupSizes(settings, resources, quota, places_name(job.run))
+    sizes = GroupSizes(settings, resources, quota, slots_name(job.run))
     lost = failures = 0
     news: list[str] = []
 
@@ -137,11 +137,11 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
                 return result
             case Failed(reason):
                 raise RunFailed(reason)
-            case Left(step) if supervision.is_interrupted():
+            case InterruptedAt(step) if supervision.is_interrupted():
                 raise Interrupted(step)
-            case Left(step) if resizes:
+            case InterruptedAt(step) if resizes:
                 news.append(f"{resizes}; step {step} is saved")
-            case Left(step):
+            case InterruptedAt(step):
                 why = "a node is taken away, or cannot reach the command"
                 news.append(f"{why}; step {step} is saved and the run goes on")
 
@@ -169,7 +169,7 @@ def _run_group(
         ended = False
         while not ended:
             ended = fitted.done()
-            for event in channel.take(0 if ended else POLL_SECONDS):
+            for event in channel.receive(0 if ended else POLL_SECONDS):
                 match event:
                     case Reported():
                         supervision.on_report(event.metrics)
@@ -195,7 +195,7 @@ def _run_group(
         wait([fitted], supervision.stop_seconds)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
             outcome = fitted.result().return_value
-            if isinstance(outcome, Left):
+            if isinstance(outcome, InterruptedAt):
                 raise _interrupted(outcome.step) from None
         raise
     finally:

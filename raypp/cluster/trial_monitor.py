@@ -1,4 +1,4 @@
-"""What the command knows of its trials while they run: from Ray Tune's callbacks to the display and the outcomes."""
+"""Follows the trials of a sweep by Ray Tune's callbacks: for the display, and for the sweep's result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from ray import tune
 
 from raypp.cluster.deadlines import STOPPED_WORKERS_SECONDS
-from raypp.cluster.places import free_group, free_places, places_name
+from raypp.cluster.placement_groups import free_group, free_slots, slots_name
+from raypp.cluster.trial_report import TrialReport, last_report
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.events import EventHandler, Message, TrialAdvanced, TrialState
 from raypp.sweeps.stopping import Judgement
@@ -30,16 +31,16 @@ class Row:
     density: float | None = None
     metric: float | None = None
     reason: str | None = None
-    """What it failed with."""
+    """Why it failed."""
     started: float = 0.0
-    """When its latest try began, on the monotonic clock."""
+    """When its latest attempt began, on the monotonic clock."""
     first: tuple[float, float] | None = None
-    """When the first report of steps in that try came, after those that it repeats, and what was done by then."""
+    """Time and fraction of the attempt's first report of new steps (repeated ones do not count)."""
     overhead_seconds: float | None = None
-    """What it took beyond training and the final evaluation; None until it has finished here."""
+    """Seconds beyond training and the final evaluation; None until it has finished in this command."""
 
     def seconds_left(self) -> float | None:
-        """Expected from the pace since the first report."""
+        """Estimated from the pace since the first report."""
         if self.state != "running" or self.first is None or self.fraction <= self.first[1]:
             return None
         return (time.monotonic() - self.first[0]) / (self.fraction - self.first[1]) * (1 - self.fraction)
@@ -47,28 +48,28 @@ class Row:
 
 @dataclass
 class TrialMonitor(tune.Callback):  # type: ignore[misc]
-    """All trials that run in this command. Its methods are called in the thread in which Tune runs."""
+    """All trials of the sweep. Tune calls the callbacks in its own thread."""
 
     headline: str
     on_event: EventHandler
     quotas: SweepQuotas | None
-    """Of the cluster, where trials have workers of their own."""
+    """The shares of the cluster, if trials have their own workers."""
     rows: dict[str, Row] = field(default_factory=dict)
     stopped_groups: dict[str, float] = field(default_factory=dict)
-    """Placement groups of trials that were stopped early, whose workers have yet to save and then give them back; and
-    when, on the monotonic clock, they must have."""
+    """Placement groups of trials that were stopped early and whose workers may still save. The value is the deadline
+    (monotonic clock) after which the command removes the group."""
     halted: threading.Event = field(default_factory=threading.Event)
-    """Set when Tune is to end, as its trials stand: its thread must not be in Ray when that is shut down, or Ray ends
+    """Set when Tune must end without finishing its trials. If its thread called Ray while Ray shuts down, Ray would end
     the process."""
 
     def add(self, trials: Iterable[tuple[str, str]]) -> None:
-        """Adds trials, by name and stratum, that wait to be started."""
+        """Adds trials (name and stratum) that wait to be started."""
         for name, stratum in trials:
             self.rows[name] = Row(name, stratum)
             self._show(self.rows[name])
 
     def add_ended(self, name: str, stratum: str, reached: tuple[float, float] | None) -> None:
-        """Adds a trial that an earlier command has ended: metric and density where it finished, None if stopped."""
+        """Adds a trial that ended in an earlier command: metric and density if it finished, None if it was stopped."""
         if reached is None:
             self.rows[name] = Row(name, stratum, "stopped")
         else:
@@ -77,17 +78,17 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
         self._show(self.rows[name])
 
     def stop(self, judgement: Judgement) -> None:
-        """A trial is stopped early."""
+        """The trial is stopped early."""
         row = self.rows[judgement.trial]
         row.state, row.fraction, row.metric = "stopped", judgement.fraction, judgement.metric
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks, but what a sweep goes on from are its run folders."""
+        """Nothing: Tune pickles its callbacks, but a sweep resumes from its run folders."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self.halted.is_set():
-            raise SystemExit  # no error that Tune would clean up after
+            raise SystemExit  # after another error Tune would clean up
         self.free_stopped(time.monotonic())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -96,20 +97,20 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
         self._show(row)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        row = self._row(trial)
-        for text in result["messages"]:
+        row, report = self._row(trial), TrialReport.of(result)
+        for text in report.messages:
             self.on_event(Message(f"{row.name}: {text}"))
-        row.fraction, row.density = result["fraction"], result["density"]
-        if result["metric"] is not None:
-            row.metric = result["metric"]
-        if row.fraction and (row.first is None or result["repeated"]):
+        row.fraction, row.density = report.fraction, report.density
+        if report.metric is not None:
+            row.metric = report.metric
+        if row.fraction and (row.first is None or report.repeated):
             row.first = (time.monotonic(), row.fraction)
-        if result["failed"] is not None:
-            row.state, row.reason = "failed", result["failed"]
-        if result["finished"]:
+        if report.failed is not None:
+            row.state, row.reason = "failed", report.failed
+        if report.finished:
             row.state = "finished"
-            if result["work_seconds"] is not None:
-                row.overhead_seconds = time.monotonic() - row.started - result["work_seconds"]
+            if report.work_seconds is not None:
+                row.overhead_seconds = time.monotonic() - row.started - report.work_seconds
         self._show(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -121,31 +122,32 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row.state = "retrying"
-        self.on_event(Message(f"{row.name} is tried again from its last checkpoint: {_said(trial)}"))
+        self.on_event(Message(f"{row.name} is tried again from its last checkpoint: {_error_of(trial)}"))
         self._show(row)
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
-        row.state, row.reason = "failed", _said(trial)
+        row.state, row.reason = "failed", _error_of(trial)
         self.on_event(Message(f"{row.name} failed: {row.reason}"))
         self._show(row)
         self._end(trial)
 
     def free_stopped(self, before: float = math.inf) -> None:
-        """Gives back what trials that were stopped should have given back by then, if they have not."""
+        """Removes the placement groups of stopped trials whose deadline is past (`before`)."""
         for group in [group for group, latest in self.stopped_groups.items() if latest < before]:
             del self.stopped_groups[group]
             free_group(group)
 
     def _end(self, trial: Any) -> None:
-        if group := (trial.last_result or {}).get("placement_group"):
+        report = last_report(trial)
+        if report is not None and (group := report.placement_group) is not None:
             if self._row(trial).state == "stopped":
                 self.stopped_groups[group] = time.monotonic() + STOPPED_WORKERS_SECONDS
             else:
                 free_group(group)
-        if self.quotas is not None:  # only then it asks for places, and looking for them takes a question to Ray
-            free_places(places_name(trial.config["task"].job.run))
+        if self.quotas is not None:  # only then it has slots; finding them takes a request to Ray
+            free_slots(slots_name(trial.config["task"].job.run))
             self.quotas.gone(self._row(trial).name)
 
     def _row(self, trial: Any) -> Row:
@@ -158,7 +160,7 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
         )
 
 
-def _said(trial: Any) -> str:
-    """The last line of what a trial failed with."""
+def _error_of(trial: Any) -> str:
+    """The last line of the error of a failed trial."""
     lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
     return lines[-1].strip() if lines else "no reason was given"

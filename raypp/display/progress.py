@@ -76,20 +76,7 @@ class _Phase:
         return parts
 
 
-class NullDisplay:
-    """Shows nothing: for use from Python."""
-
-    def handle(self, event: Event) -> None:
-        """Takes one event; may be called from any thread."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-class Display(NullDisplay):
+class Display:
     """Shows the phases of a command on `console` (standard error by default) while it is entered."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -121,6 +108,7 @@ class Display(NullDisplay):
             self._live.stop()
 
     def handle(self, event: Event) -> None:
+        """Shows an event. Any thread may call this."""
         with self._lock:
             match event:
                 case Message():

@@ -6,14 +6,14 @@ per-worker F1 scores is not an F1 score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from raypp.data.batches import plan_tokens
+from raypp.data.batches import Indices, plan_tokens
 from raypp.evaluation.predictions import Predictions, without_padding
 from raypp.kinds import TaskKind
 from raypp.models.loading import max_positions
@@ -36,6 +36,30 @@ def headline_key(task: Task) -> str:
     return f"{split_key(task.eval_splits[0], task.eval_splits)}{task.headline}"
 
 
+def batched_outputs(
+    model: nn.Module,
+    features: Any,
+    kind: TaskKind,
+    pad_id: int,
+    device: torch.device,
+    plan: Iterable[Indices],
+    max_padded: int | None,
+) -> Iterator[tuple[Indices, Tensor, dict[str, Tensor]]]:
+    """Runs a model over features batch by batch, in the caller's gradient mode.
+
+    Args:
+        plan: the examples of each batch.
+        max_padded: as in `Features.collate`.
+
+    Yields:
+        The examples of a batch, the model's outputs for them, and the padded inputs.
+    """
+    for indices in plan:
+        padded = features.collate(indices, pad_id, max_padded=max_padded)
+        inputs = {name: value.to(device) for name, value in padded.items()}
+        yield indices, kind.outputs(kind.run(model, inputs), inputs), inputs
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -48,18 +72,13 @@ def predict(
     """Outputs for all rows, the same on every worker and for any number of workers. Leaves the model in evaluation
     mode."""
     model.eval()
+    places, predicted = [], []
+    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)[worker.rank :: worker.world_size]
     longest = max_positions(model.config)
-    places, outputs = [], []
-    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)
-    for number, batch in enumerate(plan):
-        if number % worker.world_size != worker.rank:
-            continue
-        padded = features.collate(batch, pad_id, max_padded=longest)
-        inputs = {name: value.to(worker.device) for name, value in padded.items()}
-        predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
+    for batch, outputs, inputs in batched_outputs(model, features, kind, pad_id, worker.device, plan, longest):
         places.append(features.places(batch, kind.outputs_per_token))
-        outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
-    mine = (np.concatenate(places), np.concatenate(outputs)) if outputs else None
+        predicted.append(without_padding(kind.predicted(outputs, inputs), inputs, kind.outputs_per_token))
+    mine = (np.concatenate(places), np.concatenate(predicted)) if predicted else None
     parts = [part for part in worker.gather(mine) if part is not None]
     order = np.argsort(np.concatenate([part[0] for part in parts]))
     return Predictions(features, np.concatenate([part[1] for part in parts])[order])

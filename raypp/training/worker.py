@@ -15,16 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from raypp.events import ignore, never
+
 BUCKET_BYTES = 64 << 20  # of a message between workers
-
-
-def ignore(_: Any) -> None:
-    """Nobody is watching."""
-
-
-def never() -> bool:
-    """Nobody asks it to leave."""
-    return False
 
 
 @dataclass

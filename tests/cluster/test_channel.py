@@ -1,4 +1,4 @@
-"""The channel between a command and those who train for it: the wish to leave, and warnings for the display."""
+"""The channel between a command and the processes that train for it: interrupt requests, and forwarded warnings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 import pytest
 import ray
 
-from raypp.cluster.channel import Channel, InterruptNotice, _ChannelActor, actor_here, warnings_to
+from raypp.cluster.channel import Channel, InterruptNotice, _ChannelActor, actor_here, forward_warnings
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("stopped", [True, False])
-def test_who_is_asked_to_leave_hears_whether_it_is_for_good(stopped: bool) -> None:
+def test_an_interrupt_request_says_whether_it_is_for_good(stopped: bool) -> None:
     channel = Channel.open()
     notice = InterruptNotice(channel)
     assert not notice()
@@ -29,7 +29,7 @@ def test_who_is_asked_to_leave_hears_whether_it_is_for_good(stopped: bool) -> No
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_command_that_ends_is_a_wish_too() -> None:
+def test_a_command_that_ends_is_an_interrupt_request_too() -> None:
     channel = Channel.open()
     notice = InterruptNotice(channel)
     channel.close()
@@ -42,33 +42,33 @@ def test_a_command_that_ends_is_a_wish_too() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_line_outlasts_more_trainers_than_it_has_places() -> None:
+def test_a_channel_serves_more_trainers_than_its_concurrency() -> None:
     """A sweep's channel serves all its trials."""
     channel = Channel(actor_here(_ChannelActor, max_concurrency=2))
     for number in range(4):
         notice = InterruptNotice(channel)
-        ray.get(channel.tell(number), timeout=30)
+        ray.get(channel.send(number), timeout=30)
         notice.close()
-    assert channel.take(0) == [0, 1, 2, 3]
+    assert channel.receive(0) == [0, 1, 2, 3]
     last = InterruptNotice(channel)
     channel.close()
     last.close()  # also where the command has ended
 
 
 def test_warnings_are_handed_over_and_nothing_else() -> None:
-    told: list[str] = []
+    sent: list[str] = []
     logger = logging.getLogger("raypp.somewhere")
-    with warnings_to(told.append):
+    with forward_warnings(sent.append):
         logger.warning("checkpoint %d is damaged", 4)
         logger.info("not of interest")
     logger.warning("too late")
-    assert told == ["checkpoint 4 is damaged"]
+    assert sent == ["checkpoint 4 is damaged"]
 
 
 def test_what_is_warned_of_does_not_fail_where_nobody_hears(capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(text: str) -> None:
         raise OSError(f"nobody hears {text!r}")
 
-    with warnings_to(refuse):
+    with forward_warnings(refuse):
         logging.getLogger("raypp.somewhere").warning("storage fails")
     assert "nobody hears 'storage fails'" in capsys.readouterr().err, "which is no secret either"

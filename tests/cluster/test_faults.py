@@ -353,7 +353,7 @@ def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
     assert status == 0, output
     shown = " ".join(output.split())
     saved = re.findall(
-        r"is tried again from its last checkpoint: \S+ its node is taken away; step (\d+) is saved", shown
+        r"is tried again from its last checkpoint: \S+ its node is preempted; step (\d+) is saved", shown
     )
     assert len(saved) == 2, shown
     assert saved == re.findall(r"goes on after step (\d+)", shown)

@@ -162,7 +162,7 @@ sys.stdin.read()
 """
 
 
-def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
+def test_workers_wait_for_resources_that_others_hold(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
     """It is no failure, and it can be interrupted."""
     nodes.add(), nodes.add()
     words = ("train", experiment, *SHORT, "cluster.workers=2", "cluster.max_failures=0", f"cluster.storage={tmp_path}")
@@ -170,7 +170,7 @@ def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, 
     def wait_until_it_says_so(command: Command) -> None:
         assert command.process.stdout is not None
         lines = iter(command.process.stdout.readline, "")
-        assert any("waits for room for 2 workers with 1 CPU each" in line for line in lines)
+        assert any("waits for resources for 2 workers with 1 CPU each" in line for line in lines)
 
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_ONE_CPU],
@@ -193,7 +193,7 @@ def test_workers_wait_for_room_that_others_hold(nodes: Nodes, experiment: Path, 
             others.stdin.close()
             status, output = command.end()
     assert status == 0, output
-    assert "waits for room" not in output, "said once"
+    assert "waits for resources" not in output, "said once"
     assert "was lost" not in output
     assert steps_of(tmp_path) == 20
     assert_tidy(tmp_path)
@@ -238,7 +238,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(
     shown = " ".join(output.split())
     # The node may have had Ray Train's controller, too.
     assert re.search("was lost; the run [a-z ]+ where it was saved; .*1 of 2 workers train", shown), shown
-    (saved,) = map(int, re.findall(r"room for more workers; step (\d+) is saved; 2 of 2 workers train", shown))
+    (saved,) = map(int, re.findall(r"resources for more workers; step (\d+) is saved; 2 of 2 workers train", shown))
     shrunk, grown = map(int, re.findall(r"goes on after step (\d+)", shown))
     assert lost - 12 <= shrunk <= lost, "the last checkpoint"
     assert grown == saved > lost, "no step is done twice to grow"
@@ -284,7 +284,7 @@ def test_trials_share_the_nodes_there_are(nodes: Nodes, experiment: Path, tmp_pa
     how = (*long, "cluster.workers=[1,2]", "cluster.grow_after_seconds=1", f"cluster.storage={storage}")
     with started("sweep", experiment, *how, environment=nodes.environment) as command:
         wait_for(lambda: all_have_done(storage, [5, 5]), "the first steps of both")
-        assert sorted(nodes.where(TRAIN_WORKER).values()) == [2, 2], "both begin with all there is room for"
+        assert sorted(nodes.where(TRAIN_WORKER).values()) == [2, 2], "both begin with all there are resources for"
         nodes.kill(second)
         wait_for(
             lambda: sum(nodes.where(TRAIN_WORKER).values()) == 1, "a group of one worker, where the others have left"
@@ -304,10 +304,10 @@ def test_trials_share_the_nodes_there_are(nodes: Nodes, experiment: Path, tmp_pa
         status, output = command.end()
     assert status == 130, output
     shown = " ".join(output.split())
-    gave_way = re.findall(r"another trial waits for room; step \d+ is saved; 1 of 2 workers train", shown)
+    gave_way = re.findall(r"another trial waits for resources; step \d+ is saved; 1 of 2 workers train", shown)
     # Where Ray has laid one worker of each on that node, either has one left.
-    assert len(gave_way) == ("waits for room for 1 worker" in shown), shown
-    assert len(re.findall(r"room for more workers; step \d+ is saved; 2 of 2 workers train", shown)) == 2, shown
+    assert len(gave_way) == ("waits for resources for 1 worker" in shown), shown
+    assert len(re.findall(r"resources for more workers; step \d+ is saved; 2 of 2 workers train", shown)) == 2, shown
 
     for undisturbed, run in zip(trials_of(one), trials_of(storage), strict=True):
         assert run.name == undisturbed.name
@@ -321,7 +321,7 @@ def test_trials_share_the_nodes_there_are(nodes: Nodes, experiment: Path, tmp_pa
 
 
 def test_trials_whose_workers_come_and_go_end_with_their_front(nodes: Nodes, experiment: Path, tmp_path: Path) -> None:
-    """There is room for the minimum of both: none grows until the other one has ended."""
+    """There are resources for the minimum of both: none grows until the other one has ended."""
     experiment.write_text(experiment.read_text() + SWEEP)
     nodes.add(), nodes.add()
     how = (*SHORT, "cluster.workers=[1,2]", "cluster.grow_after_seconds=0", f"cluster.storage={tmp_path}")

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raypp.cluster.parts import answer, mark_last, run_windows
+from raypp.cluster.parts import respond, run_windows
+from raypp.cluster.windows import mark_last
 from raypp.errors import ConfigError, RunFailed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -34,7 +35,7 @@ def summed(parts: Any) -> Any:
                 time.sleep(1)
             return {"rows": len(values), "sum": sum(values)}
 
-        return answer(made)
+        return respond(made)
 
     return parts.map_batches(add, batch_size=None, batch_format="pyarrow")
 
@@ -46,8 +47,8 @@ def window_threads() -> list[threading.Thread]:
 def test_every_part_of_every_window_is_run_and_all_rows_are_known_once_the_last_is_read() -> None:
     seen: list[tuple[int, int | None]] = []
     windows = mark_last(iter([[part(1, 2), part(3)], [part(4)], [part(5), part(99)]]))
-    told = list(run_windows(windows, summed, lambda done, total: seen.append((done, total)), "sums"))
-    assert sorted(each["sum"] for each in told) == [3, 3, 4, 5, 99]
+    responses = list(run_windows(windows, summed, lambda done, total: seen.append((done, total)), "sums"))
+    assert sorted(each["sum"] for each in responses) == [3, 3, 4, 5, 99]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (6, 6)
     assert not window_threads()
@@ -87,7 +88,7 @@ def test_nothing_is_begun_after_a_worker_has_failed() -> None:
 
 def test_a_worker_that_breaks_is_told_of() -> None:
     def divided(table: pa.Table) -> pa.Table:
-        return answer(lambda: {"rows": table.num_rows // 0})
+        return respond(lambda: {"rows": table.num_rows // 0})
 
     def broken(parts: Any) -> Any:
         return parts.map_batches(divided, batch_size=None, batch_format="pyarrow")

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypp.cluster import prepare
-from raypp.cluster.prepare import PART_ROWS, featurize, logits_key, teacher_logits
+from raypp.cluster.prepare import PART_ROWS, TeacherLogits, featurize, logits_key
 from raypp.config import DataSettings, OfficialSource
 from raypp.data.features import Features
 from raypp.data.sources import open_source
@@ -77,27 +76,6 @@ def test_features_are_those_made_without_ray_and_are_kept(
 
     assert store.find("features", made.key) == made
     assert dev.key != made.key
-
-
-def test_windows_end_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def batches(rows: int, width: int) -> Iterator[pa.RecordBatch]:
-        for start in range(0, rows, 10):
-            numbers = list(range(start, min(start + 10, rows)))
-            yield pa.RecordBatch.from_pydict({"row": numbers, "text": ["a" * width] * len(numbers)})
-
-    def windows(rows: int, width: int) -> list[int]:
-        found = list(prepare._windows(batches(rows, width)))
-        assert [is_last for _, is_last in found] == [False] * (len(found) - 1) + [True]
-        assert pa.concat_tables([table for table, _ in found])["row"].to_pylist() == list(range(rows))
-        return [table.num_rows for table, _ in found]
-
-    for name, value in (("FIRST_WINDOW_ROWS", 15), ("WINDOW_ROWS", 40), ("WINDOW_BYTES", 10_000)):
-        monkeypatch.setattr(prepare, name, value)
-    assert windows(100, width=1) == [15, 40, 40, 5]
-    assert windows(95, width=1) == [15, 40, 40]
-    assert windows(45, width=1000) == [10, 10, 10, 10, 5]
-    assert windows(40, width=1000) == [10, 10, 10, 10]
-    assert windows(95, width=400) == [15, 25, 30, 25]
 
 
 def test_damaged_features_are_made_again(raw: Any, minilm_dir: Path, tmp_path: Path) -> None:
@@ -169,9 +147,9 @@ def logits_of(artifact: Artifact) -> np.ndarray:
 
 def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teacher: Path, store: Store) -> None:
     calls: list[tuple[int, int]] = []
-    made = teacher_logits(
-        dev, KIND, str(teacher), "teacher", store, lambda *numbers: calls.append(numbers), tokens_per_batch=2000
-    )
+    logits = TeacherLogits.of(dev, KIND, teacher, "teacher")
+    assert logits.find(store) is None
+    made = logits.make(store, lambda *numbers: calls.append(numbers))
     table = made.read_table()
     assert table.column("row").to_pylist() == dev.read_table().column("row").to_pylist()
     assert table.schema.field("logits").type == pa.list_(pa.float32())
@@ -180,7 +158,7 @@ def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teache
     np.testing.assert_allclose(logits_of(made), reference[:, ::-1], rtol=0, atol=1e-5)
     assert calls[-1] == (408, 408)
 
-    assert store.find("logits", made.key) == made
+    assert TeacherLogits.of(dev, KIND, teacher, "teacher").find(store) == made
     features = Features.from_table(dev.read_table()).with_teacher_logits(made.read_table())
     assert features.collate([3], 0)["teacher_logits"].shape == (1, 2)
 
@@ -188,11 +166,10 @@ def test_teacher_logits_are_those_of_a_direct_forward_pass(dev: Artifact, teache
 def test_logits_key_changes_with_each_of_its_parts(dev: Artifact) -> None:
     train = replace(dev, key="train")
     keys = [
-        logits_key(dev, "teacher", [0, 1], "float32"),
-        logits_key(train, "teacher", [0, 1], "float32"),
-        logits_key(dev, "another", [0, 1], "float32"),
-        logits_key(dev, "teacher", [1, 0], "float32"),
-        logits_key(dev, "teacher", [0, 1], "bfloat16"),
+        logits_key(dev, "teacher", [0, 1]),
+        logits_key(train, "teacher", [0, 1]),
+        logits_key(dev, "another", [0, 1]),
+        logits_key(dev, "teacher", [1, 0]),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -207,12 +184,13 @@ def tiny_distilbert(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_teacher_without_token_types_in_half_precision(dev: Artifact, store: Store, tmp_path: Path) -> None:
+def test_teacher_without_token_types_where_gpus_are_asked_for_but_there_are_none(
+    dev: Artifact, store: Store, tmp_path: Path
+) -> None:
     folder = tiny_distilbert(tmp_path)
-    made = teacher_logits(dev, NUMBER, str(folder), "tiny", store, ignore, precision="bfloat16", gpus=True)
+    made = TeacherLogits.of(dev, NUMBER, folder, "tiny").make(store, ignore, gpus=True)
     reference = forward_row_by_row(folder, dev.read_table(), ("input_ids",))
-    np.testing.assert_allclose(logits_of(made), reference, rtol=0, atol=0.02)
-    assert not np.allclose(logits_of(made), reference, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(logits_of(made), reference, rtol=0, atol=1e-5)
 
 
 def test_workers_config_error_arrives_as_it_was(dev: Artifact, store: Store, tmp_path: Path) -> None:
@@ -220,23 +198,24 @@ def test_workers_config_error_arrives_as_it_was(dev: Artifact, store: Store, tmp
 
     weights = tiny_distilbert(tmp_path) / "model.safetensors"
     save_file(load_file(weights) | {"classifier.bias": torch.tensor([torch.nan])}, weights, {"format": "pt"})
+    logits = TeacherLogits.of(dev, NUMBER, tmp_path, "not finite")
     with pytest.raises(ConfigError) as caught:
-        teacher_logits(dev, NUMBER, str(tmp_path), "not finite", store, ignore)
+        logits.make(store, ignore)
     assert type(caught.value) is ConfigError
-    assert caught.value.problems == ("teacher.model: its logits for row 0 are not finite in float32",)
-    assert store.find("logits", logits_key(dev, "not finite", [0], "float32")) is None
+    assert caught.value.problems == ("teacher.model: its logits for row 0 are not finite",)
+    assert logits.find(store) is None
 
 
 def test_other_failures_of_a_worker_are_told_in_one_line(dev: Artifact, store: Store, tmp_path: Path) -> None:
     folder = tiny_distilbert(tmp_path, vocab_size=200)  # MRPC's ids are beyond it
     with pytest.raises(RunFailed, match=r"^teacher logits: a worker failed: IndexError: index out of range in self$"):
-        teacher_logits(dev, NUMBER, str(folder), "too small", store, ignore)
+        TeacherLogits.of(dev, NUMBER, folder, "too small").make(store, ignore)
 
 
 def test_teachers_that_cannot_teach_are_refused_before_any_worker_starts(
     dev: Artifact, minilm_dir: Path, teacher: Path, store: Store
 ) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.model: .* is not fine-tuned, it lacks classifier"):
-        teacher_logits(dev, KIND, str(minilm_dir), "encoder", store, refuse)
+        TeacherLogits.of(dev, KIND, minilm_dir, "encoder").make(store, refuse)
     with pytest.raises(ConfigError, match=r"teacher\.model: the model's labels .* are not the labels of mnli"):
-        teacher_logits(dev, kind_of(find_task("mnli")), str(teacher), "teacher", store, refuse)
+        TeacherLogits.of(dev, kind_of(find_task("mnli")), teacher, "teacher")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from raypp.cluster.scheduler import StratifiedHalvingScheduler
+from raypp.cluster.trial_report import TrialReport
 from raypp.config import StoppingSettings
 from raypp.sweeps.stopping import Halving, Judgement
 
@@ -44,14 +46,13 @@ def finished(scheduler: Any) -> dict[float, list[str]]:
         scheduler.on_trial_add(None, trial)
     for number in range(EIGHTHS - 1):
         for (density, rate), trial in list(running.items()):
-            result = {
-                "training_iteration": number + 1,
-                "trial": trial.trial_id,
-                "stratum": f"density {density}",
-                "fraction": (number + 1) / EIGHTHS,
-                "metric": CURVES[density][rate][number],
-                "failed": None,
-            }
+            report = TrialReport(
+                trial=trial.trial_id,
+                stratum=f"density {density}",
+                fraction=(number + 1) / EIGHTHS,
+                metric=CURVES[density][rate][number],
+            )
+            result = {"training_iteration": number + 1, **asdict(report)}
             if scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
                 del running[density, rate]
     return {density: [rate for other, rate in running if other == density] for density in CURVES}
@@ -77,7 +78,7 @@ def test_a_report_without_an_evaluation_decides_nothing_and_a_failure_is_forgott
     scheduler = StratifiedHalvingScheduler(Halving(StoppingSettings()), lambda judgement: None)
 
     def report(trial: str, metric: float | None, failed: str | None = None) -> str:
-        result = {"trial": trial, "stratum": "dense", "fraction": 0.25, "metric": metric, "failed": failed}
+        result = asdict(TrialReport(trial, "dense", 0.25, metric=metric, failed=failed))
         return scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial), result)
 
     assert report("first", None) == TrialScheduler.CONTINUE
@@ -87,7 +88,7 @@ def test_a_report_without_an_evaluation_decides_nothing_and_a_failure_is_forgott
     assert report("third", 0.1) == TrialScheduler.STOP, "the second's metric still counts"
 
     def fail(trial: str, tried_again: bool) -> None:
-        last = {"trial": trial}
+        last = asdict(TrialReport(trial, "dense", 0.25))
         failed = SimpleNamespace(trial_id=trial, last_result=last, should_recover=lambda: tried_again)
         scheduler.on_trial_error(None, failed)
 
@@ -98,3 +99,7 @@ def test_a_report_without_an_evaluation_decides_nothing_and_a_failure_is_forgott
     fail("third", tried_again=False)
     fail("fourth", tried_again=False)
     assert report("fifth", 0.01) == TrialScheduler.CONTINUE
+
+    # Before a trial's first report Tune's own result of it has only fields of Tune's.
+    early = SimpleNamespace(trial_id="early", last_result={"trial_id": "early"}, should_recover=lambda: False)
+    scheduler.on_trial_error(None, early)

@@ -41,7 +41,7 @@ def test_workers_share_the_cluster_and_more_than_fit_are_refused() -> None:
     """It has four CPUs, all on one node."""
     two = session(workers=2)
     assert two.worker_resources() == {"CPU": 2.0}
-    assert (two.room(), two.groups(2)) == (2, 1)
+    assert (two.capacity(), two.groups(2)) == (2, 1)
     two.check_resources()
     five = session(workers=5, cpus_per_worker=1)
     with pytest.raises(ConfigError, match=r"5 workers with 1 CPU each .* need 5 CPU, but the cluster has 4"):
@@ -54,7 +54,7 @@ def test_a_dashboard_that_is_asked_for_in_vain_is_not_ignored_silently(caplog: p
         joined.start()
         joined.start()
     assert [record.message for record in caplog.records] == [
-        "cluster.dashboard has no effect: this process has Ray already, with a dashboard or without"
+        "cluster.dashboard has no effect: this process has started Ray already"
     ]
     caplog.clear()
     with session(dashboard=True):

@@ -16,12 +16,12 @@ from raypp.cluster import spot
 def test_a_warning_is_heard_with_its_time_and_nothing_else_is_taken_for_one() -> None:
     ends_at = datetime(2030, 5, 6, 7, 8, 9, tzinfo=UTC)
     with metadata_service() as service:
-        assert spot.warned_of(service.url) is None
+        assert spot.interruption_time(service.url) is None
         service.ends_at = ends_at
-        assert spot.warned_of(service.url) == ends_at.timestamp()
+        assert spot.interruption_time(service.url) == ends_at.timestamp()
         service.fails = True
         with pytest.raises(OSError, match="500"):
-            spot.warned_of(service.url)
+            spot.interruption_time(service.url)
 
 
 def test_a_service_that_fails_for_a_while_is_asked_on_and_said_once(
@@ -32,11 +32,11 @@ def test_a_service_that_fails_for_a_while_is_asked_on_and_said_once(
     heard: list[float] = []
     with metadata_service() as service:
         service.ends_at, service.fails = ends_at, True
-        waiting = threading.Thread(target=lambda: heard.append(spot.wait_for_warning(service.url)), daemon=True)
+        waiting = threading.Thread(target=lambda: heard.append(spot.wait_for_notice(service.url)), daemon=True)
         waiting.start()
         wait_for(lambda: service.failed > 2, "questions that are not answered")
         assert waiting.is_alive()
         service.fails = False
         waiting.join(30)
     assert heard == [ends_at.timestamp()]
-    assert caplog.text.count("does not answer as it should, and is asked on") == 1
+    assert caplog.text.count("does not respond as expected, raypp keeps asking") == 1

@@ -21,7 +21,6 @@ from whole_runs import wait_for
 import raypp
 from raypp.cli import main
 from raypp.cluster.sweep import sweep
-from raypp.display.progress import NullDisplay
 from raypp.events import PhaseAdvanced, TrialAdvanced
 from raypp.load_config import load_experiment
 from raypp.sweeps.plan import plan_sweep
@@ -184,16 +183,6 @@ def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for
     assert sweep_result(tmp_path / "runs")["trials"] == result["trials"]
 
 
-class Watching(NullDisplay):
-    """Keeps what a display would show."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def handle(self, event: Any) -> None:
-        self.events.append(event)
-
-
 def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,13 +207,16 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     untouched = (other / "result.json").stat().st_mtime_ns
 
     (broken / "checkpoints").unlink()
-    display = Watching()
-    assert sweep(load_experiment(experiment), display=display)["counts"] == {"finished": 2, "stopped": 0, "failed": 2}
+    events: list[Any] = []
+    result = sweep(load_experiment(experiment), on_event=events.append)
+    assert result["counts"] == {"finished": 2, "stopped": 0, "failed": 2}
     assert (other / "result.json").stat().st_mtime_ns == untouched
-    told = [event for event in display.events if isinstance(event, TrialAdvanced)]
-    assert {event.trial for event in told} == {run.name for run in (broken, other, *hopeless)}
-    assert {event.state for event in told if event.trial == other.name} == {"finished"}, "shown, and not run again"
-    of_mended = [event for event in told if event.trial == broken.name]
+    shown_trials = [event for event in events if isinstance(event, TrialAdvanced)]
+    assert {event.trial for event in shown_trials} == {run.name for run in (broken, other, *hopeless)}
+    assert {event.state for event in shown_trials if event.trial == other.name} == {"finished"}, (
+        "shown, and not run again"
+    )
+    of_mended = [event for event in shown_trials if event.trial == broken.name]
     assert list(dict.fromkeys(event.state for event in of_mended)) == ["waiting", "running", "finished"]
     last = of_mended[-1]
     assert (last.stratum, last.fraction, last.density) == ("density 0.5", 1.0, pytest.approx(0.5, abs=1e-4))
@@ -232,13 +224,13 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert last.metric[0] == "eval/accuracy"
 
 
-class Failing(NullDisplay):
+class Failing:
     """Fails, in the command's own thread, when a trial has begun to train."""
 
     def __init__(self) -> None:
         self.trains = False
 
-    def handle(self, event: Any) -> None:
+    def __call__(self, event: Any) -> None:
         self.trains |= isinstance(event, TrialAdvanced) and event.fraction > 0
         if self.trains and isinstance(event, PhaseAdvanced):
             raise OSError("the terminal is gone")
@@ -249,7 +241,7 @@ def test_a_command_that_fails_under_its_trials_ends_them_first(experiment: Path,
     sweep_of_one = {"space": {DENSITY: {"choice": [0.5]}}}
     rewrite(experiment, sweep_of_one, train={"max_steps": 2000}, evaluation={"every_steps": 2})
     with pytest.raises(OSError, match="the terminal is gone"):
-        sweep(load_experiment(experiment), display=Failing())
+        sweep(load_experiment(experiment), on_event=Failing())
     assert not [thread for thread in threading.enumerate() if thread.name == "fit"], "Tune has ended"
     (run,) = (file.parent for file in tmp_path.glob("runs/ladder/*/metrics.jsonl"))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -257,13 +249,13 @@ def test_a_command_that_fails_under_its_trials_ends_them_first(experiment: Path,
     assert max(saved) >= max(steps), "the step it was at is saved"
 
 
-class FinishedElsewhere(NullDisplay):
+class FinishedElsewhere:
     """Puts a run back when a sweep has planned to run it: as if another sweep had just finished it."""
 
     def __init__(self, run: Path, kept: Path) -> None:
         self.run, self.kept = run, kept
 
-    def handle(self, event: Any) -> None:
+    def __call__(self, event: Any) -> None:
         if isinstance(event, TrialAdvanced) and event.trial == self.run.name and self.kept.exists():
             self.kept.rename(self.run)
 
@@ -276,8 +268,7 @@ def test_a_trial_that_another_sweep_has_finished_says_nothing_of_this_ones_overh
     first = sweep(load_experiment(experiment))
     assert first["overhead_seconds_per_trial"] > 0
     run = Path(first["trials"][0]["path"])
-    display = FinishedElsewhere(run, run.rename(tmp_path / "kept"))
-    second = sweep(load_experiment(experiment), display=display)
+    second = sweep(load_experiment(experiment), on_event=FinishedElsewhere(run, run.rename(tmp_path / "kept")))
     assert second["counts"] == {"finished": 1, "stopped": 0, "failed": 0}
     assert second["overhead_seconds_per_trial"] is None
 

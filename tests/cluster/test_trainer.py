@@ -16,14 +16,13 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raypp.cluster import trainer
-from raypp.cluster.outcome import Failed, Finished, Left, Outcome
+from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.trainer import CONTROLLER_LOSSES, Supervision, _explained, run_job
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
-from raypp.events import Message, WorkersPlaced
+from raypp.events import Message, WorkersPlaced, ignore
 from raypp.interrupts import STOPPING
 from raypp.storage import Location
-from raypp.training.worker import ignore
 
 
 @pytest.mark.parametrize("preempted", [False, True])
@@ -92,7 +91,7 @@ class Groups:
         self.interrupted = False
         self.last_is_interrupted = False
         monkeypatch.setattr(trainer, "_run_group", self._run_group)
-        sizes = SimpleNamespace(next_size=lambda is_interrupted, tell: 0 if is_interrupted() else 2)
+        sizes = SimpleNamespace(next_size=lambda is_interrupted, say: 0 if is_interrupted() else 2)
         monkeypatch.setattr(trainer, "GroupSizes", lambda *_: sizes)
 
     def _run_group(self, *_: Any) -> tuple[Outcome, str | None]:
@@ -183,14 +182,17 @@ def test_what_would_fail_alike_is_not_tried_again(
 
 
 def test_a_group_that_left_is_followed_by_another_unless_the_run_is_interrupted(groups: Groups) -> None:
-    assert groups(Left(3), (Left(5), "there is room for more workers"), DONE, max_failures=0) == DONE.result
+    assert (
+        groups(InterruptedAt(3), (InterruptedAt(5), "there are resources for more workers"), DONE, max_failures=0)
+        == DONE.result
+    )
     assert groups.said == [
         "training: a node is taken away, or cannot reach the command; step 3 is saved and the run goes on",
-        "training: there is room for more workers; step 5 is saved",
+        "training: there are resources for more workers; step 5 is saved",
     ]
     groups.last_is_interrupted = True
     with pytest.raises(Interrupted) as raised:
-        groups(Left(3), Left(7))
+        groups(InterruptedAt(3), InterruptedAt(7))
     assert raised.value.step == 7
     groups.interrupted = False
     assert groups(DONE) == DONE.result, "it was too late"
@@ -279,7 +281,7 @@ def test_workers_save_their_step_though_the_terminal_is_gone(monkeypatch: pytest
 
     def fit() -> Any:
         assert asked.wait(10)
-        return SimpleNamespace(return_value=Left(4))
+        return SimpleNamespace(return_value=InterruptedAt(4))
 
     ends = Ends(monkeypatch, tmp_path, fit)
 

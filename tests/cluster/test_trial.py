@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from raypp.cluster.channel import warnings_to
+from raypp.cluster.channel import forward_warnings
 from raypp.cluster.trial import _Reporter
 
 
@@ -19,10 +19,10 @@ def test_warnings_travel_with_the_next_report_each_once(monkeypatch: pytest.Monk
     task: Any = SimpleNamespace(job=SimpleNamespace(run=SimpleNamespace(name="run")), stratum="dense")
     reporter = _Reporter(task)
     logger = logging.getLogger("raypp.somewhere")
-    with warnings_to(reporter.warn):
+    with forward_warnings(reporter.warn):
         logger.warning("first")
         reporter.report()
         logger.warning("second")
         reporter.report()
         reporter.report()
-    assert [report["messages"] for report in reports] == [["first"], ["second"], []]
+    assert [report["messages"] for report in reports] == [("first",), ("second",), ()]

@@ -10,17 +10,19 @@ import pytest
 from raypp.cluster.worker_quotas import WorkerQuotas
 
 
-def running(room: int | None, *sizes: int, least: int = 1, most: int = 4, trials: int | None = None) -> WorkerQuotas:
+def running(
+    capacity: int | None, *sizes: int, least: int = 1, most: int = 4, trials: int | None = None
+) -> WorkerQuotas:
     """Trials a, b, … that train with so many workers each."""
     quotas = WorkerQuotas(least, most)
-    quotas.update(room, len(sizes) if trials is None else trials)
+    quotas.update(capacity, len(sizes) if trials is None else trials)
     for name, size in zip("abcdef", sizes, strict=False):
         quotas.hold(name, size)
     return quotas
 
 
 def started(quotas: WorkerQuotas, name: str) -> int:
-    """The places that a trial may ask for when it starts."""
+    """The slots that a trial may ask for when it starts."""
     quotas.start(name)
     assert quotas.has_turn(name)
     size = quotas.reserve(name)
@@ -30,7 +32,7 @@ def started(quotas: WorkerQuotas, name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("room", "trials", "least", "most", "sizes"),
+    ("capacity", "trials", "least", "most", "sizes"),
     [
         (4, 2, 1, 2, [2, 2]),
         (5, 2, 1, 4, [3, 2]),
@@ -40,12 +42,12 @@ def started(quotas: WorkerQuotas, name: str) -> int:
         (8, 1, 1, 4, [4]),
     ],
 )
-def test_room_is_shared_evenly_when_trials_start(
-    room: int, trials: int, least: int, most: int, sizes: list[int]
+def test_capacity_is_shared_evenly_when_trials_start(
+    capacity: int, trials: int, least: int, most: int, sizes: list[int]
 ) -> None:
-    quotas = running(room, least=least, most=most, trials=trials)
+    quotas = running(capacity, least=least, most=most, trials=trials)
     assert [started(quotas, name) for name in "abcdef"[:trials]] == sizes
-    assert sum(sizes) <= room
+    assert sum(sizes) <= capacity
 
 
 def test_none_grows_into_what_a_trial_that_could_start_needs() -> None:
@@ -98,7 +100,7 @@ def test_who_waits_has_its_turn_in_order_and_is_forgotten_when_it_ends() -> None
     quotas.gone("c")
     assert quotas.has_turn("d")
     quotas.gone("a"), quotas.gone("b")
-    assert not quotas.others_train("d"), "nobody will leave room for it"
+    assert not quotas.others_train("d"), "no trial will free resources for it"
     quotas.start("e")
     quotas.wait("e")
     assert quotas.reserve("d")
@@ -129,10 +131,10 @@ def test_whatever_comes_and_goes_all_trials_train_again(seed: int) -> None:
         sizes[name] = 0
         quotas.start(name)
 
-    def start_groups(room: int) -> None:
+    def start_groups(capacity: int) -> None:
         for name in [name for name in names if not sizes[name]]:
             if quotas.has_turn(name):
-                wanted, free = quotas.reserve(name), room - sum(sizes.values())
+                wanted, free = quotas.reserve(name), capacity - sum(sizes.values())
                 sizes[name] = min(wanted, free) if free >= least else 0
             if sizes[name]:
                 quotas.hold(name, sizes[name])
@@ -144,16 +146,16 @@ def test_whatever_comes_and_goes_all_trials_train_again(seed: int) -> None:
         end_group(name)
     for step in itertools.count():
         steady = step >= 30  # then nothing changes any more
-        room = trials * least if steady else chance.randint(least, most)
-        quotas.update(room, trials)
-        while sum(sizes.values()) > room:
+        capacity = trials * least if steady else chance.randint(least, most)
+        quotas.update(capacity, trials)
+        while sum(sizes.values()) > capacity:
             end_group(chance.choice([name for name in names if sizes[name]]))  # the node of one of its workers is gone
-        start_groups(room)
+        start_groups(capacity)
         for name in [name for name in names if sizes[name]]:
-            target, free = quotas.target(name), room - sum(sizes.values())
+            target, free = quotas.target(name), capacity - sum(sizes.values())
             if target < sizes[name] or (target > sizes[name] and free and quotas.claim(name)):
                 end_group(name)
-                start_groups(room)
+                start_groups(capacity)
         if steady and all(size >= least for size in sizes.values()):
             break
         assert step < 60, (sizes, quotas.waiting)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raypp.display.progress import Display, NullDisplay
+from raypp.display.progress import Display
 from raypp.display.summary import print_result, summary_table
 from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced, TrialState
 
@@ -243,13 +243,6 @@ def test_many_threads_may_report_at_once(terminal: bool) -> None:
             thread.join(20)
         assert not any(thread.is_alive() for thread in threads)
     assert file.getvalue().count("100/100  all done") == 8
-
-
-def test_the_null_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with NullDisplay() as display:
-        for event in EVENTS:
-            display.handle(event)
-    assert capsys.readouterr() == ("", "")
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

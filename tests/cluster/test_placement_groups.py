@@ -1,4 +1,4 @@
-"""Places for workers are what nobody else holds."""
+"""Slots are granted only from resources that nobody else holds."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from placement_groups import held
 from ray.util import placement_group, remove_placement_group
 from whole_runs import wait_for
 
-from raypp.cluster.places import AwaitedPlaces, MissingPlaces, free_orphans, free_places
+from raypp.cluster.placement_groups import ExtraSlots, PendingSlots, free_orphans, free_slots
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
 
 
-def test_what_others_hold_is_no_place_until_they_are_done() -> None:
+def test_resources_that_others_hold_are_not_granted_until_they_are_freed() -> None:
     before = held()
     others = placement_group([{"CPU": 3}])
     assert others.wait(30)
-    assert AwaitedPlaces(1, WORKER, "pack", "mine").room(4) == 1
-    awaited = AwaitedPlaces(2, WORKER, "pack", "mine")
-    assert awaited.room(4) == 0, "fewer than the least is nothing"
+    assert PendingSlots(1, WORKER, "pack", "mine").num_granted(4) == 1
+    pending = PendingSlots(2, WORKER, "pack", "mine")
+    assert pending.num_granted(4) == 0, "fewer workers than the least are none"
     asked = held()
-    assert awaited.room(4) == 0
-    assert held() == asked, "it stays in line"
-    awaited.close()
-    assert AwaitedPlaces(1, {"CPU": 0.5}, "strict_spread", "mine").room(1) == 1
-    spread = AwaitedPlaces(2, {"CPU": 0.5}, "strict_spread", "mine")
-    assert spread.room(2) == 0, "there is one node"
+    assert pending.num_granted(4) == 0
+    assert held() == asked, "it stays queued"
+    pending.close()
+    assert PendingSlots(1, {"CPU": 0.5}, "strict_spread", "mine").num_granted(1) == 1
+    spread = PendingSlots(2, {"CPU": 0.5}, "strict_spread", "mine")
+    assert spread.num_granted(2) == 0, "there is one node"
     spread.close()
     own = placement_group([WORKER])
     assert own.wait(30)
-    missing = MissingPlaces(WORKER, 1.0, "mine")
-    assert not missing.granted(1), "the group has no places yet"
-    missing.group_has_its_own()
+    extra = ExtraSlots(WORKER, 1.0, "mine")
+    assert not extra.any_granted(1), "the group has not started"
+    extra.group_started()
     time.sleep(1.0)
-    assert not missing.granted(1)
+    assert not extra.any_granted(1)
     remove_placement_group(others)
-    wait_for(lambda: missing.granted(1), "a place")
-    assert not missing.granted(0), "it may have none any more"
+    wait_for(lambda: extra.any_granted(1), "a slot")
+    assert not extra.any_granted(0), "no extra slot is wanted any more"
     remove_placement_group(own)
-    assert AwaitedPlaces(1, WORKER, "pack", "mine").room(4) == 4, "what was asked for is given back"
-    wait_for(lambda: missing.granted(2), "two places")
-    free_places("another's")
-    assert missing.granted(2)
-    free_places("mine")  # as when who has asked was killed
+    assert PendingSlots(1, WORKER, "pack", "mine").num_granted(4) == 4, "extra slots that were asked for are removed"
+    wait_for(lambda: extra.any_granted(2), "two slots")
+    free_slots("another's")
+    assert extra.any_granted(2)
+    free_slots("mine")  # as after the death of the process that asked
     assert held() == before
 
 

@@ -1,10 +1,10 @@
-"""For how many workers nodes have room: of hand-counted nodes."""
+"""How many workers fit on nodes, counted by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from raypp.cluster.room import check_room, even_cpus, groups_on, workers_on
+from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 
@@ -43,7 +43,7 @@ def test_parts_of_a_gpu_do_not_spread_over_two_but_those_of_a_cpu_may() -> None:
 
 def check(cpus: tuple[int, ...], workers: int, each: float, placement: str = "pack") -> None:
     settings = ClusterSettings.model_validate({"workers": workers, "placement": placement})
-    check_room(settings, {"CPU": each}, [{"CPU": float(count)} for count in cpus])
+    check_capacity(settings, {"CPU": each}, [{"CPU": float(count)} for count in cpus])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_workers_that_fit_but_not_where_they_are_to_be_are_refused(
 
 def test_workers_that_fit_the_total_but_no_node_are_refused() -> None:
     check((4, 4, 4, 4), 4, 4)
-    with pytest.raises(ConfigError, match="room for 0 workers with 8 CPU"):
+    with pytest.raises(ConfigError, match="capacity for 0 workers with 8 CPU"):
         check((4, 4, 4, 4), 2, 8)
     with pytest.raises(ConfigError, match="need 24 CPU, but the cluster has 16"):
         check((4, 4, 4, 4), 3, 8)
