@@ -221,7 +221,7 @@ class Ends:
             size=2, group_trains=lambda: None, wants_another_size=lambda: None, close=self._sizes_close
         )
         channel = SimpleNamespace(
-            take=lambda seconds: [self.events.pop()] if self.events else [],
+            receive=lambda seconds: [self.events.pop()] if self.events else [],
             interrupt=lambda stopped=False: self.seen.append("interrupt"),
             close=lambda: self.seen.append("channel"),
         )
@@ -235,7 +235,7 @@ class Ends:
     def _sizes_close(self) -> None:
         self.seen.append("sizes")
         if self.sizes_fail:
-            raise OSError("places cannot be given back")
+            raise OSError("slots cannot be removed")
 
     def __call__(self, on_event: Callable[[Any], None] = ignore) -> Any:
         session = SimpleNamespace()
@@ -256,7 +256,7 @@ def test_whatever_of_a_groups_end_fails_the_rest_of_it_is_done(monkeypatch: pyte
     ends.events = [WorkersPlaced("group")]
     ends.scratch.make_folder()
     ends.sizes_fail = True
-    with pytest.raises(OSError, match="places cannot be given back"):
+    with pytest.raises(OSError, match="slots cannot be removed"):
         ends()
     assert ends.seen == ["sizes", "channel", "group"]
     assert not ends.scratch.is_folder()
