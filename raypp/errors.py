@@ -1,4 +1,4 @@
-"""The ways a command can end before its time, apart from our own bugs."""
+"""The ways in which a command can end early, apart from bugs of raypp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Value = TypeVar("Value")
 
 
 class ConfigError(ValueError):
-    """The user's input is wrong. Holds every problem found: place, value given, what is allowed. Exit status 2."""
+    """The user's input is wrong. Exit status 2.
+
+    `problems` holds every problem that was found: each names its place, the value given and the allowed values.
+    """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -21,62 +24,62 @@ class ConfigError(ValueError):
 
 
 class Problems:
-    """Collects what is wrong, so that one message can say it all."""
+    """Collects problems, so that one message can list them all."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:
-        """Keeps a ConfigError raised within, and goes on."""
+        """Catches a ConfigError that is raised in the context, and keeps its problems."""
         try:
             yield
         except ConfigError as error:
             self.found += error.problems
 
     def attempt(self, make: Callable[[], Value]) -> Value | None:
-        """What is made, or None where that is a problem."""
+        """Returns what `make` returns, or None if it raises a ConfigError, whose problems are kept."""
         with self.collect():
             return make()
         return None
 
     def stop(self) -> None:
-        """Raises a ConfigError with all that was found, each problem once, if there is any."""
+        """Raises a ConfigError with all problems that were found, each of them once, if there are any."""
         if self.found:
             raise ConfigError(dict.fromkeys(self.found))
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on (a loss that is not finite, a cluster that lost its last node). Exit status 1.
+    """The run cannot continue, for example because a loss is not finite or the last node is lost. Exit status 1.
 
-    Inside the training loop every worker raises it at the same step, so none is left waiting for the others.
+    Inside the training loop every worker raises it at the same step, so that no worker waits for the others.
     """
 
 
 class StorageFailed(RunFailed):
-    """The storage cannot be written or read, for all patience. Raised by one worker alone. Later it may be better."""
+    """Storage failed after all retries. A later attempt may succeed. Raised on one worker only."""
 
 
 class WorkersLost(RunFailed):
-    """A worker, or who watches over them, died or failed in a way that is not the run's. Trying again may help."""
+    """A worker or the controller died for an external reason; retrying may help."""
 
 
-class WorkersTaken(WorkersLost):
-    """… because a node was taken away that had been warned of it: nobody's failure, however often."""
+class WorkersPreempted(WorkersLost):
+    """A node was preempted with notice; not counted as a failure."""
 
 
-class PlacesTaken(WorkersLost):
-    """… because others have taken the room that there was for the group before it could start: it waits for room."""
+class PlacementLost(WorkersLost):
+    """The resources were taken before the group started."""
 
 
-class NoRoom(RunFailed):
-    """There was no room for the workers for too long. To try again at once would be to wait as long again."""
+class NoCapacity(RunFailed):
+    """Timed out waiting for resources; retrying at once would not help."""
 
 
 class Interrupted(Exception):
-    """A run that was asked to leave has saved its last step and ended before its time. Not a failure.
+    """A run that was asked to stop has saved its current step and stopped. This is not a failure.
 
-    Every worker raises it after the same step; the run goes on from there, here or elsewhere.
+    Every worker raises it after the same step. The run resumes from that step, on this machine or another one.
     """
 
     def __init__(self, step: int) -> None:

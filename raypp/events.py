@@ -1,5 +1,5 @@
-"""What happens in a command, as the display is told: small frozen dataclasses that pickle, so that another process can
-send them through a queue. Little is imported here, since the queue's process opens them, too."""
+"""Progress events of a command, for its display: small frozen dataclasses that can be pickled, so that another process
+can send them through a queue. This module imports little, because the queue's process imports it, too."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TrialState = Literal["waiting", "running", "retrying", "finished", "stopped", "f
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase begins, or begins again after a failure: 'features train', 'teacher', 'teacher logits', 'student', …"""
+    """A phase begins, possibly again after a failure: 'features train', 'teacher', 'teacher logits', 'student', …"""
 
     phase: str
     total: int | None = None
-    """How many things (rows, steps) there are to do; None while unknown."""
+    """Number of items (rows, steps) of the phase; None while unknown."""
 
 
 @dataclass(frozen=True)
 class PhaseAdvanced:
-    """A phase has done `done` things. What is None keeps the value that was shown last."""
+    """A phase has done `done` items. A field that is None keeps the value that was shown last."""
 
     phase: str
     done: int
@@ -36,7 +36,7 @@ class PhaseAdvanced:
 
 @dataclass(frozen=True)
 class PhaseFinished:
-    """A phase is done, after `seconds`, or needed no work, for which `note` gives the reason ('from the store')."""
+    """A phase is done after `seconds`, or it needed no work; then `note` gives the reason ('from the store')."""
 
     phase: str
     seconds: float | None = None
@@ -45,21 +45,21 @@ class PhaseFinished:
 
 @dataclass(frozen=True)
 class TrialAdvanced:
-    """What is known of one trial of a sweep; one comes for every trial at the start, and at every change."""
+    """The state of one trial of a sweep; sent for every trial at the start, and at every change."""
 
     trial: str
     """Name of its run."""
     stratum: str
-    """Whom it competes with (`stopping.stratum_of`)."""
+    """Name of its stratum: it competes with the trials of the same stratum (`stopping.stratum_of`)."""
     state: TrialState
     fraction: float
-    """Part of its steps that is done, 0 to 1."""
+    """Fraction of its steps that is done, from 0 to 1."""
     density: float | None = None
     """Density of the linear weights at the latest report."""
     metric: tuple[str, float] | None = None
     """Name and value of the latest evaluation's headline metric."""
     seconds_left: float | None = None
-    """Expected from its pace; None while unknown, and when it has ended."""
+    """Estimated from its speed; None while unknown, and when the trial has ended."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class Message:
 
 @dataclass(frozen=True)
 class WorkersPlaced:
-    """The workers of a job run, in this placement group (its id, hex)."""
+    """The workers of a job have started in this placement group (its id, hex)."""
 
     placement_group: str
 
 
 @dataclass(frozen=True)
 class Reported:
-    """The first worker's report, on its way to who takes the reports: no event of the display's."""
+    """A report of the first worker, on its way to the command. The display does not get it."""
 
     metrics: dict[str, Any]
 
 
 Event = PhaseStarted | PhaseAdvanced | PhaseFinished | TrialAdvanced | Message
-EventHandler = Callable[[Any], None]  # of these, and of what is only on its way to the command
+EventHandler = Callable[[Any], None]  # takes an Event, WorkersPlaced or Reported
 
 
 def ignore(_: Any) -> None:

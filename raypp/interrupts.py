@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains in this process: the step that is under way is finished and saved first."""
+"""Ctrl-C and SIGTERM while a run trains in this process: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-STOPPING = "stopping: the step that is under way is saved first; once more to stop at once"
+STOPPING = "stopping: the current step is saved first; interrupt again to stop at once"
 
 
 @contextlib.contextmanager
 def deferred_interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Holds the first Ctrl-C or SIGTERM back, if it would interrupt this thread; a second one does what it always does.
+    """Defers the first Ctrl-C or SIGTERM if it would interrupt this thread; a second one has its usual effect.
 
     Args:
-        say: tells the user that it was heard.
+        say: shows the user a message when the first one arrives.
 
-    Returns:
-        Whether one has come.
+    Yields:
+        A function that tells whether one has arrived.
     """
-    came = threading.Event()
+    arrived = threading.Event()
     before: dict[int, Any] = {}
 
     def hold(number: int, frame: Any) -> None:
-        if came.is_set():
+        if arrived.is_set():
             before[number](number, frame)
-        came.set()
-        # Not from here: the handler may have interrupted whoever is writing to the terminal.
+        arrived.set()
+        # On another thread, because the handler may have interrupted a write to the terminal, which holds its lock.
         threading.Thread(target=say, args=(STOPPING,), daemon=True).start()
 
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        # What is ignored, or ends the process without a word, is the business of the program around us.
+        # Signals that are ignored, or that end the process at once, are left as the surrounding program has set them.
         before = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in before:
         signal.signal(number, hold)
     try:
-        yield came.is_set
+        yield arrived.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -71,7 +71,7 @@ def local_model(run: Location, named: str, field: str) -> Iterator[Path]:
         yield (run / "model").download(Path(scratch))
 
 
-def model_files(run: Location) -> dict[str, str]:
+def model_checksums(run: Location) -> dict[str, str]:
     """sha256 (hex) of every file of the model that a run left, by name."""
     return {file.name: file.sha256() for file in (run / "model").files()}
 

@@ -133,7 +133,7 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     shown = said()
     done = steps_of(tmp_path)
     assert STRIKES_AFTER <= done < STEPS
-    assert "stopping: the step that is under way is saved first" in shown
+    assert "stopping: the current step is saved first" in shown
     assert f"raypp: interrupted after step {done}, which is saved" in shown
     assert "the same command goes on from the last checkpoint: raypp train" in shown
     assert_tidy(tmp_path)

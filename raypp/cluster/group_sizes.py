@@ -9,7 +9,7 @@ from raypp.cluster.capacity import placement_in_words
 from raypp.cluster.placement_groups import ExtraSlots, PendingSlots, free_orphans
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
-from raypp.errors import NoRoom
+from raypp.errors import NoCapacity
 
 POLL_SECONDS = 0.5
 # How long to wait for resources while no other trial could free any: a cloud machine takes minutes to start.
@@ -45,7 +45,7 @@ class GroupSizes:
             0 if the run was interrupted while it waited.
 
         Raises:
-            NoRoom: there were no resources for too long.
+            NoCapacity: there were no resources for too long.
         """
         self.quota.start()
         free_orphans()
@@ -56,7 +56,7 @@ class GroupSizes:
                     self._idle_since = time.monotonic()
                 if time.monotonic() - self._idle_since > WAIT_SECONDS:
                     minutes = f"{WAIT_SECONDS / 60:g} minutes"
-                    raise NoRoom(f"there were no free resources for {self._needed()} within {minutes}")
+                    raise NoCapacity(f"there were no free resources for {self._needed()} within {minutes}")
                 if not self.quota.has_turn():
                     self._pending.close()
                 elif (size := self._pending.num_granted(self.quota.reserve())) > 0:

@@ -34,7 +34,7 @@ from raypp.runs import (
     clear_run,
     finished_result,
     locked,
-    model_files,
+    model_checksums,
     start_run,
 )
 from raypp.store import Artifact, Store
@@ -170,7 +170,7 @@ def run_plan(
 def _whole_result(plan: Plan, stored: bool) -> dict[str, Any] | None:
     """The result of a finished run, or None. A run in the store is not finished if its model is damaged."""
     result = finished_result(plan.run, plan.digest)
-    return None if result is not None and stored and result["model_files"] != model_files(plan.run) else result
+    return None if result is not None and stored and result["model_files"] != model_checksums(plan.run) else result
 
 
 def _features(plan: Plan, model: ModelInput, session: Session, on_event: EventHandler) -> dict[str, Artifact]:

@@ -22,7 +22,15 @@ from raypp.cluster.placement_groups import free_group, slots_name
 from raypp.cluster.session import Session
 from raypp.cluster.train_worker import train_worker
 from raypp.cluster.worker_quotas import WorkerQuota
-from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
+from raypp.errors import (
+    ConfigError,
+    Interrupted,
+    PlacementLost,
+    RunFailed,
+    StorageFailed,
+    WorkersLost,
+    WorkersPreempted,
+)
 from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never
 from raypp.interrupts import STOPPING, deferred_interrupts
 from raypp.storage import Location, tidying
@@ -123,11 +131,11 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
                 raise RunFailed(f"Ray Train's controller was lost {lost} times: {str(error).strip()}") from error
             news.append("Ray Train's controller was lost; the run starts again where it was saved")
             continue
-        except PlacesTaken:
+        except PlacementLost:
             news.append("others have taken the room")
             continue
         except WorkersLost as error:
-            failures += not isinstance(error, WorkersTaken)
+            failures += not isinstance(error, WorkersPreempted)
             if failures > settings.max_failures:
                 raise
             news.append(f"a worker was lost ({_last_line(error)}); the run goes on where it was saved")
@@ -154,7 +162,7 @@ def _run_group(
 
     Raises:
         RayActorError: Ray Train's controller, or the channel to the workers, died.
-        PlacesTaken, WorkersLost: it did not start, or has lost a worker.
+        PlacementLost, WorkersLost: it did not start, or has lost a worker.
     """
     from ray.exceptions import RayActorError
 
@@ -281,11 +289,11 @@ def _explained(error: BaseException) -> Exception:
     first = next((each for each in causes if hasattr(each, "health_check_failure")), causes[0])
     said = f"{type(first).__name__}: {str(first).strip()}"
     if isinstance(first, WorkerGroupStartupTimeoutError):
-        return PlacesTaken(said)
+        return PlacementLost(said)
     # A worker that died with its node is found dead by a health check, which has Ray's own error inside.
     found = [getattr(each, "health_check_failure", each) for each in causes]
     if isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in found):
-        return WorkersTaken(said)
+        return WorkersPreempted(said)
     for inner in raised:
         if isinstance(inner, StorageFailed | WorkersLost):
             return inner

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from raypp.config import Columns, FilesSource, Quotes
 from raypp.data.lines import delimited_rows, numbered_lines, split_rows, without_empty_end
 from raypp.data.raw import BATCH_ROWS, Example, RawData
-from raypp.data.values import BadValue, booleans_are_names, free_labels
+from raypp.data.values import BadValueError, booleans_are_names, free_labels
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.storage import Location
@@ -70,7 +70,7 @@ class FilesData(RawData):
                 value = record.get(self.label) if optional else value_in(record, self.label, COLUMNS)
                 absent = optional and value in (None, "")
                 yield *texts, None if absent else self.kind.label(value, self.label, labels)
-            except BadValue as bad:
+            except BadValueError as bad:
                 raise bad.at(place) from None
 
     def identity(self, split: str) -> dict[str, object]:
@@ -87,9 +87,9 @@ class FilesData(RawData):
 
 
 def value_in(record: dict[str, object], column: str, setting: str) -> object:
-    """A record's value; BadValue where it has no such column, naming the setting that says so."""
+    """A record's value; BadValueError where it has no such column, naming the setting that says so."""
     if column not in record:
-        raise BadValue(f"no column {column!r} ({setting}); there are: {', '.join(record)}")
+        raise BadValueError(f"no column {column!r} ({setting}); there are: {', '.join(record)}")
     return record[column]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raypp.config import HubSource
 from raypp.data.raw import Example, RawData
-from raypp.data.values import BadValue, free_labels
+from raypp.data.values import BadValueError, free_labels
 from raypp.errors import ConfigError
 from raypp.tasks import Task
 
@@ -44,7 +44,7 @@ class HubData(RawData):
                 try:
                     texts = self.kind.texts([record[column] for column in columns], columns)
                     yield *texts, self._label(record[answer], split)
-                except BadValue as bad:
+                except BadValueError as bad:
                     raise bad.at(f"{self.describe(split)}, row {row}") from None
 
     def identity(self, split: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from raypp.config import OfficialSource
 from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end, without_end
 from raypp.data.raw import Example, RawData
 from raypp.data.squad import squad_examples
-from raypp.data.values import BadValue, official_labels
+from raypp.data.values import BadValueError, official_labels
 from raypp.errors import ConfigError
 from raypp.storage import Location
 from raypp.tasks import OfficialFile, Task
@@ -20,7 +20,7 @@ FIELD = "data.source.directory"
 logger = logging.getLogger("raypp")
 
 
-class CutRow(BadValue):
+class TruncatedRowError(BadValueError):
     """A row that lacks fields."""
 
 
@@ -61,14 +61,18 @@ class OfficialData(RawData):
         for number, cells in rows:
             try:
                 if len(cells) < needed:
-                    raise CutRow(f"{len(cells)} fields, got {_start(cells)}; allowed: {width} separated by {between}")
+                    raise TruncatedRowError(
+                        f"{len(cells)} fields, got {_start(cells)}; allowed: {width} separated by {between}"
+                    )
                 if label is not None and cells[label] == "":
-                    raise CutRow(f"the label is empty, got {_start(cells)}; allowed: {', '.join(labels) or 'a number'}")
+                    raise TruncatedRowError(
+                        f"the label is empty, got {_start(cells)}; allowed: {', '.join(labels) or 'a number'}"
+                    )
                 texts = self.kind.texts([cells[i] for i in sentences], names)
                 value = None if label is None else self.kind.label(cells[label], "label", labels)
-            except BadValue as bad:
+            except BadValueError as bad:
                 # A test row is never skipped: the submission would be one line short.
-                if isinstance(bad, CutRow) and self.task.skips_cut_rows and label is not None:
+                if isinstance(bad, TruncatedRowError) and self.task.skips_cut_rows and label is not None:
                     skipped += 1
                     continue
                 raise bad.at(f"{file}, line {number}") from None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raypp.data.raw import Example
-from raypp.data.values import BadValue
+from raypp.data.values import BadValueError
 from raypp.errors import ConfigError
 from raypp.storage import Location
 
@@ -29,7 +29,7 @@ def squad_examples(file: Location, kind: TaskKind) -> Iterator[Example]:
         try:
             texts = kind.texts([record[name] for name in kind.columns], kind.columns)
             yield *texts, kind.label(record[kind.label_column], kind.label_column, {})
-        except BadValue as bad:
+        except BadValueError as bad:
             raise bad.at(place) from None
 
 

@@ -25,7 +25,7 @@ from raypp.data.hub import load_dataset
 from raypp.data.lines import numbered_lines, without_end
 from raypp.data.official import OfficialData
 from raypp.data.raw import Example, RawData
-from raypp.data.values import BadValue, text_of
+from raypp.data.values import BadValueError, text_of
 from raypp.errors import ConfigError
 from raypp.storage import Location
 from raypp.tasks import TASKS, Task, find_task
@@ -95,7 +95,7 @@ class TextFiles(TextData):
             for place, record in read_records(file, self.quotes, {self.column}):
                 try:
                     yield text_of(value_in(record, self.column, "data.source.column"), self.column)
-                except BadValue as bad:
+                except BadValueError as bad:
                     raise bad.at(place) from None
 
     def content(self, split: str) -> dict[str, object]:
@@ -139,7 +139,7 @@ class HubTexts(TextData):
                 row += 1
                 try:
                     yield text_of(value, column)
-                except BadValue as bad:
+                except BadValueError as bad:
                     raise bad.at(f"{self.describe(split)}, row {row}") from None
 
     def content(self, split: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The values of one row: its text, its label. What is wrong with one is a `BadValue`; the reader adds file and line."""
+"""The values of one row: its text, its label. A wrong value is a `BadValueError`; the reader adds file and line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 _BOOLEAN_NAMES = {True: ("true", "yes"), False: ("false", "no")}
 
 
-class BadValue(ValueError):
+class BadValueError(ValueError):
     """A row that cannot be read: the value given and what is allowed."""
 
     def at(self, place: str) -> ConfigError:
@@ -23,12 +23,12 @@ class BadValue(ValueError):
 def text_of(value: object, column: object) -> str:
     """A text, as it is; it may be empty."""
     if not isinstance(value, str):
-        raise BadValue(f"{column} is {value!r}; allowed: text")
+        raise BadValueError(f"{column} is {value!r}; allowed: text")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can write one half of a character that UTF-16 has in two
-            raise BadValue(
+            raise BadValueError(
                 f"{column} has {value[error.start]!r} at position {error.start + 1}, half a character; allowed: whole "
                 "ones"
             ) from None
@@ -63,7 +63,7 @@ def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
     elif key not in labels and isinstance(value, float) and value.is_integer():
         key = str(int(value))  # … and 1.0
     if value is None or key not in labels:
-        raise BadValue(f"{column} is {value!r}; allowed: {', '.join(labels)}")
+        raise BadValueError(f"{column} is {value!r}; allowed: {', '.join(labels)}")
     return labels[key]
 
 
@@ -74,9 +74,9 @@ def number_of(value: object, column: object, value_range: tuple[float, float] | 
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise BadValue(f"{column} is {value!r}; allowed: {allowed}") from None
+        raise BadValueError(f"{column} is {value!r}; allowed: {allowed}") from None
     if not math.isfinite(number) or not low <= number <= high:
-        raise BadValue(f"{column} is {value!r}; allowed: {allowed}")
+        raise BadValueError(f"{column} is {value!r}; allowed: {allowed}")
     return number
 
 

@@ -96,7 +96,7 @@ class TaskKind(ABC):
         """The texts of a raw example as a source gives them; `columns` are the source's names, for messages.
 
         Raises:
-            BadValue: no text where one is needed.
+            BadValueError: no text where one is needed.
         """
 
     @abstractmethod
@@ -107,7 +107,7 @@ class TaskKind(ABC):
             spellings: how the source writes each of `task.labels`, to its number.
 
         Raises:
-            BadValue: no such label.
+            BadValueError: no such label.
         """
 
     teaches_all: ClassVar[bool] = True

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raypp.data.features import features_schema, joined_sequences
 from raypp.data.tokenization import encode_keeping_second, has_token_types
-from raypp.data.values import BadValue, text_of
+from raypp.data.values import BadValueError, text_of
 from raypp.kinds.classification import Classification
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ class MultipleChoice(Classification):
         texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
         if not any(text.strip() for text in texts[:2]):
             named = " and ".join(map(str, columns[:2]))
-            raise BadValue(f"{named}: no text, got {list(texts[:2])}; allowed: a context, or a start of the endings")
+            raise BadValueError(
+                f"{named}: no text, got {list(texts[:2])}; allowed: a context, or a start of the endings"
+            )
         for text, column in zip(texts[2:], columns[2:], strict=True):
             if not text.strip():
-                raise BadValue(f"{column} is {text!r}; allowed: a text")
+                raise BadValueError(f"{column} is {text!r}; allowed: a text")
         return texts
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raypp.data.features import features_schema
 from raypp.data.tokenization import backend_of, has_token_types
-from raypp.data.values import BadValue, text_of
+from raypp.data.values import BadValueError, text_of
 from raypp.data.windows import ANSWER_TYPE, window_rows
 from raypp.errors import ConfigError
 from raypp.evaluation.answer_metrics import answer_metrics
@@ -61,7 +61,7 @@ class QuestionAnswering(TaskKind):
         texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
         for place in (0, 2):
             if not texts[place].strip():
-                raise BadValue(f"{columns[place]} is {texts[place]!r}; allowed: a text")
+                raise BadValueError(f"{columns[place]} is {texts[place]!r}; allowed: a text")
         return texts
 
     def label(self, value: object, column: object, spellings: Mapping[str, int]) -> list[dict[str, object]]:
@@ -72,11 +72,13 @@ class QuestionAnswering(TaskKind):
             if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
                 answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
         if not isinstance(answers, list) or not all(map(_is_answer, answers)):
-            raise BadValue(
+            raise BadValueError(
                 f"{column} is {str(value)[:100]!r}; allowed: texts, each with its answer_start in the context"
             )
         if not answers and not self.task.unanswerable:
-            raise BadValue(f"{column} is empty; allowed: at least one answer, since {self.task.name} has one for each")
+            raise BadValueError(
+                f"{column} is empty; allowed: at least one answer, since {self.task.name} has one for each"
+            )
         return [{"text": answer["text"], "start": answer["answer_start"]} for answer in answers]
 
     def teaches(self, example: Sequence[Any]) -> bool:

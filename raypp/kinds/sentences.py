@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raypp.data.features import features_schema
 from raypp.data.tokenization import encode, has_token_types
-from raypp.data.values import BadValue, text_of
+from raypp.data.values import BadValueError, text_of
 from raypp.kinds.kind import TaskKind
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Sentences(TaskKind):
         """
         texts = [text_of(value, column) for value, column in zip(values, columns, strict=True)]
         if not any(text.strip() for text in texts):
-            raise BadValue(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
+            raise BadValueError(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
         return texts[0], texts[1] if len(texts) == 2 else None
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:

@@ -103,10 +103,10 @@ def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
 
 def model_fingerprint(folder: Path) -> str:
     """sha256 of everything in a model folder that its outputs depend on: configuration, weights, tokenizer."""
-    return _fingerprint_of(folder, model_files(folder))
+    return _fingerprint_of(folder, model_file_stats(folder))
 
 
-def model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def model_file_stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of change of each of a model's files: what tells that one was written anew."""
     files = sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)})
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -19,7 +19,7 @@ from raypp.models.loading import (
     load_finetuned,
     load_model_config,
     load_tokenizer,
-    model_files,
+    model_file_stats,
     model_fingerprint,
     resolve_model,
 )
@@ -94,7 +94,7 @@ def _find_model(
     if made is not None:
         config = student_config(config, made)
     check_opens(config, kind, field)
-    tokenizer, fingerprint = _tokenizer(folder, model_files(folder), field)
+    tokenizer, fingerprint = _tokenizer(folder, model_file_stats(folder), field)
     check_fit(config, tokenizer, kind.data.max_length, field)
     if problems := kind.problems_with(tokenizer, field):
         raise ConfigError(problems)

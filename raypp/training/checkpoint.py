@@ -1,8 +1,8 @@
 """A run's checkpoints: complete or absent, verified before use, bounded in number, written in the background.
 
-A checkpoint is a folder `step-00000123` of safetensors and JSON; its manifest (sizes, checksums) is written last.
-What is not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions of the
-step and the seed, and frozen parameters come from the pretrained model.
+A checkpoint is a folder `step-00000123` of safetensors and JSON files; its manifest (sizes, checksums) is written last.
+Everything that is not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions
+of the step and the seed, and frozen parameters come from the pretrained model.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from raypp.storage import Location
 logger = logging.getLogger("raypp")
 
 MANIFEST = "manifest.json"
-BESIDE = "beside/"  # begins the names of what is learned beside the model
+EXTRA_PREFIX = "beside/"  # prefix, in a checkpoint's files, of the names of the extra modules' parameters
 
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on after `step` optimizer steps."""
+    """Everything that a run needs to continue after `step` optimizer steps."""
 
     step: int
     parameters: dict[str, Tensor]
-    """Trainable parameters and persistent buffers by name, scores among them."""
+    """Trainable parameters (including scores) and persistent buffers, by name."""
     moments: dict[str, Tensor]
     """AdamW's state: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
     state: dict[str, Any] = field(default_factory=dict)
@@ -47,17 +47,17 @@ def capture(
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
     *,
-    beside: nn.Module | None = None,
+    extra_modules: nn.Module | None = None,
 ) -> Checkpoint:
-    """A snapshot in host memory: training goes on while it is written.
+    """Takes a snapshot in host memory, so that training continues while it is written.
 
     Args:
-        beside: what else the optimizer moves, to go on with; nobody needs it who only reads the model.
+        extra_modules: trained together with the model, but not part of it. Only a run that resumes needs them.
     """
-    parameters = {name: _copy(value) for name, value in _changing(model, beside).items()}
+    parameters = {name: _copy(value) for name, value in _changing(model, extra_modules).items()}
     moments: dict[str, Tensor] = {}
     if optimizer is not None:
-        names: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model, beside).items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model, extra_modules).items()}
         for parameter, entries in optimizer.state.items():
             moments |= {f"{key}/{names[parameter]}": _copy(value) for key, value in entries.items()}
     return Checkpoint(step, parameters, moments, dict(state))
@@ -68,11 +68,17 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     *,
-    beside: nn.Module | None = None,
+    extra_modules: nn.Module | None = None,
 ) -> None:
-    """Puts a snapshot back, bit for bit; without `beside`, the model alone."""
-    targets = _changing(model, beside)
-    saved = {n: v for n, v in checkpoint.parameters.items() if beside is not None or not n.startswith(BESIDE)}
+    """Puts a snapshot back, bit for bit. Without `extra_modules`, only the model is restored.
+
+    Raises:
+        RunFailed: the checkpoint's parameters have other names than the model's.
+    """
+    targets = _changing(model, extra_modules)
+    saved = checkpoint.parameters
+    if extra_modules is None:
+        saved = {name: value for name, value in saved.items() if not name.startswith(EXTRA_PREFIX)}
     if targets.keys() != saved.keys():
         different = sorted(targets.keys() ^ saved.keys())
         raise RunFailed(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
@@ -81,27 +87,31 @@ def restore(
             target.copy_(saved[name])
     if optimizer is None:
         return
-    parameters = _parameters(model, beside)
+    parameters = _parameters(model, extra_modules)
     for key, value in checkpoint.moments.items():
         entry, _, name = key.partition("/")
         parameter = parameters[name]
-        # The fused optimizer keeps its step counts beside the parameters.
+        # The fused optimizer keeps its step counts on the parameters' device.
         optimizer.state[parameter][entry] = value.to(parameter.device).clone()
 
 
-def _parameters(model: nn.Module, beside: nn.Module | None) -> dict[str, nn.Parameter]:
-    extra = {} if beside is None else {BESIDE + name: parameter for name, parameter in beside.named_parameters()}
-    return dict(model.named_parameters()) | extra
+def _parameters(model: nn.Module, extra_modules: nn.Module | None) -> dict[str, nn.Parameter]:
+    parameters = dict(model.named_parameters())
+    if extra_modules is not None:
+        parameters |= {EXTRA_PREFIX + name: parameter for name, parameter in extra_modules.named_parameters()}
+    return parameters
 
 
-def _changing(model: nn.Module, beside: nn.Module | None) -> dict[str, Tensor]:
-    changing: dict[str, Tensor] = {n: p.detach() for n, p in _parameters(model, beside).items() if p.requires_grad}
+def _changing(model: nn.Module, extra_modules: nn.Module | None) -> dict[str, Tensor]:
+    """The tensors that training changes, by name."""
+    parameters = _parameters(model, extra_modules)
+    changing: dict[str, Tensor] = {n: p.detach() for n, p in parameters.items() if p.requires_grad}
     persistent = model.state_dict().keys()
     return changing | {n: b for n, b in model.named_buffers() if n in persistent}
 
 
 def _nothing() -> None:
-    """Nothing is to be done first."""
+    """The default of `Checkpoints.write`'s `before`."""
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -109,7 +119,7 @@ def _copy(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Order:
+class _WriteRequest:
     """A checkpoint to write."""
 
     checkpoint: Checkpoint
@@ -118,18 +128,18 @@ class _Order:
 
 
 class _Closed(Exception):
-    """Nothing more is to be written."""
+    """The checkpoints are closed, so that nothing may be written any more."""
 
 
 class Checkpoints:
-    """The checkpoints in one folder of a run. Use as a context manager where checkpoints are written: no writing
-    outlasts it."""
+    """The checkpoints in one folder of a run. To write checkpoints, use it as a context manager: nothing is written
+    after it has ended."""
 
     def __init__(self, location: Location, keep: int) -> None:
         self.location = location
         self.keep = keep
         self._lock = threading.Lock()
-        self._orders: list[_Order] = []
+        self._requests: list[_WriteRequest] = []
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closed = False
@@ -140,49 +150,54 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for what is being written, unless the storage has failed or the process is to end at once: then what
-        is not written yet is given up, and its thread leaves before the next file."""
+        """After an error of the run, waits until all checkpoints are written. If the storage has failed or the process
+        must end at once, it does not wait: checkpoints that are not written yet are dropped, and the thread stops
+        before the next file."""
         try:
             if kind is not None and issubclass(kind, Exception) and not issubclass(kind, StorageFailed | OSError):
                 self.wait()
-        except StorageFailed as failure:  # what ends the run is what must be said
+        except StorageFailed as failure:  # the user must see the error that ended the run, and not this one
             logger.warning("%s", failure)
         finally:
             with self._lock:
                 self._closed = True
-                self._orders.clear()
+                self._requests.clear()
 
     def write(
         self, checkpoint: Checkpoint, best_step: int | None = None, before: Callable[[], None] = _nothing
     ) -> None:
         """Writes a checkpoint in the background; never waits.
 
-        If writing takes longer than training to the next checkpoint, the new one replaces the one that is queued, so
-        at most three are in memory: the one being written, the newest, and the best.
+        If writing takes longer than training to the next checkpoint, the new one replaces the one that is queued. So
+        at most three are in memory: the one that is being written, the newest, and the best.
 
         Args:
-            best_step: step of the checkpoint to keep in addition to the newest ones.
-            before: called first, in the background too.
+            best_step: step of the best checkpoint, which is kept in addition to the newest ones.
+            before: called in the background before the checkpoint is written.
 
         Raises:
-            StorageFailed: an earlier one could not be written.
+            StorageFailed: an earlier checkpoint could not be written.
         """
         self._check()
-        order = _Order(checkpoint, best_step, before)
+        request = _WriteRequest(checkpoint, best_step, before)
         with self._lock:
             if self._thread is None:
-                # A daemon: a process that ends at once does not wait for storage that hangs.
-                self._thread = threading.Thread(target=self._write_all, args=[order], name="checkpoint", daemon=True)
+                # A daemon thread, so that a process that must end at once does not wait for storage that hangs.
+                self._thread = threading.Thread(target=self._write_all, args=[request], name="checkpoint", daemon=True)
                 self._thread.start()
                 return
-            kept = [queued for queued in self._orders if queued.checkpoint.step == best_step]
-            if len(kept) < len(self._orders) and not self._skipped:
+            kept = [queued for queued in self._requests if queued.checkpoint.step == best_step]
+            if len(kept) < len(self._requests) and not self._skipped:
                 self._skipped = True
-                logger.warning("writing to %s takes longer than checkpoints come; some are skipped", self.location)
-            self._orders = [*kept, order]
+                logger.warning("writing to %s is slower than training; some checkpoints are skipped", self.location)
+            self._requests = [*kept, request]
 
     def wait(self) -> None:
-        """Returns when all that was queued is written; raises StorageFailed if it could not be."""
+        """Returns when all queued checkpoints are written.
+
+        Raises:
+            StorageFailed: one of them could not be written.
+        """
         while (thread := self._thread) is not None:
             thread.join()
         self._check()
@@ -196,32 +211,41 @@ class Checkpoints:
             raise failure
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending; damage is found when one is read."""
+        """Steps of the complete checkpoints, ascending. Whether one is damaged is only found when it is read."""
         names = [child for child in self.location.children() if child.name.startswith("step-")]
         return [int(child.name.removeprefix("step-")) for child in names if (child / MANIFEST).is_file()]
 
     def read(self, step: int) -> Checkpoint | None:
-        """The checkpoint of a step, or None (and a warning that names the file) if it is damaged."""
+        """The checkpoint of a step, or None (and a warning that names the file) if it is damaged.
+
+        Raises:
+            StorageFailed: the storage cannot be read.
+        """
         folder = self.location / f"step-{step:08d}"
         try:
             manifest = (folder / MANIFEST).read_json()
             contents = {name: (folder / name).read_bytes() for name in manifest["files"]}
             for name, content in contents.items():
                 if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
-                    raise ValueError(f"{name} is not what was written")
+                    raise ValueError(f"{name} has another checksum than its manifest says")
             state = json.loads(contents["state.json"])
             return Checkpoint(step, load(contents["model.safetensors"]), load(contents["optimizer.safetensors"]), state)
         except (FileNotFoundError, ValueError, KeyError) as error:
             logger.warning("the checkpoint %s is damaged and not used: %s", folder, error)
             return None
-        except OSError as error:  # no damage: taken for it, the run would go back and write over what is whole
+        except OSError as error:
+            # This is no damage. If it were treated as such, the run would overwrite an intact checkpoint.
             raise StorageFailed(f"the checkpoint {folder} cannot be read: {error}") from error
 
     def latest(self, *, with_best: bool = False) -> Checkpoint | None:
-        """The newest checkpoint that is whole.
+        """The newest intact checkpoint, or None.
 
         Args:
-            with_best: pass over one whose best evaluation's checkpoint is damaged: the run could not end well.
+            with_best: skip a checkpoint if the checkpoint of its best evaluation is damaged, because the run could not
+                deliver its best model at the end.
+
+        Raises:
+            StorageFailed: the storage cannot be read.
         """
         for step in reversed(self.steps()):
             checkpoint = self.read(step)
@@ -232,14 +256,14 @@ class Checkpoints:
                 return checkpoint
         return None
 
-    def _write_all(self, order: _Order) -> None:
-        """The thread: writes this checkpoint and those queued meanwhile. After one that fails it writes no more; the
-        next call of `write` or `wait` raises the error."""
+    def _write_all(self, request: _WriteRequest) -> None:
+        """Runs on the thread: writes a checkpoint and all that are queued meanwhile. If one fails, the queued ones are
+        dropped, and the next call of `write` or `wait` raises the error."""
         while True:
             failure: BaseException | None = None
             try:
-                order.before()
-                self._write(order.checkpoint, order.best_step)
+                request.before()
+                self._write(request.checkpoint, request.best_step)
             except _Closed:
                 pass
             except BaseException as error:
@@ -247,11 +271,11 @@ class Checkpoints:
             with self._lock:
                 if failure is not None:
                     self._failure = failure
-                    self._orders.clear()
-                if not self._orders:
+                    self._requests.clear()
+                if not self._requests:
                     self._thread = None
                     return
-                order = self._orders.pop(0)
+                request = self._requests.pop(0)
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> None:
         self._stop_if_closed()
@@ -274,15 +298,18 @@ class Checkpoints:
         self._delete_old(checkpoint.step, best_step)
 
     def _stop_if_closed(self) -> None:
-        """Before each change: another process may have taken over the run once this one has let go of it."""
+        """Called before each change of the folder, because after the end of this run's context another process may
+        write to it."""
         if self._closed:
             raise _Closed
 
     def _delete_old(self, newest_step: int, best_step: int | None) -> None:
-        """Keeps the newest few, and the best of each: a run that goes back to an older one delivers that one's best.
-        What lies ahead of the newest was left by a run that was cut back."""
+        """Keeps the newest few checkpoints, and the best one of each of these: a run that resumes from an older
+        checkpoint delivers the best one of that time. Checkpoints of later steps than the newest are deleted, too: the
+        run went back to before them."""
         self._best_steps[newest_step] = best_step
-        # One that was never finished (its writer was killed) is no fallback, and would take the place of one.
+        # A checkpoint that was never finished (its writer was killed) does not count, because a run cannot resume from
+        # it.
         kept: set[int | None] = set([step for step in self.steps() if step <= newest_step][-self.keep :])
         kept |= {self._best_step(step) for step in kept if step is not None}
         for child in self.location.children():
@@ -290,11 +317,11 @@ class Checkpoints:
                 child.delete()
 
     def _best_step(self, step: int) -> int | None:
-        """Of a checkpoint that is kept; one that this process has not written is asked for it."""
+        """The best step at the time of a checkpoint; read from its files if this process has not written it."""
         if step not in self._best_steps:
             try:
                 best = (self.location / f"step-{step:08d}" / "state.json").read_json()["progress"]["best"]
                 self._best_steps[step] = best and int(best["step"])
-            except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: `latest` passes it over
+            except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: `latest` skips it
                 self._best_steps[step] = None
         return self._best_steps[step]

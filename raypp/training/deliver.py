@@ -16,7 +16,7 @@ from raypp.models.loading import load_tokenizer
 from raypp.models.saved_models import load_saved, save_model
 from raypp.models.student import initial_student
 from raypp.pruning.weight_statistics import measure
-from raypp.runs import model_files
+from raypp.runs import model_checksums
 from raypp.training.recording import Recorder, RunProgress
 from raypp.training.worker import Worker
 
@@ -99,7 +99,7 @@ def deliver(
     }
     if worker.is_first:
         (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
-        result["model_files"] = model_files(job.run)
+        result["model_files"] = model_checksums(job.run)
         result["paths"]["wandb_sync"] = recorder.finish(result)
         (job.run / "result.json").write_json(result)
     return dict(worker.gather(result)[0])

@@ -106,7 +106,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     state = TrainingState(model, objective.projections, optimizer, scaler, controller)
     progress = state.resume(job, checkpoints, worker)
     before, start = replace(progress), progress.steps
-    devices = worker.devices(experiment.cluster.gpus_per_worker)
+    devices = worker.num_devices(experiment.cluster.gpus_per_worker)
     scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
     recorder.start(start or None)
     # The first step is timed once in a run. A run that was killed while it delivered its model has no step to measure.
@@ -159,7 +159,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
 
         with watch("optimizer"):
             packed = StepSums.pack(sums, inputs.tokens, inputs.computed_tokens, worker.is_interrupted())
-            packed = worker.sum_gradients(parameters, packed)
+            packed = worker.all_reduce_gradients(parameters, packed)
             scaler.unscale_(optimizer)
             norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
             if not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all()))):
@@ -191,7 +191,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         if steps.evaluates_after(done):
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
-                worker.follow_first(parameters)
+                worker.broadcast_from_first(parameters)
                 pruner.refresh(point, noise_seed=None)
                 metrics, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
             progress.note(done, headline_key(task), metrics, eligible=point.is_final)

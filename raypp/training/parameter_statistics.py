@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 NAMES = ("mean", "std", "min", "max")
 BINS = 64
-Histogram = tuple[NDArray[np.int64], NDArray[np.float64]]
+BinCounts = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Counts [BINS] and edges [BINS + 1]."""
 
 
@@ -38,7 +38,7 @@ def parameter_statistics(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict
 
 
 @torch.no_grad()
-def parameter_histograms(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Histogram]:
+def parameter_histograms(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, BinCounts]:
     """How many elements of each trained parameter, and of its gradient, have which value.
 
     Returns:

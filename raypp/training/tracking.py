@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import wandb
 
     from raypp.storage import Location
-    from raypp.training.parameter_statistics import Histogram
+    from raypp.training.parameter_statistics import BinCounts
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one report. Steps never go down; two reports of one step become one."""
 
-    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+    def log_histograms(self, step: int, histograms: Mapping[str, BinCounts]) -> None:
         """Records histograms by name, at this step. A resumed run has those of its own steps."""
 
     def log_figures(self, figures: Mapping[str, Path]) -> None:
@@ -123,7 +123,7 @@ class WandbTracker(Tracker):
         self._last_step = step
         self._put(lambda run: run.log(values, step=step))
 
-    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+    def log_histograms(self, step: int, histograms: Mapping[str, BinCounts]) -> None:
         self._last_step = step
         self._put(
             lambda run: run.log(

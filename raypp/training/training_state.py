@@ -22,8 +22,8 @@ class TrainingState:
     """Each part of it is changed in place."""
 
     model: nn.Module
-    beside: nn.Module
-    """What is learned beside the model, and not delivered with it."""
+    extra_modules: nn.Module
+    """Trained together with the model, but not delivered with it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     controller: LambdaController | NoController
@@ -37,7 +37,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "controller": self.controller.state_dict(),
         }
-        return capture(progress.steps, self.model, self.optimizer, state, beside=self.beside)
+        return capture(progress.steps, self.model, self.optimizer, state, extra_modules=self.extra_modules)
 
     def resume(self, job: Job, checkpoints: Checkpoints, worker: Worker) -> RunProgress:
         """Goes back to the last checkpoint, if there is one; returns what was done until then.
@@ -48,12 +48,12 @@ class TrainingState:
         latest = checkpoints.latest(with_best=job.experiment.evaluation.select == "best")
         progress = RunProgress()
         if latest is not None:
-            restore(latest, self.model, self.optimizer, beside=self.beside)
+            restore(latest, self.model, self.optimizer, extra_modules=self.extra_modules)
             self.scaler.load_state_dict(latest.state["scaler"])
             self.controller.load_state_dict(latest.state["controller"])
             saved = latest.state["progress"]
             # One that an older raypp has written does not say what trained: as much as now.
-            devices = worker.devices(job.experiment.cluster.gpus_per_worker)
+            devices = worker.num_devices(job.experiment.cluster.gpus_per_worker)
             progress = RunProgress(**{"device_seconds": saved["seconds"] * devices, **saved})
             worker.on_event(Message(f"{job.phase}: goes on after step {latest.step}"))
         elif checkpoints.steps():

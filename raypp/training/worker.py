@@ -48,7 +48,7 @@ class Worker:
         """What it computes on: CPU, or the GPU's model."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
-    def devices(self, gpus_per_worker: float) -> float:
+    def num_devices(self, gpus_per_worker: float) -> float:
         """What trains on all workers together: GPUs or parts of them; on CPUs, threads."""
         return self.world_size * (gpus_per_worker if self.device.type == "cuda" else torch.get_num_threads())
 
@@ -62,7 +62,7 @@ class Worker:
             return value.pin_memory().to(self.device, non_blocking=True)
         return value.to(self.device)
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
         """Adds the gradients of all workers up, in place, and returns the sum of `numbers` (float64 [n]).
 
         A parameter that got no gradient on any worker keeps none, so that the optimizer passes it over everywhere
@@ -87,7 +87,7 @@ class Worker:
                 gradient.copy_(part.view_as(gradient))
         return flags[len(parameters) :].to(numbers.device)
 
-    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Makes the tensors on every worker what they are on the first one, in place.
 
         Where the nodes differ (in their CPUs' vector units, in having a compiler), sums may differ in their last bits,

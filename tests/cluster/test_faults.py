@@ -86,7 +86,7 @@ def truncate_newest_checkpoint(storage: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-LEAVES = ("stopping: the step that is under way is saved first", "interrupted after step", "which is saved", RESUMES)
+LEAVES = ("stopping: the current step is saved first", "interrupted after step", "which is saved", RESUMES)
 FAULTS = {
     "a train worker is killed": Fault(kill("RayTrainWorker")),
     "two train workers are killed at once": Fault(kill("RayTrainWorker", 2), workers=2),

@@ -10,7 +10,7 @@ from raypp.cluster import group_sizes
 from raypp.cluster.group_sizes import GroupSizes
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.config import ClusterSettings
-from raypp.errors import NoRoom
+from raypp.errors import NoCapacity
 from raypp.events import never
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -35,7 +35,7 @@ def test_a_group_starts_when_those_before_it_are_done(monkeypatch: pytest.Monkey
     assert held() == before | {others.id.hex()}, "a group that stops waiting removes its slots"
 
     monkeypatch.setattr(group_sizes, "WAIT_SECONDS", 1.0)
-    with pytest.raises(NoRoom, match=r"no free resources for 2 workers with 2 CPU each within 0\.01\d* minutes"):
+    with pytest.raises(NoCapacity, match=r"no free resources for 2 workers with 2 CPU each within 0\.01\d* minutes"):
         sizes().next_size(never, said.append)
 
     monkeypatch.undo()

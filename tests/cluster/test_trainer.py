@@ -19,7 +19,15 @@ from raypp.cluster import trainer
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.trainer import CONTROLLER_LOSSES, Supervision, _explained, run_job
 from raypp.config import ClusterSettings
-from raypp.errors import ConfigError, Interrupted, PlacesTaken, RunFailed, StorageFailed, WorkersLost, WorkersTaken
+from raypp.errors import (
+    ConfigError,
+    Interrupted,
+    PlacementLost,
+    RunFailed,
+    StorageFailed,
+    WorkersLost,
+    WorkersPreempted,
+)
 from raypp.events import Message, WorkersPlaced, ignore
 from raypp.interrupts import STOPPING
 from raypp.storage import Location
@@ -30,12 +38,14 @@ def test_workers_that_died_with_a_node_that_was_taken_away_are_nobodys_failure(p
     death = RayActorError(error_msg="the node died", preempted=preempted)
     failed = WorkerGroupError("rank 1", {1: WorkerHealthCheckFailedError("the worker is dead", death)})
     explained = _explained(failed)
-    assert type(explained) is (WorkersTaken if preempted else WorkersLost)
+    assert type(explained) is (WorkersPreempted if preempted else WorkersLost)
     assert "the node died" in str(explained)
 
 
 def test_a_group_whose_save_outlasted_the_warning_was_taken_too() -> None:
-    assert type(_explained(PreemptionError(PreemptionInfo(None, {"node": [1]}), drain_timed_out=True))) is WorkersTaken
+    assert (
+        type(_explained(PreemptionError(PreemptionInfo(None, {"node": [1]}), drain_timed_out=True))) is WorkersPreempted
+    )
 
 
 def test_the_users_error_is_handed_on_as_it_is() -> None:
@@ -47,7 +57,7 @@ def test_storage_that_fails_for_good_is_said_as_it_is_but_not_where_a_node_was_t
     failed = StorageFailed("the disk is full")
     assert _explained(WorkerGroupError("rank 0", {0: failed})) is failed
     death = RayActorError(error_msg="the node died", preempted=True)
-    assert type(_explained(WorkerGroupError("both", {0: failed, 1: death}))) is WorkersTaken
+    assert type(_explained(WorkerGroupError("both", {0: failed, 1: death}))) is WorkersPreempted
 
 
 def test_of_workers_that_failed_the_one_that_died_is_said() -> None:
@@ -75,7 +85,7 @@ def test_ray_train_that_cannot_write_its_own_files_is_storage_that_fails(
 
 
 def test_a_group_that_did_not_get_its_places_has_lost_no_worker() -> None:
-    assert type(_explained(ControllerError(WorkerGroupStartupTimeoutError(2)))) is PlacesTaken
+    assert type(_explained(ControllerError(WorkerGroupStartupTimeoutError(2)))) is PlacementLost
 
 
 # --- a run's groups, one after the other; what comes of each is made up here, and Ray is not there -----------------
@@ -148,12 +158,12 @@ def test_a_long_reason_is_cut(groups: Groups) -> None:
     assert groups.said == [f"training: a worker was lost ({'x' * 200}); the run goes on where it was saved"]
 
 
-@pytest.mark.parametrize("nobodys", [WorkersTaken, PlacesTaken])
+@pytest.mark.parametrize("nobodys", [WorkersPreempted, PlacementLost])
 def test_nodes_and_room_that_are_taken_do_not_count(groups: Groups, nobodys: type[WorkersLost]) -> None:
     ends = [nobodys("the node") for _ in range(5)]
     assert groups(*ends, DONE, max_failures=0) == DONE.result
     assert len(groups.said) == 5
-    if nobodys is PlacesTaken:
+    if nobodys is PlacementLost:
         assert set(groups.said) == {"training: others have taken the room"}
 
 

@@ -53,14 +53,14 @@ def test_going_on_from_a_checkpoint_is_bitwise_going_on(tmp_path: Path) -> None:
 def test_what_is_learned_beside_the_model_goes_on_too_and_can_be_left_out(tmp_path: Path) -> None:
     def both(seed: int, steps: int) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(seed)
-        model, beside = nn.Linear(5, 3), nn.ModuleDict({"1_2": nn.Linear(3, 4)})
-        optimizer = torch.optim.AdamW([*model.parameters(), *beside.parameters()], lr=0.1, fused=True)
-        train(nn.Sequential(model, beside["1_2"]), optimizer, 0, steps)
-        return model, beside, optimizer
+        model, extra_modules = nn.Linear(5, 3), nn.ModuleDict({"1_2": nn.Linear(3, 4)})
+        optimizer = torch.optim.AdamW([*model.parameters(), *extra_modules.parameters()], lr=0.1, fused=True)
+        train(nn.Sequential(model, extra_modules["1_2"]), optimizer, 0, steps)
+        return model, extra_modules, optimizer
 
-    model, beside, optimizer = both(seed=1, steps=4)
+    model, extra_modules, optimizer = both(seed=1, steps=4)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
-    checkpoints.write(capture(4, model, optimizer, {}, beside=beside))
+    checkpoints.write(capture(4, model, optimizer, {}, extra_modules=extra_modules))
     checkpoints.wait()
     latest = checkpoints.latest()
     assert latest is not None
@@ -68,15 +68,15 @@ def test_what_is_learned_beside_the_model_goes_on_too_and_can_be_left_out(tmp_pa
     restore(latest, alone)
     assert torch.equal(alone.weight, model.weight)
 
-    train(nn.Sequential(model, beside["1_2"]), optimizer, 4, 3)
-    other, other_beside, other_optimizer = both(seed=2, steps=0)
-    restore(latest, other, other_optimizer, beside=other_beside)
-    train(nn.Sequential(other, other_beside["1_2"]), other_optimizer, 4, 3)
-    for module, again in ((model, other), (beside, other_beside)):
+    train(nn.Sequential(model, extra_modules["1_2"]), optimizer, 4, 3)
+    other, other_extra, other_optimizer = both(seed=2, steps=0)
+    restore(latest, other, other_optimizer, extra_modules=other_extra)
+    train(nn.Sequential(other, other_extra["1_2"]), other_optimizer, 4, 3)
+    for module, again in ((model, other), (extra_modules, other_extra)):
         for expected, got in zip(module.parameters(), again.parameters(), strict=True):
             assert torch.equal(expected, got)
     with pytest.raises(RunFailed, match="belongs to another model"):
-        restore(latest, other, beside=nn.ModuleDict())
+        restore(latest, other, extra_modules=nn.ModuleDict())
 
 
 def test_a_snapshot_does_not_move_with_the_model(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def follow(rank: int, folder: str) -> None:
     torch.manual_seed(rank)
     tensors = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (20 << 20,), (7,))]  # more than a message
     versions = [tensor._version for tensor in tensors]
-    worker.follow_first(tensors)
+    worker.broadcast_from_first(tensors)
     torch.manual_seed(0)
     expected = [torch.randn(tensor.shape) for tensor in tensors]
     assert all(torch.equal(tensor, first) for tensor, first in zip(tensors, expected, strict=True))
@@ -34,7 +34,7 @@ def assert_sums(worker: Worker) -> None:
         parameter.grad = torch.full_like(parameter, worker.rank + 1.0)
     if not worker.is_first:
         parameters[2].grad = torch.full_like(parameters[2], 5.0)
-    numbers = worker.sum_gradients(parameters, torch.tensor([1.0, worker.rank], dtype=torch.float64))
+    numbers = worker.all_reduce_gradients(parameters, torch.tensor([1.0, worker.rank], dtype=torch.float64))
     assert numbers.tolist() == [2.0, 1.0]
     ends = [None if p.grad is None else (float(p.grad.min()), float(p.grad.max())) for p in parameters]
     assert ends == [(3.0, 3.0), (3.0, 3.0), (5.0, 5.0), None]
@@ -46,5 +46,5 @@ def test_workers_add_up_gradients_and_go_on_with_what_the_first_one_has(tmp_path
 
 def test_one_worker_follows_nobody() -> None:
     tensor = torch.ones(3)
-    Worker(device=torch.device("cpu")).follow_first([tensor])
+    Worker(device=torch.device("cpu")).broadcast_from_first([tensor])
     assert torch.equal(tensor, torch.ones(3))
