@@ -34,8 +34,8 @@ from raypp.evaluation.metrics import class_metrics
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_tokenizer, resolve_model
 from raypp.plan import Plan, make_plan
-from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
+from raypp.seeds import named_seed
 
 SEEDS = (1, 2, 3)
 TEACHER = {"epochs": 5, "learning_rate": 1e-4, "warmup_steps": 20}

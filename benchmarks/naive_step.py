@@ -22,8 +22,8 @@ from workload import BATCH_SIZE, ENCODER, Workload, median, raw_table, report, t
 
 from raypp.config import ScoreInitialization
 from raypp.models.loading import resolve_model
-from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
+from raypp.seeds import named_seed
 
 NAIVE_STEPS = 8
 TARGETS = {"mrpc": 1 / 3.5, "sst2": 1 / 8}

@@ -172,10 +172,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from raypp.cluster.pipeline import check_device
     from raypp.cluster.sweep import plan_resources, sweep
     from raypp.display.progress import Display
     from raypp.display.summary import print_front, print_trials
+    from raypp.plan_checks import check_device
     from raypp.sweeps.plan import plan_sweep
 
     experiment = _experiment(options)

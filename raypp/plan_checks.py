@@ -49,6 +49,18 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
         raise ConfigError(problems)
 
 
+def check_device(experiment: Experiment) -> None:
+    """Refuses a run in this process on a GPU that this machine lacks."""
+    import torch
+
+    gpus = experiment.cluster.gpus_per_worker
+    if experiment.cluster.max_workers == 0 and gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {gpus:g} with workers: 0 needs a GPU in this machine, and torch sees none; "
+            "allowed: 0, or workers on a cluster that has one"
+        )
+
+
 def _idle_workers(experiment: Experiment) -> list[str]:
     """What cuts a global batch into fewer parts than there may be workers."""
     workers, teacher = experiment.cluster.max_workers, experiment.teacher

@@ -109,7 +109,7 @@ def assert_tidy(storage: Path) -> None:
 
 
 def recorded_until(run: Path, step: int) -> list[str]:
-    """The lines of a run's metrics.jsonl up to a step, times and speeds included: a run that goes on after that step
+    """The lines of a run's metrics.jsonl up to a step, times and speeds included: a run that resumes after that step
     keeps them as they are, one that begins again measures anew."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -118,8 +118,8 @@ def recorded_until(run: Path, step: int) -> list[str]:
 
 
 def resumed_after(output: str) -> int:
-    """The step that a run said last to go on after; 0 where it began at the beginning."""
-    return int(([0, *re.findall(r"goes on after step\s+(\d+)", output)])[-1])
+    """The step that a run last said it resumes after; 0 if it started from the beginning."""
+    return int(([0, *re.findall(r"resumes after step\s+(\d+)", output)])[-1])
 
 
 @dataclass

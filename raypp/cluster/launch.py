@@ -70,8 +70,8 @@ def _checked(experiment: Experiment, session: Session, fresh: bool) -> Draft:
 
 
 def _check(experiment: Experiment) -> Draft:
-    from raypp.cluster.pipeline import check_device
     from raypp.plan import draft_plan
+    from raypp.plan_checks import check_device
 
     check_device(experiment)
     return draft_plan(experiment)

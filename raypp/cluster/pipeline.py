@@ -20,7 +20,6 @@ from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
 from raypp.data.sources import RawData
-from raypp.errors import ConfigError
 from raypp.evaluation.evaluate import metrics_of
 from raypp.evaluation.predictions import Predictions
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
@@ -40,18 +39,6 @@ from raypp.runs import (
 from raypp.store import Artifact, Store
 from raypp.training.job import Job
 from raypp.training.training_rows import TRAIN_SPLIT
-
-
-def check_device(experiment: Experiment) -> None:
-    """Refuses a run in this process on a GPU if this machine has none."""
-    import torch
-
-    gpus = experiment.cluster.gpus_per_worker
-    if experiment.cluster.max_workers == 0 and gpus and not torch.cuda.is_available():
-        raise ConfigError(
-            f"cluster.gpus_per_worker: {gpus:g} with workers: 0 needs a GPU in this machine, and torch sees none; "
-            "allowed: 0, or workers on a cluster that has one"
-        )
 
 
 def prepare(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
-from raypp.cluster.pipeline import Inputs, check_device, make_job, prepare_plan, preparer
+from raypp.cluster.pipeline import Inputs, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
 from raypp.cluster.trainer import delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
@@ -40,6 +40,7 @@ from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, Ph
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
 from raypp.plan import Plan
+from raypp.plan_checks import check_device
 from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact

@@ -1,4 +1,4 @@
-"""Dropout of a loaded model: sets its probability, and on a CPU draws it many times faster than torch does.
+"""Dropout that is many times faster than torch's on a CPU.
 
 torch draws a dropout's random numbers on one thread, one after the other, which takes a fifth of a small encoder's
 step. Here each piece of the tensor has a generator of its own (`kernels.c`), and all threads draw. The backward pass
@@ -16,30 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raypp.cpu import kernels as cpu_kernels
-from raypp.errors import ConfigError
-
-# Modules of transformers that call torch's dropout functions themselves keep the probability under names that end so.
-FUNCTIONAL = ("dropout", "dropout_p")
-
-
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Sets every dropout that a model has: of embeddings, hidden states, attention and the head. Where the model was
-    built without a dropout (ModernBERT's attention outputs), none is added.
-
-    Raises:
-        ConfigError: the model has no dropout at all.
-    """
-    found = 0
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-            found += 1
-        for name, value in list(vars(module).items()):
-            if name.endswith(FUNCTIONAL) and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(module, name, probability)
-                found += 1
-    if not found:
-        raise ConfigError(f"train.dropout: {type(model).__name__} has no dropout, got {probability:g}; leave it out")
 
 
 def replace_dropout(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from raypp.errors import ConfigError
 from raypp.kinds import TaskKind
 from raypp.models.loading import resolve_model
 from raypp.models.saved_models import load_saved
-from raypp.pruning.masks import named_seed
+from raypp.seeds import named_seed
 from raypp.storage import Location
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypp.config import Experiment, StudentSettings
-from raypp.cpu.dropout import set_dropout
 from raypp.data.tokenization import Vocabulary, tokenizer_fingerprint
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind
+from raypp.models.dropout import set_dropout
 from raypp.models.freezing import freeze
 from raypp.models.loading import (
     check_fit,

@@ -7,7 +7,6 @@ their row-major order and a seed: not on memory layout, device or number of thre
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +20,6 @@ from raypp.cpu import kernels as cpu_kernels
 HINT_MEMORY = 0.8  # part of an error that the next step still reckons with
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
-
-
-def named_seed(seed: int, name: str) -> int:
-    """A 63-bit seed for one matrix: depends on `seed` and the matrix's name, not on the order of matrices."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def kept_count(density: float, total: int) -> int:

@@ -37,10 +37,10 @@ from raypp.pruning.masks import (
     keep_largest,
     kept_count,
     logit,
-    named_seed,
 )
 from raypp.pruning.penalty import add_penalty
 from raypp.pruning.schedule import SchedulePoint
+from raypp.seeds import named_seed
 
 # With a target density the lowest gate that is kept opens at least as far as a score this far above closing opens it.
 GATE_MARGIN = 0.01

@@ -67,5 +67,5 @@ def sync_command(folder: Location, runs: Iterable[str]) -> str | None:
     if not any(name.startswith("offline-run-") for name in recorded):
         return None
     if not folder.is_local:
-        return f"wandb sync offline-run-*  # fetched first from {folder.parent / '*' / 'wandb'}"
+        return f"wandb sync offline-run-*  # download it first from {folder.parent / '*' / 'wandb'}"
     return f"wandb sync {shlex.quote(str(folder.parent))}/*/wandb/offline-run-*"

@@ -1,4 +1,4 @@
-"""The end of a run: the folded model is saved, opened again as anybody would, and evaluated once more."""
+"""The end of a run: the folded model is saved, loaded again as any user would load it, and evaluated again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from raypp.models.saved_models import load_saved, save_model
 from raypp.models.student import initial_student
 from raypp.pruning.weight_statistics import measure
 from raypp.runs import model_checksums
-from raypp.training.recording import Recorder, RunProgress
+from raypp.training.recording import Recorder
+from raypp.training.training_state import RunProgress
 from raypp.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from raypp.data.features import Features
     from raypp.pruning.dense import NoPruner
+    from raypp.pruning.density import DensityReport
     from raypp.pruning.pruner import Pruner
     from raypp.training.job import Job
 
@@ -35,6 +37,7 @@ def deliver(
     job: Job,
     worker: Worker,
     recorder: Recorder,
+    *,
     model: PreTrainedModel,
     pruner: Pruner | NoPruner,
     pretrained: Path,
@@ -43,16 +46,20 @@ def deliver(
     progress: RunProgress,
     perf: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Folds the model and saves it, evaluates what was saved, and writes predictions, figures and, last, the result.
+    """Folds and saves the model, evaluates the saved model, and writes predictions, figures and, last, the result.
 
     Args:
-        model: with the masks that it is to be delivered with.
-        pretrained: folder of the model that it came from, which has its tokenizer.
-        masked: what it predicts with them.
-        perf: what the last line of the log says of this session's speed.
+        model: with the masks that it is delivered with.
+        pretrained: folder of the pretrained model, whose tokenizer is delivered with the model.
+        splits: of the evaluation, by name.
+        masked: predictions of `model`, by split.
+        perf: this session's `perf/…` metrics.
+
+    Returns:
+        The result (as in result.json), the same on every worker.
 
     Raises:
-        RunFailed: the saved model's logits are not those of the masked one.
+        RunFailed: the saved model's logits differ from the masked model's.
     """
     density = pruner.density()
     if worker.is_first and job.experiment.pruning is not None:
@@ -66,20 +73,43 @@ def deliver(
     began = time.monotonic()
     metrics, predictions = evaluate(saved, splits, job.kind, job.vocabulary.pad_id, worker)
     perf = {**perf, "perf/final_evaluation_seconds": time.monotonic() - began}
-    for split, after in predictions.items():
-        difference = float(np.abs(after.logits - masked[split].logits).max())
+    _check_folded(job, masked, predictions)
+    result = _result(job, worker, metrics, density, progress, perf)
+    if worker.is_first:
+        (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
+        result["model_files"] = model_checksums(job.run)
+        result["paths"]["wandb_sync"] = recorder.finish(result)
+        (job.run / "result.json").write_json(result)
+    return dict(worker.gather(result)[0])
+
+
+def _check_folded(job: Job, masked: Mapping[str, Predictions], folded: Mapping[str, Predictions]) -> None:
+    """Raises RunFailed if a logit of the saved, folded model differs from the masked model's."""
+    for split, predictions in folded.items():
+        difference = float(np.abs(predictions.logits - masked[split].logits).max())
         if difference > FOLD_TOLERANCE:
             raise RunFailed(
-                f"the saved model in {job.run / 'model'} differs from the masked one by {difference:.2g} in a logit of "
-                f"{split}; allowed is {FOLD_TOLERANCE:g}"
+                f"a logit of the saved model in {job.run / 'model'} differs from the masked model's by "
+                f"{difference:.2g}, on {split}; allowed: at most {FOLD_TOLERANCE:g}"
             )
+
+
+def _result(
+    job: Job,
+    worker: Worker,
+    metrics: Mapping[str, float],
+    density: DensityReport,
+    progress: RunProgress,
+    perf: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of result.json, without what only the first worker knows."""
     pruning = job.experiment.pruning
-    result = {
+    return {
         "name": job.experiment.name,
         "run": job.run.name,
         "task": job.task.name,
         "headline": headline_key(job.task),
-        "metrics": metrics,
+        "metrics": dict(metrics),
         "requested_density": None if pruning is None else pruning.requested_density,
         "density": {"linear": density.linear, "encoder": density.encoder, "model": density.model},
         "steps": progress.steps,
@@ -97,9 +127,3 @@ def deliver(
         },
         **job.provenance,
     }
-    if worker.is_first:
-        (job.run / "predictions.tsv").write_text(job.kind.table(predictions))
-        result["model_files"] = model_checksums(job.run)
-        result["paths"]["wandb_sync"] = recorder.finish(result)
-        (job.run / "result.json").write_json(result)
-    return dict(worker.gather(result)[0])

@@ -1,14 +1,13 @@
-"""THE loop: fine-tuning with pruning and distillation, read from top to bottom in `train_loop`.
+"""THE loop: fine-tuning with pruning and distillation, in the single function `train_loop`.
 
-It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; what differs is its `Worker`.
-Nothing in it depends on how many workers there are: a global batch is cut into fixed shares, each with a seed of its
-own, and whatever a step needs (batch, learning rates, threshold, dropout) is a function of its number, so that a run
-goes on from a checkpoint as if nothing had happened.
+It runs unchanged in this process, in a Tune trial and on every TorchTrainer worker; only its `Worker` differs. Its
+result does not depend on the number of workers: a global batch is cut into fixed shares, each with its own seed.
+Everything that a step needs (batch, learning rates, threshold, dropout) is a function of its number, so that a run that
+resumes from a checkpoint gives the result of an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -21,35 +20,38 @@ import torch
 from torch import Tensor, nn
 
 from raypp.cpu.attention import use_cpu_attention
-from raypp.cpu.dropout import replace_dropout, set_dropout
+from raypp.cpu.dropout import replace_dropout
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import OnlineTeacher, load_teacher
 from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.evaluation.evaluate import evaluate, headline_key
 from raypp.evaluation.predictions import Predictions
 from raypp.events import Message, PhaseAdvanced
+from raypp.models.dropout import set_dropout
 from raypp.models.freezing import freeze
 from raypp.models.loading import max_positions, pad_with, require_tokenizer, resolve_model
 from raypp.models.student import initial_student
 from raypp.pruning.controller import build_controller
 from raypp.pruning.dense import build_pruning
+from raypp.seeds import seed_of
 from raypp.training.checkpoint import Checkpoints, restore
 from raypp.training.deliver import deliver
 from raypp.training.inputs import step_inputs
 from raypp.training.job import Job
+from raypp.training.log_means import LogMeans, StepSums
 from raypp.training.optim import build_optimizer, learning_rates, rate_factor, set_learning_rates
 from raypp.training.peak_memory import PeakMemory
 from raypp.training.precision import build_precision, slow_precision
-from raypp.training.recording import LogMeans, Recorder, RunProgress, StepSums
+from raypp.training.recording import Recorder
 from raypp.training.steps import StepPlan, plan_steps
 from raypp.training.stopwatch import Stopwatch
-from raypp.training.training_state import TrainingState
+from raypp.training.training_state import RunProgress, TrainingState
 from raypp.training.worker import Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Below this the float16 scaler has halved its scale so often that the run itself is broken.
+# If float16's scaler has halved its scale so often that it is below this, the training has diverged.
 SMALLEST_LOSS_SCALE = 2.0**-14
 
 
@@ -60,8 +62,12 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         The run's result (as in result.json), the same on every worker.
 
     Raises:
-        Interrupted: the worker was asked to leave; the step it was at is done and saved.
-        RunFailed: a loss or gradient is not finite, the storage fails for good, the folded model disagrees.
+        ConfigError: the model or its tokenizer cannot be loaded, or a setting does not fit it.
+        Interrupted: a worker was asked to stop; the current step is done and saved.
+        RunFailed: a loss or gradient is not finite, the checkpoint belongs to another model, the best one is damaged,
+            or the folded model's logits differ from the masked model's.
+        StorageFailed: the storage fails after all retries. Raised on one worker only.
+        WorkersLost: the workers see different checkpoints.
     """
     with (
         Recorder(job.run, job.experiment, worker, job.group) as recorder,
@@ -70,10 +76,10 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         try:
             return train_loop(job, worker, recorder, checkpoints)
         except FloatingPointError as error:
-            # Every worker has the same scores and the same predictions, so every worker is here.
+            # Every worker has the same scores and the same predictions, so every worker raises this.
             raise RunFailed(str(error)) from error
         except OSError as error:
-            raise StorageFailed(f"{job.run} cannot be written to, or what it reads cannot be read: {error}") from error
+            raise StorageFailed(f"{job.run} cannot be written to, or its input cannot be read: {error}") from error
 
 
 def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkpoints) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch, memory = Stopwatch(), PeakMemory(worker.device)
     folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
-    require_tokenizer(folder, "student.model")  # it is delivered with the model, after hours perhaps
+    require_tokenizer(folder, "student.model")  # checked now, although it is only needed to deliver the model
     if (slow := slow_precision(settings.precision, worker.device)) is not None:
         worker.on_event(Message(f"{job.phase}: {slow}"))
     with watch("data"):
@@ -106,17 +112,19 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     state = TrainingState(model, objective.projections, optimizer, scaler, controller)
     progress = state.resume(job, checkpoints, worker)
     before, start = replace(progress), progress.steps
-    devices = worker.num_devices(experiment.cluster.gpus_per_worker)
-    scaler.scale(torch.zeros((), device=worker.device))  # makes its scale, also where the first step has no share
+    num_devices = worker.num_devices(experiment.cluster.gpus_per_worker)
+    # The scaler creates its scale at its first use, which may not come if this worker has no share of the first batch.
+    scaler.scale(torch.zeros((), device=worker.device))
     recorder.start(start or None)
-    # The first step is timed once in a run. A run that was killed while it delivered its model has no step to measure.
+    # The first step is timed once in a run. A run that was killed while it delivered its model has no steps left to
+    # measure.
     perf = recorder.recorded("perf/" if start == steps.total else "perf/seconds_to_first_step")
     means = LogMeans(tuple(objective.weights))
     predictions: dict[str, Predictions] | None = None
     stream = step_inputs(data, steps, start, job.micro_batches, job.vocabulary.pad_id, longest, worker)
     with watch("data"):
         upcoming = next(stream, None)
-    every = experiment.tracking.statistics_every_steps
+    statistics_every_steps = experiment.tracking.statistics_every_steps
     loop_began = time.monotonic()
 
     for step in range(start, steps.total):
@@ -124,7 +132,8 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         assert upcoming is not None, "there is a batch for every step"
         done = step + 1
         inputs, counts = upcoming, objective.counts(upcoming.counts)
-        records = every is not None and done % every == 0
+        evaluates = steps.evaluates_after(done)
+        logs_parameters = statistics_every_steps is not None and done % statistics_every_steps == 0
         point = schedule.at(step)
         set_learning_rates(optimizer, rate_factor(step, steps.warmup, steps.total))
         with watch("masks"):
@@ -132,7 +141,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         controller.observe(step, pruner.level)
         point = controller.at(point)
 
-        # A share's loss is its part of the global batch's mean; the sums of the terms ride along for the log.
+        # A share's loss is its part of the mean over the global batch. The sums of the terms are only for the log.
         model.train()
         optimizer.zero_grad(set_to_none=True)
         penalty: Tensor | None = None
@@ -148,29 +157,31 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
                 scaler.scale(objective.loss(terms, counts)).backward()
             sums += torch.stack([terms[name].detach() for name in means.terms])
         if worker.is_first and point.penalty_lambda:
-            # The penalty is the whole model's and not a share's: once, on one worker.
+            # The penalty belongs to the model and not to a share, so only one worker adds it, once.
             with watch("backward"):
                 factor = torch.tensor(point.penalty_lambda, device=worker.device)
                 penalty = pruner.add_penalty(scaler.scale(factor))
 
         with watch("data"):
-            # A GPU is still busy with this step while the host makes the next one's batch.
+            # The host makes the next batch while a GPU is still busy with this step.
             upcoming = next(stream, None)
 
         with watch("optimizer"):
             packed = StepSums.pack(sums, inputs.tokens, inputs.computed_tokens, worker.is_interrupted())
             packed = worker.all_reduce_gradients(parameters, packed)
             scaler.unscale_(optimizer)
-            norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=records)
-            if not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all()))):
-                raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
-            scaler.step(optimizer, rows=inputs.counts.rows)
-            scaler.update()
-            if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=logs_parameters)
+            # An enabled scaler skips a step that is not finite, and halves its scale (which is 1 if it is disabled).
+            diverged = not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all())))
+            if not diverged:
+                scaler.step(optimizer, rows=inputs.counts.rows)
+                scaler.update()
+                diverged = scaler.get_scale() < SMALLEST_LOSS_SCALE
+            if diverged:
                 raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
 
         if step == 0:
-            # The clock of another node, or one that was set back, may be behind.
+            # The clock of another node may be behind, and a clock may have been set back.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
         summed = StepSums.unpack(packed)
         means.add(summed, counts, norm, time.perf_counter() - began)
@@ -186,9 +197,9 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             perf |= _speed(watch, done - start, progress, before) | memory.metrics()
             recorder.log(done, metrics | perf)
             worker.on_event(_advanced(job, done, steps, metrics))
-        if records:
+        if logs_parameters:
             recorder.log_parameters(done, model)
-        if steps.evaluates_after(done):
+        if evaluates:
             point = controller.at(schedule.at(done))
             with watch("evaluation"):
                 worker.broadcast_from_first(parameters)
@@ -200,13 +211,13 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             worker.on_event(_advanced(job, done, steps, metrics))
         if saving:
             progress.steps, progress.seconds = done, before.seconds + watch.elapsed_seconds
-            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * devices
+            progress.device_seconds = before.device_seconds + watch.elapsed_seconds * num_devices
             if worker.is_first:
                 with watch("checkpoint"):
                     best_step = int(progress.best["step"]) if progress.best else None
-                    # The log goes first: what is too new is cut on resume, what is missing is lost.
+                    # The log is saved first: lines of later steps are cut on resume, but missing ones would be lost.
                     checkpoints.write(state.capture(steps, progress), best_step, before=recorder.save_metrics)
-        if steps.evaluates_after(done):
+        if evaluates:
             if worker.may_be_stopped:
                 with watch("checkpoint"):
                     checkpoints.wait()
@@ -218,29 +229,35 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     with watch("checkpoint"):
         checkpoints.wait()
     if start < steps.total:
-        # What the log has so far lacks the last evaluation and checkpoint.
+        # The perf metrics that are logged so far do not include the last evaluation and checkpoint.
         perf |= _speed(watch, steps.total - start, progress, before) | memory.metrics()
         perf["perf/loop_seconds"] = time.monotonic() - loop_began
         recorder.log(steps.total, perf)
         recorder.save_metrics()
-    perf.setdefault("perf/loop_seconds", time.monotonic() - loop_began)  # killed before it was written down
-    worker.barrier()  # the first worker writes, all may read now
-    if _went_back_to_best(job, worker, checkpoints, model, progress):
+    # An earlier session may have been killed after its last checkpoint and before it logged this.
+    perf.setdefault("perf/loop_seconds", time.monotonic() - loop_began)
+    worker.barrier()  # the first worker has written all checkpoints, and every worker may read them now
+    if _restored_best(job, worker, checkpoints, model, progress):
         predictions = None
     pruner.refresh(schedule.at(steps.total), noise_seed=None)
     if predictions is None:
         _, predictions = evaluate(model, splits, kind, job.vocabulary.pad_id, worker)
-    return deliver(job, worker, recorder, model, pruner, folder, splits, predictions, progress, perf)
-
-
-def seed_of(*parts: int) -> int:
-    """A seed for torch from numbers such as (seed, step, share): far apart for near numbers, the same everywhere."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
+    return deliver(
+        job,
+        worker,
+        recorder,
+        model=model,
+        pruner=pruner,
+        pretrained=folder,
+        splits=splits,
+        masked=predictions,
+        progress=progress,
+        perf=perf,
+    )
 
 
 def _student(job: Job, folder: Path, device: torch.device) -> PreTrainedModel:
-    """The model that is trained, dense as yet."""
+    """The model that is trained, before any layer is replaced for pruning."""
     model = initial_student(job.experiment, job.kind, folder, job.trained_teacher).to(device)
     pad_with(model, job.kind, job.vocabulary.pad_id)
     freeze(model, job.experiment)
@@ -253,11 +270,15 @@ def _student(job: Job, folder: Path, device: torch.device) -> PreTrainedModel:
 
 
 def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
-    """The teacher beside the student of this configuration, if a loss needs it."""
+    """The teacher that runs next to the student, if a loss needs it; None otherwise.
+
+    Args:
+        student: `transformers` configuration of the student.
+    """
     experiment = job.experiment
-    followed = experiment.distillation
+    distillation = experiment.distillation
     with_logits = not job.kind.stores_teacher_logits and bool(
-        followed and (followed.soft_weight or followed.logits_weight)
+        distillation and (distillation.soft_weight or distillation.logits_weight)
     )
     if not job.hidden_state_terms and not with_logits:
         return None
@@ -273,10 +294,12 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {name.replace("weights_", ""): rate for name, rate in rates.items()}
 
 
-def _went_back_to_best(
-    job: Job, worker: Worker, checkpoints: Checkpoints, model: nn.Module, progress: RunProgress
-) -> bool:
-    """Puts the model of the best evaluation back, where it is to be delivered and is not the last."""
+def _restored_best(job: Job, worker: Worker, checkpoints: Checkpoints, model: nn.Module, progress: RunProgress) -> bool:
+    """Restores the model of the best evaluation, if that model is to be delivered and is not the last one.
+
+    Returns:
+        Whether it was restored.
+    """
     best = progress.best if job.experiment.evaluation.select == "best" else None
     if best is None or best["step"] == progress.steps:
         return False
@@ -295,7 +318,7 @@ def _speed(watch: Stopwatch, steps: int, progress: RunProgress, before: RunProgr
 
 
 def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]) -> PhaseAdvanced:
-    """What the display shows of a report."""
+    """The progress event for the display."""
     headline = headline_key(job.task)
     return PhaseAdvanced(
         job.phase,
@@ -309,6 +332,7 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
 
 
 def _not_finite(step: int, packed: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
+    """The message of a run that fails because its loss or gradient is not finite."""
     terms = list(StepSums.unpack(packed).terms)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates(optimizer).items())
     return (

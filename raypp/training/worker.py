@@ -1,7 +1,7 @@
-"""What the training loop knows of where it runs: its rank, its device, how to add things up over all workers.
+"""The training loop's view of its process: rank, device, and collective operations over all workers.
 
-The loop is the same in this process (`Worker()`), in a Tune trial's actor and in every TorchTrainer worker; only what
-is built here differs. Collectives go through torch.distributed where there is more than one worker.
+The loop is the same in this process (`Worker()`), in a Tune trial's actor and in every TorchTrainer worker; only the
+`Worker` differs. With more than one worker, collectives use torch.distributed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raypp.events import ignore, never
 
-BUCKET_BYTES = 64 << 20  # of a message between workers
+BUCKET_BYTES = 64 << 20  # size of one message between workers
 
 
 @dataclass
@@ -28,16 +28,16 @@ class Worker:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     on_event: Callable[[Any], None] = ignore
-    """Takes progress events for the display; may be called often."""
+    """Called with progress events for the display; may be called often."""
     on_report: Callable[[dict[str, Any]], None] = ignore
-    """Takes the metrics of every report, on every worker at the same step."""
+    """Called with the metrics of every evaluation, on every worker at the same step."""
     is_interrupted: Callable[[], bool] = never
-    """Whether this process is to leave (a command that ends, a node that is taken away). Asked at every step; one
-    worker is enough for all to save that step and raise `Interrupted`."""
+    """Whether this process must stop (the command ends, the node is preempted). Called at every step; if it is true on
+    one worker, all workers save that step and raise `Interrupted`."""
     stops_for_good: Callable[[], bool] = never
-    """Whether a process that leaves does so for good: a sweep does not go on with its run."""
+    """Whether an interrupted run is not resumed, because its sweep has stopped it."""
     may_be_stopped: bool = False
-    """Whether who takes the reports may end the run there and then, process and all."""
+    """Whether `on_report` may end the run, and this process, at once."""
 
     @property
     def is_first(self) -> bool:
@@ -45,11 +45,11 @@ class Worker:
 
     @property
     def device_name(self) -> str:
-        """What it computes on: CPU, or the GPU's model."""
+        """`CPU`, or the GPU's model."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def num_devices(self, gpus_per_worker: float) -> float:
-        """What trains on all workers together: GPUs or parts of them; on CPUs, threads."""
+        """Devices of all workers together: GPUs (or fractions of them) or, on CPUs, threads."""
         return self.world_size * (gpus_per_worker if self.device.type == "cuda" else torch.get_num_threads())
 
     def shares(self, micro_batches: int) -> range:
@@ -57,16 +57,15 @@ class Worker:
         return range(self.rank, micro_batches, self.world_size)
 
     def to_device(self, value: Tensor) -> Tensor:
-        """The tensor on this worker's device; a GPU fetches it while the host goes on."""
+        """The tensor on this worker's device; the copy to a GPU is asynchronous."""
         if self.device.type == "cuda":
             return value.pin_memory().to(self.device, non_blocking=True)
         return value.to(self.device)
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Adds the gradients of all workers up, in place, and returns the sum of `numbers` (float64 [n]).
+        """Sums the gradients over all workers, in place, and returns the sum of `numbers` (float64 [n]).
 
-        A parameter that got no gradient on any worker keeps none, so that the optimizer passes it over everywhere
-        alike.
+        A parameter without a gradient on all workers keeps none, so that the optimizer skips it on every worker.
         """
         if self.world_size == 1:
             return numbers
@@ -88,10 +87,10 @@ class Worker:
         return flags[len(parameters) :].to(numbers.device)
 
     def broadcast_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Makes the tensors on every worker what they are on the first one, in place.
+        """Copies the tensors of the first worker to all others, in place.
 
-        Where the nodes differ (in their CPUs' vector units, in having a compiler), sums may differ in their last bits,
-        and after many steps a score may be on the other side of the threshold.
+        If the nodes differ (in their CPUs' vector units, or in whether they have a compiler), sums may differ in their
+        last bits, and after many steps a score may be above the threshold on one worker and below it on another.
         """
         if self.world_size == 1:
             return
@@ -120,14 +119,14 @@ class Worker:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors in runs of about `BUCKET_BYTES`: few messages, and no second copy of the whole model."""
+    """Groups tensors into buckets of about `BUCKET_BYTES`: few messages, and no second copy of the whole model."""
     buckets: list[list[Tensor]] = []
-    room = 0
+    remaining = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
-        if size > room:
+        if size > remaining:
             buckets.append([])
-            room = BUCKET_BYTES
+            remaining = BUCKET_BYTES
         buckets[-1].append(tensor)
-        room -= size
+        remaining -= size
     return buckets

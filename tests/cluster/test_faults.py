@@ -356,7 +356,7 @@ def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
         r"is tried again from its last checkpoint: \S+ its node is preempted; step (\d+) is saved", shown
     )
     assert len(saved) == 2, shown
-    assert saved == re.findall(r"goes on after step (\d+)", shown)
+    assert saved == re.findall(r"resumes after step (\d+)", shown)
     assert_same(outcome(only_run(storage)), expected)
     assert_tidy(storage)
 
@@ -392,7 +392,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: 
         status, output = command.end()
     assert status == 1, output
     assert output.count("the loss or the gradient is not finite") == 1
-    assert "goes on after" not in output, "nothing is tried again"
+    assert "resumes after" not in output, "nothing is tried again"
     assert "Traceback" not in output
     assert_tidy(tmp_path)
 

@@ -199,7 +199,7 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert f"{broken.name} is tried again from its last checkpoint" in shown.err
     assert "raypp: 3 of 4 trials failed" in shown.err
     (reason,) = [line for line in shown.out.splitlines() if line.startswith(f"failed: {broken}: ")]
-    assert f"{broken} cannot be written to, or what it reads cannot be read" in reason
+    assert f"{broken} cannot be written to, or its input cannot be read" in reason
     result = sweep_result(tmp_path / "runs")
     assert [trial["state"] for trial in result["trials"]] == ["failed", "finished", "failed", "failed"]
     for trial in result["trials"][2:]:

@@ -26,7 +26,8 @@ from transformers import (
 
 from raypp.cpu import attention
 from raypp.cpu.attention import attend, use_cpu_attention
-from raypp.cpu.dropout import Dropout, set_dropout
+from raypp.cpu.dropout import Dropout
+from raypp.models.dropout import set_dropout
 
 BATCH, HEADS, TOKENS, FEATURES = 3, 2, 70, 8
 SIZES: dict[str, Any] = {

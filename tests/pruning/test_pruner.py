@@ -19,8 +19,9 @@ from raypp.errors import ConfigError
 from raypp.pruning import Pruner, PruningSchedule
 from raypp.pruning.gates import hard_concrete
 from raypp.pruning.linear import MaskedLinear, select_layers
-from raypp.pruning.masks import Selection, keep_largest, named_seed
+from raypp.pruning.masks import Selection, keep_largest
 from raypp.pruning.schedule import SchedulePoint
+from raypp.seeds import named_seed
 from raypp.training.optim import build_optimizer, rate_factor, set_learning_rates
 
 CONFIG = BertConfig(

@@ -29,8 +29,8 @@ from raypp.errors import RunFailed
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, resolve_model
 from raypp.plan import make_plan
-from raypp.pruning.masks import named_seed
 from raypp.pruning.pruner import initial_scores
+from raypp.seeds import named_seed
 from raypp.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
