@@ -71,7 +71,7 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
 
 def trainer_seconds(workload: Workload, batches: list[dict[str, torch.Tensor]]) -> list[float]:
     """Seconds of each step of Trainer on these batches, in their order."""
-    model = load_pretrained(resolve_model(ENCODER, None, "student.model"), workload.task, seed=0)
+    model = load_pretrained(resolve_model(ENCODER, None, "student.model"), kind_of(workload.task), seed=0)
     for module in embeddings_of(model):
         module.requires_grad_(False)
     clock = _Clock()

@@ -29,6 +29,7 @@ from raypp.cluster.pipeline import prepare
 from raypp.config import OfficialSource
 from raypp.data.sources import open_source
 from raypp.events import Event, PhaseAdvanced
+from raypp.kinds import kind_of
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, load_tokenizer, resolve_model
 from raypp.models.saved_models import save_model
@@ -125,7 +126,7 @@ class Workload:
             pq.write_table(lengthened(table) if full_length else table, self.scratch / f"{split}.parquet")
         folder = resolve_model(encoder, None, "student.model")
         self.teacher = self.scratch / "teacher"
-        model, tokenizer = load_pretrained(folder, self.task, seed=0), load_tokenizer(folder, "student.model")
+        model, tokenizer = load_pretrained(folder, kind_of(self.task), seed=0), load_tokenizer(folder, "student.model")
         save_model(model, tokenizer, Location.of(self.teacher))
 
     def in_turn(self, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -27,6 +27,7 @@ import raypp
 from raypp.cli import main
 from raypp.cluster.session import Session
 from raypp.figures.run import FIGURES
+from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.models.saved_models import save_model
 from raypp.storage import Location
@@ -202,7 +203,7 @@ def test_a_run_predicts_its_own_test_split_and_a_file_that_another_experiment_na
 def test_a_model_of_mnli_answers_the_diagnostic_set(minilm_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\tA cat sat .\tIt did .\n1\tA .\tB .\n")
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
-    save_model(load_pretrained(minilm_dir, TASKS["mnli"], 0), tokenizer, Location.of(tmp_path / "model"))
+    save_model(load_pretrained(minilm_dir, kind_of(TASKS["mnli"]), 0), tokenizer, Location.of(tmp_path / "model"))
     words = ["--task", "ax", "--split", "test", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(tmp_path / "model"), *words]) == 0
     lines = (tmp_path / "out" / "AX.tsv").read_text().splitlines()
@@ -230,7 +231,7 @@ def test_the_submission_of_a_regression_task_has_a_number_a_row(minilm_dir: Path
     lines = [f"{row}\tg\tf\ty\to\ts\ts\tA man .\tA dog .\n" for row in range(3)]
     (tmp_path / "test.tsv").write_text(header + "".join(lines))
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
-    save_model(load_pretrained(minilm_dir, TASKS["stsb"], 0), tokenizer, Location.of(tmp_path / "model"))
+    save_model(load_pretrained(minilm_dir, kind_of(TASKS["stsb"]), 0), tokenizer, Location.of(tmp_path / "model"))
     words = ["--task", "stsb", "--data", str(tmp_path), "--split", "test", "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(tmp_path / "model"), *words]) == 0
     written = (tmp_path / "out" / TASKS["stsb"].submission_file("test")).read_text().splitlines()

@@ -28,6 +28,7 @@ from whole_runs import copy_tokenizer
 import raypp
 from raypp.cluster.launch import train
 from raypp.events import Event, Message
+from raypp.kinds import kind_of
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
@@ -138,7 +139,9 @@ def test_a_run_has_the_losses_and_metrics_of_transformers_and_scipy(
         )
     )
     rows, splits = examples["train"], tuple(examples)[1:]
-    student = logits_of(load_pretrained(tmp_path / "student", TASKS[task], seed=42), tmp_path / "student", rows)
+    student = logits_of(
+        load_pretrained(tmp_path / "student", kind_of(TASKS[task]), seed=42), tmp_path / "student", rows
+    )
     teacher = teacher_logits(task, tmp_path / "teacher", rows)
     if task == "mnli":
         targets = torch.tensor([TASKS[task].labels.index(label) for *_, label in rows])

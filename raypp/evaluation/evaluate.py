@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from raypp.data.batches import Indices, plan_tokens
 from raypp.evaluation.predictions import Predictions, without_padding
-from raypp.kinds import TaskKind
 from raypp.models.loading import max_positions
 from raypp.training.worker import Worker
 
 if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
     from raypp.tasks import Task
 
 EVALUATION_BATCH_SIZE = 64

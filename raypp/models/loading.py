@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raypp.errors import ConfigError
-from raypp.kinds import TaskKind, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from raypp.tasks import Task
+    from raypp.kinds import TaskKind
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -216,13 +215,12 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, 
         raise ConfigError(problems)
 
 
-def load_pretrained(folder: Path, task: Task, seed: int) -> PreTrainedModel:
+def load_pretrained(folder: Path, kind: TaskKind, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a head for the task, in float32.
 
     The head is kept if the folder holds one that was trained for this task; otherwise it is initialised from `seed`,
     the same in every process.
     """
-    kind = kind_of(task)
     with quiet_loading():
         torch.manual_seed(seed)
         model, info = kind.auto_model().from_pretrained(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from raypp.config import Experiment, StudentSettings
 from raypp.data.tokenization import Vocabulary, tokenizer_fingerprint
 from raypp.errors import ConfigError
-from raypp.kinds import TaskKind
 from raypp.models.dropout import set_dropout
 from raypp.models.freezing import freeze
 from raypp.models.loading import (
@@ -29,6 +28,8 @@ from raypp.pruning.pruner import check_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from raypp.kinds import TaskKind
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raypp.kinds import TaskKind
 from raypp.models.loading import quiet_loading
 from raypp.storage import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from raypp.kinds import TaskKind
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, destination: Location) -> None:

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from raypp.distillation.teacher import load_teacher
 from raypp.errors import ConfigError
-from raypp.kinds import TaskKind, kind_of
 from raypp.models.loading import load_model_config, load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from raypp.config import Experiment, StudentSettings
+    from raypp.kinds import TaskKind
     from raypp.storage import Location
-    from raypp.tasks import Task
 
 # Of lists in a configuration: those with an entry for each layer, and those that may be as long for no such reason.
 BY_LAYER = ("layer_types", "attention_window")
@@ -41,11 +40,11 @@ def initial_student(
     if experiment.student.start == "teacher":
         assert experiment.teacher is not None
         teacher = load_teacher(experiment.teacher, trained_teacher, kind)
-    return load_student(folder, experiment.student, kind.task, experiment.train.seed, teacher)
+    return load_student(folder, experiment.student, kind, experiment.train.seed, teacher)
 
 
 def load_student(
-    folder: Path, settings: StudentSettings, task: Task, seed: int, teacher: PreTrainedModel | None = None
+    folder: Path, settings: StudentSettings, kind: TaskKind, seed: int, teacher: PreTrainedModel | None = None
 ) -> PreTrainedModel:
     """The student in float32, with a head for the task; what is new in it is initialised from `seed`, the same in every
     process.
@@ -56,9 +55,8 @@ def load_student(
     """
     if settings.config is None:
         assert (teacher is not None) == (settings.start == "teacher")
-        model = load_pretrained(folder, task, seed) if teacher is None else teacher
+        model = load_pretrained(folder, kind, seed) if teacher is None else teacher
         return model if settings.layers is None else keep_layers(model, settings.layers)
-    kind = kind_of(task)
     config = student_config(load_model_config(folder, "student.model"), settings)
     for name, value in kind.head_settings().items():
         setattr(config, name, value)

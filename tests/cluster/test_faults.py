@@ -50,6 +50,7 @@ from whole_runs import (
     wait_for,
 )
 
+from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
@@ -132,7 +133,7 @@ def test_a_run(
 def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     """A classifier that can be a teacher: MiniLM with a head of its own."""
     folder = tmp_path_factory.mktemp("teacher")
-    load_pretrained(minilm_dir, TASKS["sentiment"], seed=7).save_pretrained(folder)
+    load_pretrained(minilm_dir, kind_of(TASKS["sentiment"]), seed=7).save_pretrained(folder)
     copy_tokenizer(minilm_dir, folder)
     return folder
 

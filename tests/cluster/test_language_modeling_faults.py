@@ -35,6 +35,7 @@ from whole_runs import (
 from raypp.config import LanguageModelingTask, TextSource
 from raypp.corpus.blocks import TOKEN_COUNTS
 from raypp.corpus.streamed import GROUP_BLOCKS
+from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import resolve_task
 
@@ -52,7 +53,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     """MiniLM with the head of a masked language model, which it is published without."""
     folder = tmp_path_factory.mktemp("teacher")
     task = resolve_task(LanguageModelingTask.model_validate(TASK), TextSource(kind="text", files=("some.txt",)))
-    load_pretrained(minilm_dir, task, seed=7).save_pretrained(folder)
+    load_pretrained(minilm_dir, kind_of(task), seed=7).save_pretrained(folder)
     copy_tokenizer(minilm_dir, folder)
     return folder
 

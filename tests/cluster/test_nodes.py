@@ -30,6 +30,7 @@ from whole_runs import (
     wait_for,
 )
 
+from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
@@ -355,7 +356,7 @@ def test_features_and_teacher_logits_are_made_on_all_nodes(
 ) -> None:
     two = {nodes.add().node_id, nodes.add().node_id}
     teacher = tmp_path / "teacher"
-    load_pretrained(minilm_dir, TASKS["sentiment"], seed=1).save_pretrained(teacher)
+    load_pretrained(minilm_dir, kind_of(TASKS["sentiment"]), seed=1).save_pretrained(teacher)
     for file in minilm_dir.glob("*token*"):
         (teacher / file.name).write_bytes(file.read_bytes())
     (teacher / "vocab.txt").write_bytes((minilm_dir / "vocab.txt").read_bytes())

@@ -20,6 +20,7 @@ from raypp.commands.inspection import FIGURES, inspect_command, inspect_model, i
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
 from raypp.figures.mask import mask_box, pixels_per_weight
+from raypp.kinds import kind_of
 from raypp.models.student import load_student
 from raypp.runs import start_run
 from raypp.storage import Location
@@ -187,7 +188,7 @@ def test_movement_of_a_run_is_counted_from_the_student_that_it_began_as(
         {"name": "tiny", "task": "mrpc", "student": {"model": str(pretrained), **student}}, strict=False
     )
     start_run(Location.of(tmp_path / "run").make_folder(), experiment, "digest", {})
-    began = load_student(pretrained, experiment.student, TASKS["mrpc"], experiment.train.seed)
+    began = load_student(pretrained, experiment.student, kind_of(TASKS["mrpc"]), experiment.train.seed)
     began.save_pretrained(tmp_path / "began")
     with torch.no_grad():
         for parameter in began.parameters():

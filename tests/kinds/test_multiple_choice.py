@@ -216,7 +216,7 @@ def test_of_a_long_choice_the_ending_survives(minilm_dir: Path, python: bool) ->
 def test_predictions_are_those_of_transformers_row_by_row(tmp_path: Path, minilm_dir: Path, tokenizer: Any) -> None:
     raw = official(write_swag(tmp_path))
     features = Features.from_table(tokenized(raw, "dev", tokenizer))
-    model = load_pretrained(minilm_dir, SWAG, seed=3).eval()
+    model = load_pretrained(minilm_dir, kind_of(SWAG), seed=3).eval()
     kind = kind_of(SWAG)
     predictions = predict(model, features, kind, 0, Worker(), batch_size=7)
     for index, row in enumerate(table_of(raw, "dev").to_pylist()):
@@ -244,8 +244,8 @@ def test_the_hidden_loss_of_a_row_is_the_mean_over_its_choices(
     tmp_path: Path, minilm_dir: Path, tokenizer: Any
 ) -> None:
     features = Features.from_table(tokenized(official(write_swag(tmp_path)), "dev", tokenizer))
-    student = load_pretrained(minilm_dir, SWAG, seed=1).eval()
-    twin, terms = load_pretrained(minilm_dir, SWAG, seed=1), {"hidden_loss": HiddenStateTerm(((3, 6),), "mse")}
+    student = load_pretrained(minilm_dir, kind_of(SWAG), seed=1).eval()
+    twin, terms = load_pretrained(minilm_dir, kind_of(SWAG), seed=1), {"hidden_loss": HiddenStateTerm(((3, 6),), "mse")}
     teacher = OnlineTeacher(twin, kind_of(SWAG), terms, 384, 1, torch.device("cpu"))
     settings = DistillationSettings(soft_weight=0.0, hard_weight=0.5, hidden_weight=1.0)
     objective = Objective.build(kind_of(SWAG), settings, teacher)

@@ -416,7 +416,7 @@ def test_losses_are_those_over_each_windows_own_tokens() -> None:
 def test_predictions_are_those_of_transformers_window_by_window(minilm_dir: Path, tokenizer: Any) -> None:
     kind = kind_with(32, 16)
     features = Features.from_table(kind.tokenize(long_examples(), tokenizer))
-    model = load_pretrained(minilm_dir, SQUAD, seed=3).eval()
+    model = load_pretrained(minilm_dir, kind_of(SQUAD), seed=3).eval()
     assert type(model).__name__ == "BertForQuestionAnswering"
     predictions = predict(model, features, kind, 0, Worker(), batch_size=2)
     assert predictions.logits.shape == (len(features.input_ids), 2)
@@ -467,7 +467,7 @@ def test_a_teacher_of_other_tokens_is_refused(
 ) -> None:
     write_squad(tmp_path / "SQuAD", "2.0", train=24, dev=12)
     cased = shutil.copytree(minilm_dir, tmp_path / "cased")
-    load_pretrained(minilm_dir, SQUAD, seed=3).save_pretrained(cased)
+    load_pretrained(minilm_dir, kind_of(SQUAD), seed=3).save_pretrained(cased)
     settings = json.loads((cased / "tokenizer_config.json").read_text())
     (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
     file = experiment(tmp_path, minilm_dir, teacher={"model": str(cased)})

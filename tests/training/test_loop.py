@@ -26,6 +26,7 @@ from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.data.sources import open_source
 from raypp.errors import RunFailed
+from raypp.kinds import kind_of
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, resolve_model
 from raypp.plan import make_plan
@@ -107,7 +108,7 @@ def without_dropout(source: Path, folder: Path, layers: int | None = None) -> Pa
 
 def a_teacher(student: Path, folder: Path, task: str = "mrpc") -> Path:
     """A fine-tuned looking classifier: the student's encoder with a head of decided opinions."""
-    model = load_pretrained(student, TASKS[task], seed=7)
+    model = load_pretrained(student, kind_of(TASKS[task]), seed=7)
     with torch.no_grad():
         model.classifier.weight.mul_(20)
     model.save_pretrained(folder)
@@ -404,7 +405,7 @@ def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
     saved = load_file(Path(result["paths"]["run"], "checkpoints", "step-00000002", "model.safetensors"))
 
     features = stored_features(values)
-    model = load_pretrained(student, TASKS["sentiment"], seed=42)
+    model = load_pretrained(student, kind_of(TASKS["sentiment"]), seed=42)
     names = [name for name in saved if name.endswith("mask_scores")]
     assert len(names) == 12
     weights = [model.get_parameter(name.replace("mask_scores", "weight")) for name in names]
