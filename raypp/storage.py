@@ -1,8 +1,8 @@
-"""Files in a folder of any filesystem that pyarrow knows: local, NFS, s3://, gs://.
+"""Files and folders on any filesystem that pyarrow supports: local, NFS, s3://, gs://.
 
-Object stores have no rename and no append, so nothing here relies on either. What fails for a while (a network, a
-filer that restarts, a full disk that somebody empties) is tried again for about a minute, here and nowhere else, and
-what is refused is not; only `chunks`, a stream that cannot be begun again, is read in one go.
+Object stores have no rename and no append, so this module relies on neither. An operation that fails for a reason that
+may be temporary (a network, a file server that restarts, a full disk) is retried for about a minute, and only here; an
+operation that is refused fails at once. `chunks` is not retried, because a stream cannot be restarted.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20
-# Waited between one try and the next.
+# Pauses between two attempts.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# What pyarrow takes in a URI and nobody else should read.
+# Options of a URI that pyarrow accepts and that hold secrets.
 SECRET_OPTIONS = {"access_key", "secret_key", "session_token", "client_secret", "sig"}
-# These say that a path is not what it should be.
+# Errors that mean that the path itself is wrong.
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-# Of S3, pyarrow gives the answer in words alone.
+# pyarrow reports errors of S3 only as text.
 _REFUSED_BY_S3 = re.compile(
     "AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH"
     "|INVALID_SIGNATURE|MISSING_AUTHENTICATION_TOKEN)|Bucket '.*' not found|Looks like the configured region is"
@@ -46,18 +46,25 @@ _REFUSED_BY_S3 = re.compile(
 
 
 def is_definite(error: OSError) -> bool:
-    """Whether no waiting changes it: a path that is not what it should be, a read-only filesystem, credentials that are
-    refused, no such bucket. All else may pass."""
+    """Whether retrying cannot help: the path is wrong, the filesystem is read-only, the credentials are refused, or
+    there is no such bucket. All other errors may be temporary."""
     if isinstance(error, _WRONG_PATH) or error.errno == errno.EROFS:
         return True
     return _REFUSED_BY_S3.search(str(error)) is not None
 
 
 def with_retries(place: object, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns, tried again with growing pauses while storage fails; the last OSError where it stays so.
+    """Calls `attempt`, and calls it again with growing pauses while storage fails.
 
     Args:
-        attempt: may be done twice.
+        place: named in the warning.
+        attempt: must be safe to repeat.
+
+    Returns:
+        What `attempt` returns.
+
+    Raises:
+        OSError: the error is definite (`is_definite`), or the last attempt failed.
     """
     for number, pause_seconds in enumerate(PAUSES_SECONDS):
         try:
@@ -65,7 +72,7 @@ def with_retries(place: object, attempt: Callable[[], T]) -> T:
         except OSError as error:
             if is_definite(error):
                 raise
-            level = logging.INFO if number else logging.WARNING  # one line is enough
+            level = logging.INFO if number else logging.WARNING  # the user needs to see only the first failure
             logger.log(level, "%s fails (%s); trying again for %.0f s", place, error, sum(PAUSES_SECONDS))
         time.sleep(pause_seconds)
     return attempt()
@@ -73,7 +80,7 @@ def with_retries(place: object, attempt: Callable[[], T]) -> T:
 
 @contextmanager
 def tidying(place: object) -> Iterator[None]:
-    """What is not removed only costs space, so failing to is reported and the work goes on."""
+    """Logs an error of the storage and continues: a file that is not removed only costs space."""
     try:
         yield
     except OSError as error:
@@ -81,33 +88,37 @@ def tidying(place: object) -> Iterator[None]:
 
 
 def _retried(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:
-    """A method of Location that is tried again while storage fails."""
+    """Makes a method of Location retry while storage fails."""
 
     @functools.wraps(method)
-    def patient(self: Location, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def retrying(self: Location, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return with_retries(self, lambda: method(self, *args, **kwargs))
 
-    return patient
+    return retrying
 
 
 def name_of(reference: str) -> str:
-    """The last part of a path or URI, without asking any filesystem."""
+    """The last part of a path or URI. Accesses no filesystem."""
     path = urlsplit(reference).path if "://" in reference else reference
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: a filesystem and a path in it. `location / "name"` goes down."""
+    """A file or folder: a filesystem and a path in it. `location / "name"` is a child of it."""
 
     filesystem: pafs.FileSystem
     path: str
     options: str = ""
-    """What a URI says of its filesystem, such as `region=us-west-2`: without, nobody could open it by its name."""
+    """The options of the URI, such as `region=us-west-2`, so that `str(location)` can be opened again."""
 
     @classmethod
     def of(cls, uri: str | Path, field: str = "path") -> Location:
-        """Opens a local path or a URI; raises ConfigError naming `field` if it is neither."""
+        """The location of a local path or a URI.
+
+        Raises:
+            ConfigError: naming `field`; the URI cannot be opened, or it contains a secret.
+        """
         text = str(uri)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(text))
@@ -116,9 +127,9 @@ class Location:
         except ValueError as error:
             raise ConfigError(f"{field}: {text!r} cannot be opened: {error}") from error
         if parts.password or SECRET_OPTIONS & parse_qs(parts.query).keys():
-            # Not shown; and it would be recorded with the run, in its files and in W&B.
+            # The URI would be recorded with the run, in its files and in W&B. The message must not show it, either.
             raise ConfigError(
-                f"{field}: the URI of {parts.hostname} has a secret in it; leave it out, and give it by the "
+                f"{field}: the URI of {parts.hostname} contains a secret; leave it out, and give it in the "
                 "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as the cloud's own tools read it)"
             )
         try:
@@ -162,23 +173,23 @@ class Location:
 
     @_retried
     def children(self) -> list[Location]:
-        """Files and folders directly inside, by name; empty where there is no such folder."""
+        """Files and folders directly in this folder, sorted by name; empty if there is no such folder."""
         try:
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        except FileNotFoundError:  # gone between pyarrow's look at it and its listing
+        except FileNotFoundError:  # the folder was removed between pyarrow's check and its listing
             return []
         return [self / info.base_name for info in sorted(infos, key=lambda info: info.base_name)]
 
     @_retried
     def files(self) -> list[Location]:
-        """All files below this folder, by path."""
+        """All files below this folder, sorted by path."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return [replace(self, path=i.path) for i in sorted(infos, key=lambda i: i.path) if i.is_file]
 
     @_retried
     def delete(self) -> None:
-        """Removes the file or folder; nothing to remove is fine (somebody else may have been first)."""
+        """Removes the file or folder, if it exists. Another process may remove it at the same time."""
         kind = self.filesystem.get_file_info(self.path).type
         try:
             if kind == pafs.FileType.Directory:
@@ -201,7 +212,7 @@ class Location:
 
     @_retried
     def write_bytes(self, content: bytes) -> None:
-        """Writes the whole file. Local writes go through a temporary name, so a reader never sees half of it."""
+        """Writes the whole file. A local file gets a temporary name first, so that readers never see a partial file."""
         if not self.is_local:
             with self.filesystem.open_output_stream(self.path) as stream:
                 stream.write(content)
@@ -219,7 +230,7 @@ class Location:
 
     @_retried
     def sync(self) -> None:
-        """Has the files of this local folder outlast the machine: what is written after it is on the disk after it."""
+        """Syncs the files of this local folder to disk, so that they survive a crash of the machine."""
         folder = Path(self.path)
         for path in (*folder.iterdir(), folder):
             descriptor = os.open(path, os.O_RDONLY)
@@ -235,7 +246,7 @@ class Location:
         self.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def chunks(self) -> Iterator[bytes]:
-        """The file's content, a MiB at a time."""
+        """Yields the file's content in chunks of 1 MiB."""
         with self.filesystem.open_input_stream(self.path) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
@@ -249,7 +260,7 @@ class Location:
 
     @_retried
     def download(self, folder: Path) -> Path:
-        """A local copy of this folder under `folder`; the folder itself if it is local already."""
+        """A local copy of this folder, in `folder`; if this folder is local, its own path."""
         if self.is_local:
             return Path(self.path)
         pafs.copy_files(self.path, str(folder), source_filesystem=self.filesystem, chunk_size=CHUNK_BYTES)
@@ -257,7 +268,7 @@ class Location:
 
     @_retried
     def upload(self, folder: Path) -> None:
-        """Copies a local folder's files to this folder."""
+        """Copies the files of a local folder to this folder."""
         self.make_folder()
         pafs.copy_files(
             str(folder), self.path, destination_filesystem=self.filesystem, source_filesystem=pafs.LocalFileSystem()

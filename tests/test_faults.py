@@ -33,8 +33,8 @@ from whole_runs import (
 )
 
 from raypp import storage as storage_module
-from raypp import store as store_module
 from raypp.cli import main
+from raypp.store import verified_builds
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -179,7 +179,6 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     expected: tuple[object, ...],
     tmp_path: Path,
     said: Callable[[], str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with striking(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert run(experiment, tmp_path) == 130
@@ -189,7 +188,7 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(bytes(content))
-    monkeypatch.setattr(store_module, "_intact", set())  # as a new process, which has not verified it yet
+    verified_builds.clear()  # like a new process, which has not verified it yet
     said()
     assert run(experiment, tmp_path) == 0
     shown = said()

@@ -161,7 +161,7 @@ def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tm
 )
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str) -> None:
     """It would be recorded with every run, in its files and in W&B."""
-    with pytest.raises(ConfigError, match=r"cluster\.storage: the URI of .* has a secret in it") as refused:
+    with pytest.raises(ConfigError, match=r"cluster\.storage: the URI of .* contains a secret") as refused:
         Location.of(uri.format(secret="hunter2"), "cluster.storage")
     assert "hunter2" not in str(refused.value)
 

@@ -30,14 +30,9 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(autouse=True)
-def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins as a process that has seen no artifact."""
-    forget(monkeypatch)
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_intact", set())
-    monkeypatch.setattr(store_module, "_damaged", set())
+def _new_process() -> None:
+    """Each test begins like a process that has verified no build."""
+    store_module.verified_builds.clear()
 
 
 def table_of(rows: list[int]) -> pa.Table:
@@ -237,16 +232,16 @@ def test_intact_copy_is_found_beside_a_damaged_one(store: Store) -> None:
     assert store.find(KIND, KEY) == second
 
 
-def test_checksums_are_verified_once_a_process_and_sizes_always(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_are_verified_once_a_process_and_sizes_always(store: Store) -> None:
     artifact = build_artifact(store)
     part = local(artifact, artifact.parts[0])
     whole = part.read_bytes()
     assert store.find(KIND, KEY) == artifact
     flip(part)
     assert store.find(KIND, KEY) == artifact  # verified before, not read again
-    forget(monkeypatch)
+    store_module.verified_builds.clear()
     assert store.find(KIND, KEY) is None
-    forget(monkeypatch)
+    store_module.verified_builds.clear()
     part.write_bytes(whole)
     assert store.find(KIND, KEY) == artifact
     part.write_bytes(whole[:-1])

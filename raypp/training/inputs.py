@@ -1,4 +1,4 @@
-"""What each worker computes in each optimizer step: its shares of the global batch, padded and on its device."""
+"""The inputs of each worker in each optimizer step: its shares of the global batch, padded and on its device."""
 
 from __future__ import annotations
 

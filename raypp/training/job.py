@@ -1,4 +1,4 @@
-"""One run, ready to train: what travels from the command to its workers."""
+"""A run that is ready to train, as the command sends it to its workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raypp.tasks import Task
 
 @dataclass(frozen=True)
 class Job:
-    """One run, ready to train: everything is resolved, checked and in the store."""
+    """A run that is ready to train: everything is resolved, checked and in the store."""
 
     experiment: Experiment
     task: Task
     run: Location
     """The run's folder."""
     phase: str
-    """What the display calls it: student or teacher."""
+    """Its name in the display: student or teacher."""
     micro_batches: int
     """Shares of a global batch."""
     vocabulary: Vocabulary
@@ -37,15 +37,15 @@ class Job:
     teacher_logits: Artifact | None = None
     """Teacher logits of the training split, joined by row."""
     hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
-    """The terms on both models' hidden states, by name."""
+    """The loss terms on both models' hidden states, by name."""
     trained_teacher: Location | None = None
-    """Model folder of a teacher that was trained first; a given one is found as the student is."""
+    """Model folder of a teacher that was trained first; a given teacher is found by the settings, like the student."""
     group: str | None = None
-    """What W&B groups it under; None: the experiment's name."""
+    """Its group in W&B; None for the experiment's name."""
     started_at: float = field(default_factory=time.time)
     """When the command began, or when a sweep set up this trial, in seconds of Unix time."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What the result records besides: versions, teacher metrics, content keys."""
+    """Further content of the result: versions, teacher metrics, content keys."""
 
     @property
     def kind(self) -> TaskKind:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run reports, on disk line by line, whatever else records it."""
+"""metrics.jsonl: the reports of a run, on disk line by line, independent of other trackers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger("raypp")
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per report, `{"step": …, "train/loss": …, …}`, in the file before `log` returns,
-    and on the disk after `sync`.
+    """metrics.jsonl holds one JSON object per report: `{"step": …, "train/loss": …, …}`. A report is in the file when
+    `log` returns, and on disk after `sync`.
 
-    It stays open, and `cut` puts a new file in its place: a worker whose node is taken for dead may live for some
-    seconds more, and what it still writes goes into the old file, which nobody sees any more.
+    The file stays open, and `cut` replaces it by a new one. So if a worker whose node seems to be dead still writes for
+    some seconds, it writes to the old file, which has no name any more.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,11 @@ class MetricsFile:
         self._file: io.FileIO | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line. Raises ValueError, naming the key, for a value that is not finite."""
+        """Appends one line.
+
+        Raises:
+            ValueError: naming the key; its value is not finite.
+        """
         for key, value in metrics.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}: {value} at step {step} is not a finite number")
@@ -37,7 +41,7 @@ class MetricsFile:
         with_retries(self.path, lambda: self._append(line.encode()))
 
     def _append(self, line: bytes) -> None:
-        """Appends the whole line or, where that fails, nothing of it: a full disk takes a part."""
+        """Appends the whole line, or nothing if writing fails: a full disk may accept a part of it."""
         if self._file is None:
             self._file = io.FileIO(self.path, "ab")
         before = self._file.seek(0, io.SEEK_END)
@@ -47,12 +51,13 @@ class MetricsFile:
                 rest = rest[self._file.write(rest) :]
         except OSError:
             with self._file as file:
-                self._file = None  # a mount that comes back does not know the file that was open
+                self._file = None  # after a remount the open file is no longer valid
                 file.truncate(before)
             raise
 
     def sync(self) -> None:
-        """Has all that was logged so far on the disk, so that it outlasts a loss of power; from any thread."""
+        """Syncs all that was logged so far to disk, so that it survives a power failure. May be called from any
+        thread."""
 
         def flush() -> None:
             with self.path.open("rb") as file:
@@ -67,12 +72,16 @@ class MetricsFile:
             self._file = None
 
     def records(self) -> list[dict[str, Any]]:
-        """All reports, in order. A last line that a crash cut short is left out; any other bad line is a ValueError."""
+        """All reports, in order. A last line that a crash cut short is left out.
+
+        Raises:
+            ValueError: any other line is damaged.
+        """
         return read_records(Location.of(self.path))
 
     def cut(self, step: int) -> None:
-        """Removes, atomically, what a resumed run writes again: lines of steps after `step`, a torn last line, and what
-        `whole_records` leaves out."""
+        """Atomically removes the lines that a resumed run writes again, which are those of steps after `step`, and all
+        damaged lines."""
         self.close()
         file = Location.of(self.path)
         kept = [json.dumps(record) + "\n" for record in whole_records(file) if record["step"] <= step]
@@ -81,14 +90,14 @@ class MetricsFile:
 
 
 def read_records(file: Location, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The reports in a metrics.jsonl anywhere, as `MetricsFile.records` gives them; none where there is no file.
+    """The reports in a metrics.jsonl on any filesystem, as `MetricsFile.records` returns them; empty without a file.
 
     Args:
-        damaged: told of a bad line, which is left out; None: that is a ValueError.
+        damaged: called with a message for each damaged line, which is left out; None to raise a ValueError instead.
     """
     lines = file.read_bytes().split(b"\n") if file.is_file() else []
     records = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is nothing, or torn
+    for number, line in enumerate(lines[:-1], start=1):  # after the last line end there is nothing, or a partial line
         try:
             records.append(_record(line))
         except ValueError as error:
@@ -100,8 +109,8 @@ def read_records(file: Location, damaged: Callable[[str], None] | None = None) -
 
 
 def whole_records(file: Location) -> list[dict[str, Any]]:
-    """The same for who goes on with a run: a line that a loss of power has spoilt is left out and said aloud, since the
-    run is worth more than a report of it."""
+    """The reports in a metrics.jsonl for a run that resumes: a line that a power failure has damaged is left out with a
+    warning, because the run matters more than one of its reports."""
     return read_records(file, damaged=lambda problem: logger.warning("%s; it is left out", problem))
 
 

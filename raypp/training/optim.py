@@ -1,5 +1,5 @@
-"""AdamW with a learning rate of their own for scores, or running means of gradients as scores, and the linear warmup
-and decay of the rates."""
+"""AdamW with a separate learning rate for scores, or with running means of squared gradients as scores, and the linear
+warmup and decay of the learning rates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 def build_optimizer(
     model: nn.Module, scores: Iterable[nn.Parameter], settings: TrainSettings, pruning: PruningSettings | None
 ) -> AdamW:
-    """Groups: weights with decay; biases and norms without; scores without (torch's default would decay them by
-    0.01), at their own rate or, for `FisherPruning`, as running means."""
+    """The optimizer of a model, with these parameter groups:
+
+    - weights, with weight decay; biases and norms, without it;
+    - scores, without weight decay (torch's default would be 0.01), with their own learning rate or, for
+      `FisherPruning`, as running means.
+    """
     score_parameters = list(scores)
     taken = {id(parameter) for parameter in score_parameters}
     decayed: list[nn.Parameter] = []
@@ -32,7 +36,7 @@ def build_optimizer(
                 continue
             taken.add(id(parameter))
             is_norm = isinstance(module, NORMS) or "norm" in type(module).__name__.lower()
-            # DeBERTa has a q_bias and a v_bias beside its layers.
+            # DeBERTa's q_bias and v_bias are parameters of its attention, and not the biases of linear layers.
             (plain if name.endswith("bias") or is_norm else decayed).append(parameter)
     rate, decay = settings.learning_rate, settings.weight_decay
     groups = [
@@ -54,24 +58,27 @@ def build_optimizer(
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, fused, but for two things.
+    """torch's fused AdamW with two differences.
 
-    The gradients' clipping and the step are one pass over memory on a CPU. Groups with a `fisher_decay` take no step:
-    their parameters become running means of their squared gradients, each times the rows of its batch. (In the
-    optimizer, since it is what a loss scaler unscales gradients for, and what it leaves out when they overflow.)
+    On a CPU, clipping the gradients and the step are a single pass over memory. Groups with a `fisher_decay` take no
+    step: their parameters become running means of their squared gradients, each times the number of rows of its batch.
+    (The optimizer does this because a loss scaler unscales the gradients of an optimizer, and skips its step if they
+    overflow.)
     """
 
     _scale = 1.0
-    """What the next step multiplies the gradients by; it is for that one alone."""
+    """The next step multiplies the gradients by this factor, and resets it to 1."""
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float | None, *, at_once: bool = False) -> float:
-        """Scales all gradients that parameters take a step by together down to a norm of `max_norm`, and returns their
-        norm before that.
+        """Clips the common norm of the gradients of all parameters that take a step.
 
         Args:
-            max_norm: None scales none.
-            at_once: so that the gradients can be looked at; else the next step does it on its way.
+            max_norm: None to leave the gradients as they are.
+            at_once: scale the gradients now, so that they can be logged; otherwise the next step scales them.
+
+        Returns:
+            The norm before clipping.
         """
         gradients = [
             parameter.grad
@@ -81,7 +88,7 @@ class AdamW(torch.optim.AdamW):
             if parameter.grad is not None
         ]
         norm = _norm(gradients)
-        # torch's own term against division by 0
+        # The 1e-6 against a division by 0 is torch's.
         self._scale = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
         if at_once:
             self._scale_gradients(gradients)
@@ -89,11 +96,11 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None, *, rows: int = 1) -> None:  # type: ignore[override]
-        """A step of all groups; those with a `fisher_decay` are left without gradients.
+        """Takes a step. Afterwards the parameters of groups with a `fisher_decay` have no gradients.
 
         Args:
-            rows: examples that the loss is the mean over. It matters to a `fisher_decay` alone, where batches differ in
-                size; the same number at every step scales all scores alike.
+            rows: number of examples that the loss is the mean of. It only matters with a `fisher_decay` and batches of
+                different sizes; a constant number scales all scores by the same factor.
         """
         assert closure is None
         for group in self.param_groups:
@@ -112,18 +119,18 @@ class AdamW(torch.optim.AdamW):
                 self._step_on_cpu(kernels, group, parameters, scale)
 
     def _overflows(self) -> Tensor | None:
-        """What a loss scaler says: not 0 if a gradient has overflowed. A fused optimizer leaves such a step out by
-        itself; a loss scaler only tells it of them."""
+        """A tensor set by a loss scaler: not 0 if a gradient has overflowed; None without a scaler. A fused optimizer
+        must skip such a step itself."""
         found: Tensor | None = getattr(self, "found_inf", None)
         return found
 
     def _average(self, group: dict[str, Any], rows: int) -> None:
         overflows = self._overflows()
-        is_left_out = overflows is not None and bool(overflows.item())
+        is_skipped = overflows is not None and bool(overflows.item())
         for score in group["params"]:
-            if score.grad is not None and not is_left_out:  # none of a matrix that the model did not use
+            if score.grad is not None and not is_skipped:  # a matrix that the model did not use has no gradient
                 _average_squares(score, score.grad, group["fisher_decay"], rows)
-            score.grad = None  # which is what AdamW passes over
+            score.grad = None  # so that AdamW skips it
 
     def _scale_gradients(self, gradients: list[Tensor]) -> None:
         if self._scale != 1.0:
@@ -137,7 +144,7 @@ class AdamW(torch.optim.AdamW):
         assert not group["maximize"]
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
-            if not state:  # as torch's own
+            if not state:  # the same initial state as torch's
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
@@ -158,12 +165,12 @@ class AdamW(torch.optim.AdamW):
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
-    """The 2-norm of all of them together."""
+    """The 2-norm of all gradients together."""
     if not gradients or gradients[0].device.type != "cpu":
         return float(nn.utils.get_total_norm(gradients))
     if (kernels := cpu_kernels.kernels_for(*gradients)) is not None:
         return math.sqrt(kernels.sum_squares(gradients))
-    # On a CPU a dot product reads memory three times as fast as torch's norm.
+    # On a CPU, a dot product reads memory three times as fast as torch's norm.
     flats = [gradient.reshape(-1) for gradient in gradients]
     return float(torch.stack([torch.dot(flat, flat) for flat in flats]).sum().sqrt())
 
@@ -171,8 +178,8 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 def _average_squares(mean: nn.Parameter, gradient: Tensor, decay: float, rows: int) -> None:
     """mean = decay * mean + (1 - decay) * rows * gradient^2, in place.
 
-    The square of a mean of independent rows' gradients is, but for the square of what they have in common, 1 / rows of
-    the mean of their squares: so a short last batch counts no more than a full one.
+    For independent rows whose gradients have mean 0, the expected square of the batch's mean gradient is 1 / rows times
+    the mean of the rows' squared gradients. The factor `rows` makes a short last batch count as much as a full one.
     """
     if (kernels := cpu_kernels.kernels_for(mean, gradient)) is not None:
         kernels.average_squares(mean, gradient, decay, rows)
@@ -182,20 +189,19 @@ def _average_squares(mean: nn.Parameter, gradient: Tensor, decay: float, rows: i
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The present rates by the name of their group."""
+    """The current learning rates by the name of their group."""
     return {group["name"]: group["lr"] for group in optimizer.param_groups if "peak_rate" in group}
 
 
 def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """What the peak learning rate is multiplied by at a step (counted from 0): a linear rise, then a linear fall to
-    0."""
+    """The factor of the peak learning rate at a step (counted from 0): a linear warmup, then a linear decay to 0."""
     if step < warmup_steps:
         return step / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Gives every group its peak rate times `factor`."""
+    """Sets the learning rate of every group to its peak rate times `factor`."""
     for group in optimizer.param_groups:
         if "peak_rate" in group:
             group["lr"] = group["peak_rate"] * factor

@@ -17,17 +17,17 @@ BinCounts = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 @torch.no_grad()
 def parameter_statistics(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, float]:
-    """Mean, standard deviation (of the population), minimum and maximum of each trained parameter, and of its gradient.
+    """Mean, standard deviation (of the population), minimum and maximum of each trained parameter and its gradient.
 
     Returns:
-        By `parameters/NAME/mean` and so on, and `gradients/NAME/mean` and so on where there is a gradient. What holds a
-        value that is not finite (gradients of a step that float16's scaler skips) is left out.
+        Values by `parameters/NAME/mean` and so on and, if there is a gradient, by `gradients/NAME/mean` and so on. A
+        tensor with a value that is not finite (a gradient of a step that float16's scaler skips) is left out.
     """
     found = {
         key: torch.stack([numbers.mean(), numbers.std(correction=0), numbers.min(), numbers.max()])
         for key, numbers in _trained(parameters)
     }
-    # All together: a GPU is waited for once.
+    # All values at once, to wait for a GPU only once.
     values = torch.stack(list(found.values())).tolist() if found else []
     return {
         f"{key}/{name}": number
@@ -39,11 +39,12 @@ def parameter_statistics(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict
 
 @torch.no_grad()
 def parameter_histograms(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, BinCounts]:
-    """How many elements of each trained parameter, and of its gradient, have which value.
+    """Histograms of the elements of each trained parameter and of its gradient.
 
     Returns:
-        By `parameters/NAME` and `gradients/NAME`, in equal bins from the lowest to the highest value; of equal values,
-        in bins from half below to half above, as numpy has it. What holds a value that is not finite is left out.
+        Histograms by `parameters/NAME` and `gradients/NAME`, with equal bins from the lowest to the highest value. If
+        all values are equal, the bins are from 0.5 below to 0.5 above it, as in numpy. A tensor with a value that is
+        not finite is left out.
     """
     histograms = {}
     for key, numbers in _trained(parameters):
@@ -57,7 +58,7 @@ def parameter_histograms(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict
 
 
 def _trained(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    """Key and float values of each trained parameter and of its gradient."""
+    """Yields key and float values of each trained parameter and of its gradient."""
     for name, parameter in parameters:
         if parameter.requires_grad:
             yield f"parameters/{name}", parameter.detach().float()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-# What torch calls the instructions that multiply bfloat16: Intel's and AMD's, and Arm's.
+# torch's names of the CPU instructions that multiply bfloat16: those of Intel and AMD, and that of Arm.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -24,10 +24,10 @@ def build_precision(
 
 
 def slow_precision(name: str, device: torch.device) -> str | None:
-    """What to say of a precision that costs time on this device instead of saving it; None of any other."""
+    """A message for the user if the precision is slower than float32 on this device; None otherwise."""
     if name != "bfloat16" or device.type != "cpu":
         return None
-    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch, which does not tell
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch, which cannot tell
         return None
     capabilities = torch.cpu.get_capabilities()
     if any(capabilities.get(instructions) for instructions in BFLOAT16_INSTRUCTIONS):

@@ -15,32 +15,32 @@ from raypp.errors import ConfigError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Numbers of optimizer steps, all known before the first one."""
+    """The optimizer steps of a run, all known before the first one."""
 
     epoch_steps: tuple[int, ...]
-    """Global batches of each epoch that the run begins; they differ where batches are cut by tokens."""
+    """Global batches of each epoch that the run begins; the numbers differ if batches are cut by tokens."""
     total: int
     warmup: int
     evaluation: EvaluationSettings
     between_checkpoints: int | None
 
     def place(self, step: int) -> tuple[int, int]:
-        """The epoch of a step and its batch in it, both counted from 0."""
+        """The epoch of a step and the number of its batch in that epoch, both counted from 0."""
         epoch = bisect_right(self._ends, step)
         return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Steps done at the end of each epoch."""
+        """Total steps at the end of each epoch."""
         return list(accumulate(self.epoch_steps))
 
     def epochs_after(self, done: int) -> float:
-        """Epochs, with their part, that so many steps make."""
+        """Number of epochs, with a fraction, after `done` steps."""
         epoch, place = self.place(done)
         return epoch + (place / self.epoch_steps[epoch] if place else 0)
 
     def evaluates_after(self, done: int) -> bool:
-        """Whether dev is evaluated after so many steps; after the last one always."""
+        """Whether the run evaluates after `done` steps. It always does after the last one."""
         if done == self.total:
             return True
         if self.evaluation.every_steps is not None:
@@ -51,7 +51,7 @@ class StepPlan:
         return math.floor(self.epochs_after(done) / (self.evaluation.every_epochs or 1) + 1e-9)
 
     def saves_after(self, done: int) -> bool:
-        """Whether a checkpoint is written after so many steps; at every evaluation always."""
+        """Whether the run writes a checkpoint after `done` steps. It always does at an evaluation."""
         return self.evaluates_after(done) or (
             self.between_checkpoints is not None and done % self.between_checkpoints == 0
         )
@@ -63,10 +63,10 @@ def plan_steps(
     batches_of: Callable[[int], int],
     checkpoint_every_steps: int | None = None,
 ) -> StepPlan:
-    """Lays a run out.
+    """Plans the steps of a run.
 
     Args:
-        batches_of: the number of global batches of an epoch, counted from 0 (`batches.batch_counter`).
+        batches_of: returns the number of global batches of an epoch, counted from 0 (`batches.batch_counter`).
 
     Raises:
         ConfigError: the warmup is longer than the run.

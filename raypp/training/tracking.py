@@ -1,14 +1,14 @@
-"""Recording of a run with Weights & Biases: by rank 0, and if it is wanted; otherwise a null object takes its place.
+"""Tracking of a run with Weights & Biases on rank 0. A null object replaces it on other ranks, and if W&B is off.
 
-W&B must never stop or slow training. Whatever it does at the speed of a network or a disk happens on a thread of its
-own: the training thread only puts work into a queue. A server that cannot be reached, a key that is refused or an
-exception inside wandb is said once, aloud, and the run goes on, recorded offline in `<run folder>/wandb/`.
+W&B must never stop or slow down training. Everything that may wait for a network or a disk runs on a separate thread:
+the training thread only puts work into a queue. If the server cannot be reached, the key is refused or wandb raises an
+exception, the user is warned once, and the run continues, recorded offline in `<run folder>/wandb/`.
 
-Resuming. A session that resumes a run first repeats what metrics.jsonl holds up to the resumed step. So an offline
-session, which writes a folder of its own, holds the whole run and replaces the folder before it (`upload_recorded` does
-where the run's folder is remote): `wandb sync` of two folders of one run would shift the second one's steps past the
-first one's. An online session continues the run under its id, and W&B ignores the steps that it knows. A run that
-starts from the beginning replaces what is under its id.
+A session that resumes a run first logs again what metrics.jsonl holds up to the resumed step. So an offline session,
+which writes its own folder, holds the whole run and replaces the earlier folder (for a remote run, `upload_recorded`
+replaces it); otherwise `wandb sync` of two folders of one run would shift the steps of the second one past those of the
+first one. An online session continues the run under its id, and W&B ignores the steps that it already has. A run that
+starts from the beginning replaces the run with its id.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INIT_SECONDS = 20.0  # for the server to register an online run
-UPLOAD_SECONDS = 30.0  # for what is not uploaded yet when the run ends
-FINISH_SECONDS = 90.0  # for finish() altogether: a slow start, the upload, and closing the files
+INIT_SECONDS = 20.0  # limit for the server to register an online run
+UPLOAD_SECONDS = 30.0  # limit for the remaining upload when the run ends
+FINISH_SECONDS = 90.0  # limit for the whole of finish(): a slow start, the upload, and closing the files
 
 NO_KEY = "no API key is configured (`wandb login` stores one)"
 QUIET = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "x_disable_stats": True}
@@ -43,40 +43,40 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Tracker:
-    """Where a run is recorded. Nothing that happens to the recording raises, and no method waits but `finish`."""
+    """Records a run. No failure of the recording raises, and only `finish` waits."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of one report. Steps never go down; two reports of one step become one."""
+        """Records the metrics of one report. Steps must not decrease; reports of the same step are merged."""
 
     def log_histograms(self, step: int, histograms: Mapping[str, BinCounts]) -> None:
-        """Records histograms by name, at this step. A resumed run has those of its own steps."""
+        """Records histograms by name, at this step. A resumed session does not repeat those of earlier steps."""
 
     def log_figures(self, figures: Mapping[str, Path]) -> None:
-        """Records figures (PNG or JPEG files) by name, at the last step logged."""
+        """Records figures (PNG or JPEG files) by name, at the last logged step."""
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Records a table, at the last step logged."""
+        """Records a table, at the last logged step."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Records what the run came to."""
+        """Records final values of the run."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Ends the recording; returns when it is on disk and uploaded, or after `FINISH_SECONDS`."""
+        """Ends the recording. Returns when it is on disk and uploaded, or after `FINISH_SECONDS`."""
 
     def sync_command(self) -> str | None:
-        """The command that uploads what is recorded offline; None if there is nothing to upload."""
+        """The command that uploads offline recordings; None if there is nothing to upload."""
         return None
 
 
 class NullTracker(Tracker):
-    """Records nothing: ranks other than 0, and runs with `tracking.wandb: off`."""
+    """Records nothing. Used on ranks other than 0, and with `tracking.wandb: off`."""
 
 
 class WandbTracker(Tracker):
-    """Records a run with Weights & Biases, from a thread of its own. One at a time in a process.
+    """Records a run with Weights & Biases, from a separate thread. A process may have only one at a time.
 
-    `resume_step` is the step of the checkpoint that the run goes on from, None for a run that starts at the beginning.
-    `warn` is called, from the other thread, with each line that the user should see.
+    `resume_step` is the step of the checkpoint that the run resumes from, None for a run that starts from the
+    beginning. `warn` is called from the other thread with each line that the user should see.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class WandbTracker(Tracker):
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
         assert settings.wandb != "off", "make_tracker gives a NullTracker"
-        # Imported here, before training, and not on the other thread, where it could meet another half-done import.
+        # Imported here, before training, because on the other thread the import could conflict with one on this thread.
         import wandb
 
-        # wandb's own telemetry, not the run's, which would print that a server refused it.
+        # wandb's own telemetry, which has nothing to do with the run, would print that a server refused it.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
         self._wandb = wandb
         self._settings = settings
@@ -115,7 +115,7 @@ class WandbTracker(Tracker):
         self._work: queue.SimpleQueue[Callable[[wandb.Run], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._record, name="wandb", daemon=True)
         self._exit_code: int | None = None
-        self._unfinished: list[Path] = []  # the folder of the open run: not all of it is uploaded
+        self._unfinished: list[Path] = []  # the folder of the open run, which is not fully uploaded
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -147,7 +147,7 @@ class WandbTracker(Tracker):
         self._put(lambda run: run.summary.update(values))
 
     def _put(self, work: Callable[[wandb.Run], None]) -> None:
-        if self._thread.is_alive():  # else recording has stopped, or W&B is disabled: nothing would empty the queue
+        if self._thread.is_alive():  # if recording has stopped or W&B is disabled, nothing would empty the queue
             self._work.put(work)
 
     def finish(self, exit_code: int = 0) -> None:
@@ -156,7 +156,7 @@ class WandbTracker(Tracker):
             self._work.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"W&B: not finished after {FINISH_SECONDS:.0f} s; going on without it")
+            self._warn(f"W&B: not finished after {FINISH_SECONDS:.0f} s; continuing without it")
 
     def sync_command(self) -> str | None:
         folders = dict.fromkeys([*self._folders("offline-run-*"), *self._unfinished])
@@ -166,15 +166,15 @@ class WandbTracker(Tracker):
     # --- on the other thread -----------------------------------------------------------------------------------------
 
     def _record(self) -> None:
-        # The one place that catches everything: an error in a recorder must not end a run, but is never kept silent.
-        # SystemExit is what wandb raises where its service process ends badly.
+        # The only place that catches every exception: an error in W&B must not end the run, but the user is warned.
+        # wandb raises SystemExit if its service process fails.
         try:
             run = self._open()
             if run is not None:
                 self._write(run)
         except (Exception, SystemExit) as error:
-            later = f"; what was recorded is uploaded by: {self.sync_command()}" if self._unfinished else ""
-            self._warn(f"W&B: recording stopped, the run goes on: {_one_line(error)}{later}")
+            later = f"; upload what was recorded so far with: {self.sync_command()}" if self._unfinished else ""
+            self._warn(f"W&B: recording stopped, the run continues: {_one_line(error)}{later}")
 
     def _write(self, run: wandb.Run) -> None:
         self._unfinished = [self._run_folder / "wandb" / Path(run.dir).parent.name]
@@ -189,7 +189,7 @@ class WandbTracker(Tracker):
         self._unfinished = []
 
     def _open(self) -> wandb.Run | None:
-        """The open run: online if that is wanted and possible, else offline; None where W&B is disabled."""
+        """Opens the run: online if that is requested and possible, otherwise offline. None if W&B is disabled."""
         mode = self._start_service()
         if mode == "disabled":
             return None
@@ -208,13 +208,14 @@ class WandbTracker(Tracker):
         return run
 
     def _start_service(self) -> str:
-        """Starts wandb's service process. Returns the mode: as set; in auto, what WANDB_MODE or `wandb offline` say."""
+        """Starts wandb's service process. Returns the mode of the settings or, for auto, that of WANDB_MODE or
+        `wandb offline`."""
         mode = {} if self._settings.wandb == "auto" else {"mode": self._settings.wandb}
         return str(self._wandb.setup(self._wandb.Settings(silent=True, **mode)).settings.mode)
 
     def _try_online(self) -> tuple[wandb.Run | None, str | None]:
-        """An online run, or None and why."""
-        # Asking first takes at most 10 s and leaves nothing behind; an init that fails leaves a half-made run.
+        """An online run and None, or None and the problem."""
+        # This check takes at most 10 s and leaves nothing behind; an init that fails would leave an incomplete run.
         try:
             if not self._wandb.login(prompt=False, verify=True):
                 return None, NO_KEY
@@ -236,15 +237,15 @@ class WandbTracker(Tracker):
             mode=mode,
             resume="allow"
             if mode == "online" and self._resume_step is not None
-            else None,  # None: replace the id's run
-            reinit="create_new",  # leave alone a run that the user's own program may have open
+            else None,  # None replaces the run with this id
+            reinit="create_new",  # does not touch a run that the user's program may have open
             settings=self._wandb.Settings(**QUIET, **limits),
             **self._init_arguments,
         )
 
     def _release(self) -> None:
-        """Ends wandb's service process, which returns when all files are written; `finish` alone may be early."""
-        if self._wandb.run is None:  # else the user's own program has a run open, which would end with it
+        """Ends wandb's service process, which waits until all files are written; `run.finish` may return earlier."""
+        if self._wandb.run is None:  # otherwise the user's program has a run open, which would end, too
             self._wandb.teardown()
 
     def _folders(self, pattern: str) -> list[Path]:
@@ -252,16 +253,16 @@ class WandbTracker(Tracker):
 
 
 def make_tracker(settings: TrackingSettings, **run: Any) -> Tracker:
-    """A `WandbTracker(settings, **run)`, unless W&B is off."""
+    """A `WandbTracker(settings, **run)`, or a `NullTracker` if W&B is off."""
     return NullTracker() if settings.wandb == "off" else WandbTracker(settings, **run)
 
 
 def upload_recorded(folder: Path, destination: Location) -> None:
-    """Uploads a finished session's folder, metrics.jsonl and all, to where sessions before it may be recorded: what it
-    has recorded with W&B replaces their offline folders, as it does where they are local."""
+    """Uploads the folder of a finished session, with metrics.jsonl, to the run's remote folder. Its W&B folder replaces
+    the offline folders of earlier sessions, as it does for a local run."""
     wandb = folder / "wandb"
     for link in wandb.glob("*"):
-        if link.is_symlink():  # `latest-run` and the like, which would be uploaded as a copy
+        if link.is_symlink():  # links such as `latest-run` would be uploaded as copies
             link.unlink()
     destination.upload(folder)
     own = {path.name for path in wandb.glob("*run-*")}

@@ -1,9 +1,9 @@
-"""The rows of the training split's features: how many, and where batches are cut by tokens, how long each is.
+"""The number of rows of the training split's features and, if batches are cut by tokens, the length of each row.
 
-The number of steps follows from them, and with it the schedule, so all must be known before the first step. Where each
-example makes one row, reading them is enough. How many windows long contexts make, how many blocks a text, and how many
-tokens a row has, is known once the features are made: as anywhere, with Ray Data, for the store to keep. A command that
-only plans (`raypp show`) counts in its own process instead.
+They determine the number of steps and thereby the schedule, so they must be known before the first step. If each
+example makes one row, reading the examples is enough. The number of windows of long contexts, of blocks of plain text,
+and of tokens of a row are only known once the features exist. The features are made with Ray Data and kept in the
+store, as usual; a command that only plans (`raypp show`) counts in its own process instead.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from raypp.models.loading import load_tokenizer
 from raypp.store import Artifact, Store
 
 Lengths = npt.NDArray[np.int64]
-"""Tokens of each row, [rows]; all 0 where batches are cut by rows, since nobody asks then."""
+"""Tokens of each row, [rows]; all 0 if batches are cut by rows, because the lengths are not needed then."""
 TRAIN_SPLIT = "train"
 logger = logging.getLogger("raypp")
 
-# By content key: the trials of a sweep share their input.
-_counted: dict[tuple[str, bool], Lengths] = {}
-_rows: dict[str, int] = {}
+# By content key, because the trials of a sweep share their input.
+_lengths: dict[tuple[str, bool], Lengths] = {}
+_row_counts: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class TrainingRows:
     """Whether batches are cut by tokens."""
 
     def known(self) -> Lengths | None:
-        """Lengths, as far as they are known without making features; None where they are not.
+        """The lengths, if they are known without making features; None otherwise.
 
-        Reads every split once, so that a bad row is found now. What is in the store was read, and plain text is read
-        when it is cut.
+        Reads every split once, so that a bad row is found now. Splits whose features are in the store were read before,
+        and plain text is read when it is cut.
 
         Raises:
-            ConfigError: with what is wrong in each split.
+            ConfigError: lists the problems of every split.
+            StorageFailed: the store fails after all retries.
         """
         problems = Problems()
         rows = {}
@@ -63,20 +64,21 @@ class TrainingRows:
                     rows[split] = self._read(split)
         problems.stop()
         if self.kind.cuts_texts and any(self._stored(split) is None for split in self.kind.task.run_splits):
-            return None  # a split that leaves no block is found when it is cut
+            return None  # a split without a single block is found when it is cut
         if (artifact := self._stored(TRAIN_SPLIT)) is not None:
             return self._lengths_in(artifact)
         needs_features = self.by_tokens or not self.kind.rows_are_examples
         return None if needs_features else np.zeros(rows[TRAIN_SPLIT], np.int64)
 
     def make(self, prepare: Callable[[str], Artifact] | None) -> Lengths:
-        """Lengths that are not known yet.
+        """The lengths, if `known` returns None.
 
         Args:
-            prepare: makes the features of a split; None: they are counted in this process.
+            prepare: makes the features of a split; None to count in this process instead.
 
         Raises:
-            ConfigError: a text cannot be read or tokenized, or none is left.
+            ConfigError: a text cannot be read or tokenized, or a split has no rows.
+            StorageFailed: the store fails after all retries.
         """
         problems = Problems()
         lengths = {}
@@ -93,9 +95,9 @@ class TrainingRows:
 
     def _read(self, split: str) -> int:
         key = self._key(split)
-        if key not in _rows:
-            _rows[key] = sum(batch.num_rows for batch in self.raw.read(split))
-        return _rows[key]
+        if key not in _row_counts:
+            _row_counts[key] = sum(batch.num_rows for batch in self.raw.read(split))
+        return _row_counts[key]
 
     def _key(self, split: str) -> str:
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=self.tokenizer)
@@ -110,9 +112,9 @@ class TrainingRows:
 
     def _count(self, split: str) -> Lengths:
         key = self._key(split), self.by_tokens
-        if key not in _counted:
+        if key not in _lengths:
             logger.warning(
-                "%s is tokenized in this process, only to count the steps; after `raypp prepare` it need not be",
+                "%s is tokenized in this process, only to count the steps; `raypp prepare` makes this unnecessary",
                 self.raw.describe(split),
             )
             tokenizer = load_tokenizer(self.tokenizer_folder, "student.model")
@@ -121,5 +123,5 @@ class TrainingRows:
                 Features.from_table(table).lengths if self.by_tokens else np.zeros(table.num_rows, np.int64)
                 for table in tables
             ]
-            _counted[key] = np.concatenate([np.zeros(0, np.int64), *lengths])
-        return _counted[key]
+            _lengths[key] = np.concatenate([np.zeros(0, np.int64), *lengths])
+        return _lengths[key]

@@ -411,7 +411,7 @@ def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: 
             os.kill(command.one_of("wandb-core"), signal.SIGKILL)
         status, output = command.end()
     assert status == 0, output
-    said = "recording stopped, the run goes on" if dies else "is recorded offline"
+    said = "recording stopped, the run continues" if dies else "is recorded offline"
     assert " ".join(output.split()).count(said) == 1, "said once"
     assert "Traceback" not in output
     assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))

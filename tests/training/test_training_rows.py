@@ -30,9 +30,9 @@ from raypp.training.training_rows import TrainingRows
 
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins as a process that has counted nothing."""
-    monkeypatch.setattr(training_rows, "_counted", {})
-    monkeypatch.setattr(training_rows, "_rows", {})
+    """Each test begins like a process that has counted nothing."""
+    monkeypatch.setattr(training_rows, "_lengths", {})
+    monkeypatch.setattr(training_rows, "_row_counts", {})
 
 
 TASK = {"name": "people", "kind": "question_answering", "unanswerable": True}
