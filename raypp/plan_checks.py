@@ -50,7 +50,11 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
 
 
 def check_device(experiment: Experiment) -> None:
-    """Refuses a run in this process on a GPU that this machine lacks."""
+    """Refuses a run in this process on a GPU if this machine has none.
+
+    Raises:
+        ConfigError: torch sees no GPU.
+    """
     import torch
 
     gpus = experiment.cluster.gpus_per_worker

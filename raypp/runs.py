@@ -26,7 +26,12 @@ LOCK_POLL_SECONDS = 0.5
 
 
 def may_be_finished(experiment: Experiment) -> bool:
-    """Whether a run of the experiment's name is finished. Which one is the experiment's, only its plan knows."""
+    """Whether any run of the experiment's name is finished. Only its plan knows which run belongs to the experiment.
+
+    Raises:
+        ConfigError: `cluster.storage` cannot be opened.
+        StorageFailed: the storage fails after all retries.
+    """
     folder = Location.of(experiment.cluster.storage, "cluster.storage") / experiment.name
     try:
         runs = folder.children() if experiment.run is None else [folder / experiment.run]
@@ -72,7 +77,7 @@ def local_model(run: Location, named: str, field: str) -> Iterator[Path]:
 
 
 def model_checksums(run: Location) -> dict[str, str]:
-    """sha256 (hex) of every file of the model that a run left, by name."""
+    """sha256 (hex) of every file of a run's model, by name."""
     return {file.name: file.sha256() for file in (run / "model").files()}
 
 

@@ -181,7 +181,7 @@ def test_a_causal_student_of_another_shape_follows_its_teacher(
         ({"data": {"source": {"kind": "synthetic"}}}, "data.source: sentences needs kind: text, hub_text or glue_text"),
         (
             {"student": {"model": "MINILM"}, "teacher": {"model": "MINILM"}},
-            "teacher.model: .* is not fine-tuned, it lacks",
+            "teacher.model: .* is not fine-tuned, because it lacks",
         ),
         ({"student": {"model": "TEACHER", "layers": [1, 4]}}, "student.layers: 4 is no layer of .*; allowed: 0 to 3"),
         ({"student": {"model": "TEACHER", "config": "nowhere.json"}}, "student.config: 'nowhere.json' cannot be read"),

@@ -1,1 +1,1 @@
-"""What a model predicts of a split, and the metrics of it."""
+"""A model's predictions on a split, and their metrics."""

@@ -1,16 +1,16 @@
-"""Which of two values of a metric is the better one."""
+"""Whether higher or lower values of a metric are better."""
 
 from __future__ import annotations
 
 LOWER_IS_BETTER = ("perplexity",)
-"""The metrics of which less is better; of all others more is."""
+"""The metrics whose lower values are better. Higher is better for all others."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better; by its name or its key (`eval/perplexity`)."""
+    """Whether lower values of a metric are better. `metric` is its name or its key (`eval/perplexity`)."""
     return metric.rpartition("/")[2] in LOWER_IS_BETTER
 
 
 def merit(metric: str, value: float) -> float:
-    """The value, or its negative where less is better: of two merits the higher is the better one."""
+    """The value, or its negative if lower is better, so that a higher merit is always better."""
     return -value if lower_is_better(metric) else value

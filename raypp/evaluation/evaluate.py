@@ -1,7 +1,7 @@
-"""Predictions and metrics over whole splits, sharded over the workers and exact.
+"""Predictions and exact metrics on whole splits, sharded over the workers.
 
-Every worker predicts its part, the predictions are gathered, and metrics are computed once over all of them: a mean of
-per-worker F1 scores is not an F1 score.
+Every worker predicts its part, the predictions are gathered, and the metrics are computed once over all of them,
+because a mean of per-worker F1 scores is not an F1 score.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from raypp.tasks import Task
 
 EVALUATION_BATCH_SIZE = 64
-EVALUATION_TOKENS = 64 * 128  # with padding: longer rows come in smaller batches
+EVALUATION_TOKENS = 64 * 128  # limit of a batch's tokens, with padding: longer rows come in smaller batches
 
 
 def split_key(split: str, splits: tuple[str, ...]) -> str:
-    """Prefix of a split's metrics: `eval/` where there is one, `eval/matched/` where there are several."""
+    """Prefix of the keys of a split's metrics: `eval/` for a single split, `eval/matched/` if there are several."""
     return "eval/" if len(splits) == 1 else f"eval/{split.removeprefix('dev_')}/"
 
 
 def headline_key(task: Task) -> str:
-    """The metric that runs are compared by, on the first evaluation split."""
+    """Key of the metric by which runs are compared, on the first evaluation split."""
     return f"{split_key(task.eval_splits[0], task.eval_splits)}{task.headline}"
 
 
@@ -69,8 +69,8 @@ def predict(
     worker: Worker,
     batch_size: int = EVALUATION_BATCH_SIZE,
 ) -> Predictions:
-    """Outputs for all rows, the same on every worker and for any number of workers. Leaves the model in evaluation
-    mode."""
+    """A model's outputs for all rows of a split: the same on every worker, and for any number of workers. Leaves the
+    model in evaluation mode."""
     model.eval()
     places, predicted = [], []
     plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)[worker.rank :: worker.world_size]
@@ -87,7 +87,7 @@ def predict(
 def evaluate(
     model: nn.Module, splits: Mapping[str, Any], kind: TaskKind, pad_id: int, worker: Worker
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
-    """Metrics of every evaluation split, by key, and the predictions they come from.
+    """Metrics of all evaluation splits, by key, and the predictions of each split.
 
     Raises:
         FloatingPointError: a logit is not finite.
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def metrics_of(kind: TaskKind, predictions: Mapping[str, Predictions]) -> dict[str, float]:
-    """Metrics of every split, by key.
+    """Metrics of all splits, by key.
 
     Raises:
         FloatingPointError: a prediction is not finite.

@@ -13,40 +13,41 @@ Array = npt.NDArray[Any]
 
 
 def accuracy(predicted: Array, labels: Array) -> float:
-    """The part of the rows whose label was predicted."""
+    """The fraction of rows whose label [rows] is predicted [rows]."""
     return float(np.mean(predicted == labels))
 
 
 def f1(predicted: Array, labels: Array) -> float:
-    """F1 of the second label, as GLUE has it for MRPC and QQP; 0.0 where it is neither predicted nor there."""
+    """F1 of label 1 of two arrays [rows], as in GLUE's MRPC and QQP; 0.0 if label 1 occurs in neither of them."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, pos_label=1, zero_division=0.0))
 
 
 def macro_f1(predicted: Array, labels: Array) -> float:
-    """The mean of the F1 of each label that is predicted or there."""
+    """The mean of the F1 scores of all labels that occur in either of two arrays [rows]."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
 
 
 def matthews(predicted: Array, labels: Array) -> float:
-    """Matthews' correlation of two or more classes; 0.0 where all predictions, or all labels, are the same."""
+    """Matthews' correlation of two or more classes [rows]; 0.0 if all predictions, or all labels, are the same."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(labels, predicted))
 
 
 def pearson(predicted: Array, labels: Array) -> float:
-    """Pearson's correlation; 0.0 where it is undefined, which is where predictions or labels are all the same."""
+    """Pearson's correlation of two arrays [rows]; 0.0 if it is undefined, because predictions or labels are all the
+    same."""
     from scipy.stats import pearsonr
 
     return _defined(pearsonr, predicted, labels)
 
 
 def spearman(predicted: Array, labels: Array) -> float:
-    """Spearman's rank correlation; 0.0 where it is undefined, as `pearson`."""
+    """Spearman's rank correlation of two arrays [rows]; 0.0 if it is undefined, as `pearson`."""
     from scipy.stats import spearmanr
 
     return _defined(spearmanr, predicted, labels)
@@ -60,13 +61,13 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-"""Every metric that the task table may name: of predicted classes or values, and labels. Higher is better."""
+"""Every metric of predicted classes or values and labels that the task table may name. Higher is better."""
 
 
 def exp_entropy(logits: Array) -> float:
-    """exp(mean over rows of H(softmax(logits))), H in nats: from 1 (certain) to the number of classes (clueless).
+    """exp(mean over rows of H(softmax(logits))) of logits [rows, classes], with the entropy H in nats.
 
-    The exponential of the mean entropy, as the movement-pruning scripts reported it.
+    It is from 1 (certain) to the number of classes (uniform); the movement-pruning scripts reported it.
     """
     from scipy.special import log_softmax
 
@@ -76,12 +77,12 @@ def exp_entropy(logits: Array) -> float:
 
 
 def class_metrics(names: Sequence[str], logits: Array, labels: Array) -> dict[str, float]:
-    """These metrics of the classes with the highest logits, and `exp_entropy`; all of them finite.
+    """Metrics of the classes with the highest logits, and `exp_entropy`. All of them are finite.
 
     Args:
-        names: of METRICS, the headline first.
+        names: keys of METRICS, the headline first.
         logits: [rows, classes].
-        labels: their numbers, [rows].
+        labels: numbers of the classes, [rows].
 
     Raises:
         ValueError: there are no rows.
@@ -92,12 +93,24 @@ def class_metrics(names: Sequence[str], logits: Array, labels: Array) -> dict[st
 
 
 def value_metrics(names: Sequence[str], values: Array, labels: Array) -> dict[str, float]:
-    """These metrics of predicted values [rows] and true ones; otherwise as `class_metrics`."""
+    """Metrics of predicted values [rows] and true values [rows]. All of them are finite.
+
+    Args:
+        names: keys of METRICS, the headline first.
+
+    Raises:
+        ValueError: there are no rows.
+        FloatingPointError: a value is not finite.
+    """
     return _computed(names, require_finite(values), labels)
 
 
 def require_finite(predictions: Array) -> Array:
-    """The predictions; FloatingPointError where one is not finite."""
+    """Returns the predictions.
+
+    Raises:
+        FloatingPointError: one of them is not finite.
+    """
     if not np.isfinite(predictions).all():
         row = int(np.argwhere(~np.isfinite(predictions))[0][0])
         raise FloatingPointError(f"the prediction of row {row} is not finite: {predictions[row]}")

@@ -1,4 +1,4 @@
-"""What a model predicts of one split."""
+"""A model's predictions on one split."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 def without_padding(outputs: Tensor, batch: Mapping[str, Tensor], per_token: bool) -> np.ndarray:
-    """A batch's outputs as they are kept, float32: [rows, outputs] or, of its real tokens, [tokens, outputs]; in the
-    order of `Features.places`."""
+    """A batch's outputs without padding, in the order of `Features.places`.
+
+    Returns:
+        float32 [rows, outputs] or, if `per_token`, [tokens, outputs].
+    """
     if per_token:
         outputs = outputs[batch["attention_mask"].bool()]
     kept: np.ndarray = outputs.float().cpu().numpy()
@@ -29,7 +32,7 @@ class Predictions:
 
     features: Features
     logits: np.ndarray
-    """float32 [rows, outputs] or, token by token, [tokens, outputs], in the task's order."""
+    """float32 [rows, outputs] or, for outputs of each token, [tokens, outputs]. The outputs are in the task's order."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -38,7 +41,7 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """As the features have them; without meaning where `labelled` is False."""
+        """The features' labels; meaningless for rows where `labelled` is False."""
         return self.features.labels
 
     @property

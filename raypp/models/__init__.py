@@ -1,1 +1,1 @@
-"""Pretrained models and tokenizers: found, checked, loaded, cut to a student, saved."""
+"""Pretrained models and tokenizers: finding, checking, loading and saving them, and making a student of them."""

@@ -1,4 +1,4 @@
-"""Which parameters a run leaves as they are: all embeddings, or those of positions and token types alone."""
+"""The parameters that a run freezes: all embeddings, or only those of positions or token types."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     from raypp.config import Experiment
 
-# What transformers' families call the module.
+# Names of the modules in the model families of transformers.
 POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 TOKEN_TYPES = ("token_type_embeddings",)
-# Where the base model has no module of all its embeddings; the tokens' are those of encoder and decoder.
+# For base models without a module of all embeddings. These are the token embeddings of an encoder and decoder.
 TOKENS = ("embed_tokens",)
 LAYER_NORMS = ("layernorm_embedding", "layer_norm_emb", "word_embeddings_layernorm")
 
 
 def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
-    """Takes the gradient from what the settings keep as it is.
+    """Freezes the parameters that the settings name.
 
     Raises:
         ConfigError: the model has no such embeddings.
@@ -45,21 +45,19 @@ def freeze(model: PreTrainedModel, experiment: Experiment) -> None:
 
 
 def freezes_embeddings(experiment: Experiment) -> bool:
-    """Whether a run leaves the embeddings as they are: as the settings say, by default only when it prunes a student
-    that has learned some."""
+    """Whether a run freezes the embeddings. By default it does if it prunes a pretrained student."""
     chosen = experiment.train.freeze_embeddings
     by_default = experiment.pruning is not None and experiment.student.config is None
     return by_default if chosen is None else chosen
 
 
 def embeddings_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that are kept as they are when embeddings are frozen: tokens, positions, token types, their
-    LayerNorm."""
+    """The modules that `train.freeze_embeddings` freezes: of tokens, positions, token types, and their LayerNorm."""
     encoder = model.base_model
-    together = getattr(encoder, "embeddings", None)
-    if together is None or isinstance(together, nn.Embedding):  # XLM calls its tokens' so
+    embeddings = getattr(encoder, "embeddings", None)
+    if embeddings is None or isinstance(embeddings, nn.Embedding):  # XLM's are only its token embeddings
         return [encoder.get_input_embeddings(), *_named(model, (*TOKENS, *POSITIONS, *TOKEN_TYPES, *LAYER_NORMS))]
-    return [together]
+    return [embeddings]
 
 
 def _named(model: PreTrainedModel, names: tuple[str, ...]) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""The model that a run started from, found again from its settings alone."""
+"""The model that a run started from, found again from the run's settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def initial_model(experiment: Experiment) -> Callable[[], PreTrainedModel]:
-    """What loads the model that a run of these settings started from, anew each time.
+    """A function that loads the model that a run with these settings started from; each call loads a new one.
 
     Raises:
-        ConfigError: it is not there any more.
+        ConfigError: the model is no longer there.
     """
     student = experiment.student
     kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
@@ -30,7 +30,7 @@ def initial_model(experiment: Experiment) -> Callable[[], PreTrainedModel]:
     trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
     if trained_teacher is not None and not (trained_teacher / "config.json").is_file():
         raise ConfigError(
-            f"student.start: the teacher that the run started from is not at {trained_teacher}; the run's own version "
-            "of raypp makes it there again"
+            f"student.start: the teacher that the run started from is not at {trained_teacher}; `raypp prepare`, in "
+            "the version of raypp that made the run, trains it again"
         )
     return partial(initial_student, experiment, kind, folder, trained_teacher)

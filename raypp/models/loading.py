@@ -1,7 +1,7 @@
 """Pretrained models and tokenizers: finding them, checking that they fit the task, loading them.
 
 A model is named by a folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package. Only safetensors
-are loaded: nothing a stranger could have pickled.
+are loaded, because pickled weights can execute code.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spm.model",
 )
-# What a model folder's behaviour depends on, and what is fetched from the hub.
+# The files that a model's outputs depend on. Only these are downloaded from the hub.
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
-# The families that count positions from the padding token's id + 1, as RoBERTa does.
+# The model families whose positions start at the padding token's id + 1, as RoBERTa's do.
 POSITIONS_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
     *("longformer", "ibert", "luke", "esm", "markuplm", "lilt"),
@@ -47,12 +47,12 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
     """The local folder of a model, downloaded from the hub if need be.
 
     Raises:
-        ConfigError: naming `field`, if there is no such model or it lacks its configuration or safetensors.
+        ConfigError: naming `field`; there is no such model, or it has no configuration or no safetensors.
     """
     if revision is not None and (reference.startswith("package:") or Path(reference).is_dir()):
         raise ConfigError(
-            f"{field.removesuffix('model')}revision: {revision!r} is of a model of the hub, and {reference!r} is none; "
-            "leave it out"
+            f"{field.removesuffix('model')}revision: only a model of the hub has a revision, but {reference!r} is "
+            f"local, got {revision!r}; leave it out"
         )
     if reference.startswith("package:"):
         folder = _package_folder(reference, field)
@@ -64,8 +64,8 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
         raise ConfigError(f"{field}: {reference!r} has no config.json in {folder}; give a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"{field}: {reference!r} has no *.safetensors in {folder}; other weight formats may hold pickled code and "
-            "are not loaded: convert it with save_pretrained"
+            f"{field}: {reference!r} has no *.safetensors in {folder}; other weight formats may contain pickled code "
+            "and are not loaded: convert it with save_pretrained"
         )
     return folder
 
@@ -95,18 +95,18 @@ def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{field}: {reference!r} is neither a folder nor to be had from the hub ({reason}); give a folder, a hub "
+            f"{field}: {reference!r} is not a folder, and the hub does not provide it ({reason}); give a folder, a hub "
             "name or package:NAME/SUBFOLDER"
         ) from None
 
 
 def model_fingerprint(folder: Path) -> str:
-    """sha256 of everything in a model folder that its outputs depend on: configuration, weights, tokenizer."""
+    """sha256 of all files of a model that its outputs depend on: configuration, weights, tokenizer."""
     return _fingerprint_of(folder, model_file_stats(folder))
 
 
 def model_file_stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of each of a model's files: what tells that one was written anew."""
+    """Name, size and modification time (ns) of each of a model's files: they differ if a file was written again."""
     files = sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)})
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
@@ -122,7 +122,11 @@ def _fingerprint_of(folder: Path, files: tuple[tuple[str, int, int], ...]) -> st
 
 
 def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; ConfigError naming `field` if it has none."""
+    """The tokenizer of a model folder.
+
+    Raises:
+        ConfigError: naming `field`; there is no tokenizer, or it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     require_tokenizer(folder, field)
@@ -133,15 +137,22 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
 
 
 def require_tokenizer(folder: Path, field: str) -> None:
-    """ConfigError naming `field` if a model folder has no tokenizer's files. Without them, transformers would build one
-    with an empty vocabulary and say nothing."""
+    """Checks that a model folder has the files of a tokenizer. Without them, transformers would silently build a
+    tokenizer with an empty vocabulary.
+
+    Raises:
+        ConfigError: naming `field`; there are no such files.
+    """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
 
 
 def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) -> Any:
-    """The `transformers` configuration of a model folder; ConfigError naming `field` if there is no such model for
-    tasks of `kind`."""
+    """The `transformers` configuration of a model folder.
+
+    Raises:
+        ConfigError: naming `field`; it cannot be loaded, or tasks of `kind` cannot use such a model (`check_opens`).
+    """
     from transformers import AutoConfig
 
     try:
@@ -154,22 +165,25 @@ def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) ->
 
 
 def check_opens(config: Any, kind: TaskKind, field: str) -> None:
-    """ConfigError naming `field` if there is no model of this configuration for tasks of `kind`, or none that reads
-    texts as they are padded here."""
+    """Checks that tasks of a kind can use a model with this configuration.
+
+    Raises:
+        ConfigError: naming `field`; transformers has no such model for the kind, or its outputs depend on padding.
+    """
     if type(config) not in kind.auto_model()._model_mapping:
         raise ConfigError(
-            f"{field}: model_type {config.model_type!r} has no model for {kind.task.name}, none that "
-            f"{kind.auto_class} opens"
+            f"{field}: model_type {config.model_type!r} has no model for {kind.task.name}; allowed: a model that "
+            f"{kind.auto_class} can load"
         )
     if config.model_type == "xlnet":  # its heads read the last token
         raise ConfigError(
-            f"{field}: model_type 'xlnet' needs texts padded at their left; raypp pads at the right: give a model of "
-            "another family"
+            f"{field}: model_type 'xlnet' needs texts that are padded on the left, but raypp pads on the right; give a "
+            "model of another family"
         )
-    # They mix neighbouring or all tokens, take landmarks of the padded length, or attend by chance.
+    # These mix neighbouring or all tokens, choose landmarks by the padded length, or attend at random.
     if config.model_type in ("canine", "convbert", "fnet", "nystromformer", "yoso"):
         raise ConfigError(
-            f"{field}: model_type {config.model_type!r} reads padding as text, so that what it says of a text would "
+            f"{field}: model_type {config.model_type!r} reads padding as text, so that its outputs for a text would "
             "depend on the batch; give a model of another family"
         )
     if (problem := kind.misfit_of(config)) is not None:
@@ -177,7 +191,7 @@ def check_opens(config: Any, kind: TaskKind, field: str) -> None:
 
 
 def max_positions(config: Any) -> int:
-    """Longest sequence, in tokens, that the model's positions admit."""
+    """The longest sequence, in tokens, that the model has positions for."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return 1 << 30
@@ -185,23 +199,28 @@ def max_positions(config: Any) -> int:
     if config.model_type in POSITIONS_FROM_PADDING:
         offset = (config.pad_token_id or 0) + 1
     elif config.model_type == "mpnet":
-        offset = 2  # as there, with 1 for the padding token whatever the configuration says
+        offset = 2  # the same, but MPNet always uses 1 for the padding token's id, whatever its configuration says
     return int(positions) - offset
 
 
 def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, field: str) -> None:
-    """Refuses a length or a vocabulary that the model has no embeddings for, and padding that it takes for text."""
+    """Checks that a model and its tokenizer fit each other and `data.max_length`.
+
+    Raises:
+        ConfigError: lists every problem. The model has too few positions or token embeddings, its padding token is not
+            the tokenizer's, or its attention would depend on the batch.
+    """
     problems = []
     if max_length > max_positions(config):
         problems.append(f"data.max_length: {max_length} is more than the {max_positions(config)} positions of {field}")
     known, pads_with = getattr(config, "pad_token_id", None), tokenizer.pad_token_id
     if None not in (known, pads_with) and known != pads_with:
         problems.append(
-            f"{field}: the tokenizer pads with token {pads_with}, but by pad_token_id in config.json padding is token "
-            f"{known}; the two must be the same"
+            f"{field}: the tokenizer pads with token {pads_with}, but pad_token_id in config.json is {known}; the two "
+            "must be the same"
         )
     if config.model_type == "big_bird" and config.attention_type == "block_sparse":
-        # It changes to full attention, for good, at the first batch of no more than so many tokens.
+        # At the first batch of at most this many tokens, the model switches to full attention permanently.
         short = (5 + 2 * config.num_random_blocks) * config.block_size
         if max_length > short:
             problems.append(
@@ -210,7 +229,10 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, 
                 "attention_type original_full in its config.json"
             )
     if len(tokenizer) > config.vocab_size:
-        problems.append(f"{field}: the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}")
+        problems.append(
+            f"{field}: the tokenizer has {len(tokenizer)} tokens, but the model only has embeddings for "
+            f"{config.vocab_size}"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -218,8 +240,11 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, 
 def load_pretrained(folder: Path, kind: TaskKind, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a head for the task, in float32.
 
-    The head is kept if the folder holds one that was trained for this task; otherwise it is initialised from `seed`,
-    the same in every process.
+    The head is kept if it was trained for this task. Otherwise it is initialised from `seed`, the same in every
+    process.
+
+    Raises:
+        ConfigError: the weights lack tensors of the encoder, or a tensor has another shape than in config.json.
     """
     with quiet_loading():
         torch.manual_seed(seed)
@@ -232,15 +257,18 @@ def load_pretrained(folder: Path, kind: TaskKind, seed: int) -> PreTrainedModel:
             use_safetensors=True,
             dtype=torch.float32,
         )
-        encoder = f"{model.base_model_prefix}."  # a head may be another task's, and a pooler none's
+        encoder = f"{model.base_model_prefix}."  # the head may belong to another task, and the pooler may be missing
         lost = sorted(name for name in info["missing_keys"] if name.startswith(encoder))
         if any(".pooler." not in name for name in lost):
-            raise ConfigError(f"{folder}: the weights lack {len(lost)} tensors of the encoder, {lost[0]} among them")
+            raise ConfigError(
+                f"{folder}: the weights lack {len(lost)} tensors of the encoder, for example {lost[0]}; give a folder "
+                "with all weights"
+            )
         for name, found, wanted in sorted(info["mismatched_keys"]):
             if name.startswith(encoder):
                 raise ConfigError(
-                    f"{folder}: {name} is {list(found)} in the weights, but {list(wanted)} by config.json; the two "
-                    "must be of one model"
+                    f"{folder}: {name} has shape {list(found)} in the weights, but {list(wanted)} by config.json; the "
+                    "two must belong to the same model"
                 )
         if not info["missing_keys"] and not kind.keeps_head(load_model_config(folder, "student.model")):
             _reset_head(model, seed)
@@ -253,16 +281,16 @@ def _reset_head(model: PreTrainedModel, seed: int) -> None:
         if name == model.base_model_prefix:
             continue
         for part in (*module.modules(), *module.parameters()):
-            # transformers marks what it loaded, and initialises only what bears no mark.
+            # transformers marks all that it loaded, and only initialises modules and parameters without this mark.
             vars(part).pop("_is_hf_initialized", None)
         module.apply(model._init_weights)
 
 
 def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
-    """A fine-tuned model as it is, in float32 and evaluation mode.
+    """A fine-tuned model with its own head, in float32 and evaluation mode.
 
     Raises:
-        ConfigError: naming `field`, if its outputs are not the task's, or its weights lack a head.
+        ConfigError: naming `field`; its outputs are not those of the task, or its weights lack a head.
     """
     kind.output_order(load_model_config(folder, field, kind), field)
     with quiet_loading():
@@ -272,22 +300,23 @@ def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(
-            f"{field}: {folder} is not fine-tuned, it lacks {missing}; give one that is, for {kind.task.name}"
+            f"{field}: {folder} is not fine-tuned, because it lacks {missing}; give a model that is fine-tuned for "
+            f"{kind.task.name}"
         )
     fine_tuned: PreTrainedModel = model.eval()
     return fine_tuned
 
 
 def pad_with(model: PreTrainedModel, kind: TaskKind, pad_id: int) -> None:
-    """Tells a model which token pads, where its configuration does not: a decoder's answer is at the last token that is
-    none."""
+    """Sets the padding token of a model whose configuration names none: a decoder's output is that of the last token
+    that is not padding."""
     if not kind.cuts_texts and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id
 
 
 def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What of a batch the model reads: no labels, and no token types where its family has none but its tokenizer
-    gives them."""
+    """The tensors of a batch that the model takes, without the labels. A tokenizer may make token types although the
+    model takes none."""
     names = _parameter_names(type(model).forward)
     return {name: value for name, value in batch.items() if name in names and name != "labels"}
 
@@ -299,7 +328,7 @@ def _parameter_names(function: Callable[..., Any]) -> frozenset[str]:
 
 @contextlib.contextmanager
 def quiet_loading() -> Any:
-    """Keeps transformers' loading bars and reports off the terminal; what matters in them is checked above."""
+    """Hides progress bars and reports of transformers. The functions here check the important parts themselves."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""The models that a run reads, found, hashed and checked against its task and its settings."""
+"""The models that a run reads: found, hashed and checked against its task and its settings."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class ModelInput:
     folder: Path
     fingerprint: str
     tokenizer: str
-    """Fingerprint of its tokenizer: models that share it share features."""
+    """Fingerprint of its tokenizer: models with the same tokenizer share features."""
     vocabulary: Vocabulary
     config: Any
-    """The `transformers` configuration that it is trained or asked with."""
+    """Its `transformers` configuration. That of a student is the one that is trained."""
 
 
 def find_student(experiment: Experiment, kind: TaskKind) -> ModelInput:
-    """The student, whose layers are what `student`, `train` and `pruning` ask for.
+    """The student, checked against `student`, `train` and `pruning`.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: it cannot be found, or it does not fit the task or the settings.
     """
     settings = experiment.student
     student = _find_model(settings.model, settings.revision, kind, "student.model", settings)
@@ -65,10 +65,10 @@ def find_student(experiment: Experiment, kind: TaskKind) -> ModelInput:
 
 
 def find_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
-    """The teacher, where it is fine-tuned already; None where there is none, or it is trained first.
+    """The teacher if it is already fine-tuned; None if the experiment has none, or trains it first.
 
     Raises:
-        ConfigError: if there is none, or it was fine-tuned for another task.
+        ConfigError: it cannot be found, or it is not fine-tuned for the task.
     """
     settings = experiment.teacher
     if settings is None or settings.model is None or settings.train is not None:
@@ -79,7 +79,7 @@ def find_teacher(experiment: Experiment, kind: TaskKind) -> ModelInput | None:
 
 
 def meta_model(config: Any, kind: TaskKind) -> Any:
-    """The model of a configuration without weights: enough to see which layers it has."""
+    """A model with this configuration on the meta device: it has no weights, but shows the layers."""
     import torch
 
     with torch.device("meta"):
@@ -89,7 +89,11 @@ def meta_model(config: Any, kind: TaskKind) -> Any:
 def _find_model(
     reference: str, revision: str | None, kind: TaskKind, field: str, made: StudentSettings | None = None
 ) -> ModelInput:
-    """A model that fits the task; `made`: how the student is made of it."""
+    """A model that fits the task.
+
+    Args:
+        made: how a student is made from the model; None for a teacher.
+    """
     folder = resolve_model(reference, revision, field)
     config = load_model_config(folder, field)
     if made is not None:
@@ -104,6 +108,7 @@ def _find_model(
 
 @functools.lru_cache(maxsize=32)
 def _tokenizer(folder: Path, files: object, field: str) -> tuple[PreTrainedTokenizerBase, str]:
-    """A model's tokenizer and its fingerprint, which the trials of a sweep share as long as its files are the same."""
+    """A model's tokenizer and its fingerprint. Cached for the trials of a sweep while `files`, the files' stats, are
+    the same."""
     tokenizer = load_tokenizer(folder, field)
     return tokenizer, tokenizer_fingerprint(tokenizer)

@@ -1,4 +1,4 @@
-"""The models that runs leave: plain Hugging Face folders, written to any storage and opened from it."""
+"""The models that runs deliver: plain Hugging Face folders, saved to any storage and loaded from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, destination: Location) -> None:
-    """Writes a folded model and its tokenizer; what stood there before is replaced."""
+    """Saves a folded model and its tokenizer; replaces the destination if it exists."""
     destination.delete()
     destination.make_folder()
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
@@ -32,8 +32,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, desti
 
 
 def load_saved(location: Location, kind: TaskKind, device: torch.device | str = "cpu") -> Any:
-    """The model in a folder such as `save_model` writes, in float32 and evaluation mode, through the standard Auto
-    class of the task's kind."""
+    """Loads a model that `save_model` has saved with the standard Auto class of the task's kind, in float32 and
+    evaluation mode."""
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
         folder = location.download(Path(scratch))
         model = kind.auto_model().from_pretrained(

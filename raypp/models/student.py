@@ -1,4 +1,4 @@
-"""The student before it is trained: a pretrained model, chosen layers of one, or a new model of a configuration."""
+"""The student before training: a pretrained model, some layers of one, or a new model with a given configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raypp.kinds import TaskKind
     from raypp.storage import Location
 
-# Of lists in a configuration: those with an entry for each layer, and those that may be as long for no such reason.
+# Lists in a configuration that have one entry for each layer, and lists that may have the same length by chance.
 BY_LAYER = ("layer_types", "attention_window")
 NOT_BY_LAYER = ("architectures", "pos_att_type")
 
@@ -30,11 +30,14 @@ NOT_BY_LAYER = ("architectures", "pos_att_type")
 def initial_student(
     experiment: Experiment, kind: TaskKind, folder: Path, trained_teacher: Location | None
 ) -> PreTrainedModel:
-    """The student of an experiment as its training begins, in float32.
+    """The student of an experiment before its first step, in float32.
 
     Args:
         folder: of the pretrained model.
-        trained_teacher: model folder of a teacher that was trained first, for a student that starts as it.
+        trained_teacher: model folder of a teacher that was trained first. It is used with `student.start: teacher`.
+
+    Raises:
+        ConfigError: the model or the teacher cannot be loaded, or it does not fit the settings.
     """
     teacher = None
     if experiment.student.start == "teacher":
@@ -46,12 +49,15 @@ def initial_student(
 def load_student(
     folder: Path, settings: StudentSettings, kind: TaskKind, seed: int, teacher: PreTrainedModel | None = None
 ) -> PreTrainedModel:
-    """The student in float32, with a head for the task; what is new in it is initialised from `seed`, the same in every
+    """The student in float32, with a head for the task. New weights are initialised from `seed`, the same in every
     process.
 
     Args:
         folder: of the pretrained model.
-        teacher: the fine-tuned one, for a student that starts as it (`settings.start`); it is taken over.
+        teacher: the fine-tuned teacher if `settings.start` is `teacher`. It becomes the student, and is not copied.
+
+    Raises:
+        ConfigError: as `load_pretrained`, `keep_layers` and `student_config`.
     """
     if settings.config is None:
         assert (teacher is not None) == (settings.start == "teacher")
@@ -66,10 +72,10 @@ def load_student(
 
 
 def student_config(pretrained: Any, settings: StudentSettings) -> Any:
-    """The `transformers` configuration of the student that settings make of a pretrained model's configuration.
+    """The student's `transformers` configuration, made from a pretrained model's configuration by the settings.
 
     Raises:
-        ConfigError: a layer that the model lacks, a configuration that transformers does not know.
+        ConfigError: the model has no such layer, or transformers cannot use the configuration.
     """
     if settings.layers is not None:
         count = pretrained.num_hidden_layers
@@ -85,13 +91,14 @@ def student_config(pretrained: Any, settings: StudentSettings) -> Any:
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """The same model with some of its layers, everything else as it was; a new one, in float32.
+    """A new model, in float32, with some of a model's layers and a copy of everything else.
 
     Args:
-        layers: numbers from 0, rising.
+        layers: numbers of the layers, counted from 0, in ascending order.
 
     Raises:
-        ConfigError: it has no single stack of layers (layers that share weights, an encoder and a decoder).
+        ConfigError: the model has no single stack of layers (layers share weights, or it has encoder and decoder), or
+            the layers differ, so that they cannot take the places of the first ones.
     """
     smaller = type(model)._from_config(_with_layers(model.config, layers), dtype=torch.float32)
     smaller.load_state_dict(_kept(model, layers))
@@ -99,10 +106,13 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
 
 
 def check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Whether a model's layers can be chosen from. Reads no weights: models on the meta device will do.
+    """Checks that `keep_layers` can keep these layers. Reads no weights, so models on the meta device are enough.
+
+    Args:
+        smaller: a model with the configuration of the result.
 
     Raises:
-        ConfigError: it has no single stack of layers (see `keep_layers`), or layers that take no other's place.
+        ConfigError: as `keep_layers`.
     """
     kept = {name: value.shape for name, value in _kept(model, layers).items()}
     if kept != {name: value.shape for name, value in smaller.state_dict().items()}:
@@ -110,7 +120,7 @@ def check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Seque
 
 
 def _kept(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The model's tensors without those of other layers, by their names in the smaller model."""
+    """The model's tensors except those of other layers, by their names in the smaller model."""
     stack = layer_stack(model)
     place = {str(layer): str(index) for index, layer in enumerate(layers)}
     kept = {}
@@ -125,7 +135,11 @@ def _kept(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
 
 
 def layer_stack(model: PreTrainedModel) -> str:
-    """The name of the module that holds the model's layers."""
+    """The name of the module that holds the model's layers.
+
+    Raises:
+        ConfigError: the model has no single stack of layers.
+    """
     base: nn.Module = model.base_model
     names = {module: name for name, module in model.named_modules()}
     stacks = [
@@ -133,7 +147,7 @@ def layer_stack(model: PreTrainedModel) -> str:
         for module in base.modules()
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
     ]
-    # A single layer's own lists may be as long; the stack is the one that holds them.
+    # Lists inside a layer may have the same length. The stack is the outermost list.
     outer = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     if len(outer) != 1 or model.config.is_encoder_decoder:
         raise ConfigError(
@@ -159,13 +173,13 @@ def _with_layers(config: Any, layers: Sequence[int]) -> Any:
 
 def _not_alike(config: Any, layers: Sequence[int], where: str = "") -> ConfigError:
     return ConfigError(
-        f"student.layers: the layers of a {config.model_type} are not alike{where}, so that {list(layers)} cannot take "
-        "the places of its first ones; leave it out"
+        f"student.layers: the layers of a {config.model_type} are not alike{where}, so that layers {list(layers)} "
+        "cannot take the places of its first ones; leave it out"
     )
 
 
 def _of_values(pretrained: Any, values: Mapping[str, Any]) -> Any:
-    """A configuration of its own where the values name a model_type, else the pretrained one's with these changes."""
+    """A new configuration if the values name a model_type; otherwise the pretrained one with these changes."""
     from transformers import AutoConfig
 
     changes = {name: value for name, value in values.items() if name not in ("model_type", "transformers_version")}
@@ -181,7 +195,11 @@ def _of_values(pretrained: Any, values: Mapping[str, Any]) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration's values from a JSON file."""
+    """Reads the values of a configuration from a JSON file.
+
+    Raises:
+        ConfigError: the file cannot be read, or it does not contain a JSON object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -215,7 +215,7 @@ def test_other_failures_of_a_worker_are_told_in_one_line(dev: Artifact, store: S
 def test_teachers_that_cannot_teach_are_refused_before_any_worker_starts(
     dev: Artifact, minilm_dir: Path, teacher: Path, store: Store
 ) -> None:
-    with pytest.raises(ConfigError, match=r"teacher\.model: .* is not fine-tuned, it lacks classifier"):
+    with pytest.raises(ConfigError, match=r"teacher\.model: .* is not fine-tuned, because it lacks classifier"):
         TeacherLogits.of(dev, KIND, minilm_dir, "encoder").make(store, refuse)
     with pytest.raises(ConfigError, match=r"teacher\.model: the model's labels .* are not the labels of mnli"):
         TeacherLogits.of(dev, kind_of(find_task("mnli")), teacher, "teacher")

@@ -206,7 +206,7 @@ def test_movement_of_a_run_is_counted_from_the_student_that_it_began_as(
         (["--figure", "heads"], r"--figure: say what is drawn; --save FILE says where to"),
         (["--save", "a.png", "--figure", "schedule"], r"--figure: allowed are density_by_layer, .*, got 'schedule'"),
         (["--save", "a.png", "--figure", "movement"], r"--initial: --figure movement, and it alone, needs the model"),
-        (["--save", "a.png", "--initial", "X"], r"--initial: 'X' is neither a folder nor to be had from the hub"),
+        (["--save", "a.png", "--initial", "X"], r"--initial: 'X' is not a folder, and the hub does not provide it"),
         (["--save", "a.png", "--matrix", "query"], r"--matrix: density_by_layer shows all of them"),
         (
             ["--save", "a.png", "--figure", "mask", "--matrix", "encoder.layer.1.attention.self.quary"],

@@ -42,7 +42,9 @@ def test_the_longest_text_that_is_admitted_is_the_longest_that_a_model_reads(fam
 @pytest.mark.parametrize("task", ["mrpc", "squad", "swag"])
 def test_xlnet_is_refused_by_its_name(task: str, tmp_path: Path) -> None:
     transformers.XLNetConfig().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^student\.model: model_type 'xlnet' needs texts padded at their left"):
+    with pytest.raises(
+        ConfigError, match=r"^student\.model: model_type 'xlnet' needs texts that are padded on the left"
+    ):
         load_model_config(tmp_path, "student.model", kind_of(find_task(task)))
 
 

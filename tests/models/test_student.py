@@ -142,6 +142,6 @@ def test_weights_of_another_configuration_are_refused_and_not_made_anew(minilm_d
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
     with pytest.raises(
-        ConfigError, match=r"position_embeddings.weight is \[512, 384\] in the weights, but \[256, 384\]"
+        ConfigError, match=r"position_embeddings.weight has shape \[512, 384\] in the weights, but \[256, 384\]"
     ):
         load_pretrained(folder, kind_of(TASKS["mrpc"]), seed=0)
