@@ -1,4 +1,4 @@
-"""Storage that fails: for a while it is waited for, for good it is an error; a path that is wrong is said at once."""
+"""Storage that fails: temporary failures are retried, permanent ones are an error, a wrong path is reported at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raypp.training.metrics_file import MetricsFile
 
 
 class Flaky(FSSpecHandler):  # type: ignore[misc]
-    """A folder of this machine that does not answer while `failures` are left."""
+    """A folder of this machine whose first `failures` operations fail."""
 
     def __init__(self, failures: int, error: OSError | None = None) -> None:
         super().__init__(LocalFileSystem())
@@ -73,7 +73,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_failure_that_passes_is_waited_for_and_said_once(
+def test_a_temporary_failure_is_retried_and_reported_once(
     use: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed, failing = tmp_path / "undisturbed", tmp_path / "failing"
@@ -92,7 +92,7 @@ def test_a_failure_that_passes_is_waited_for_and_said_once(
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_failure_that_stays_is_an_error(use: str, tmp_path: Path) -> None:
+def test_a_permanent_failure_is_an_error(use: str, tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     with pytest.raises(OSError, match="the filer does not answer"):
         USES[use](Location(pafs.PyFileSystem(Flaky(failures=1000)), str(tmp_path)))
@@ -104,7 +104,7 @@ def test_a_failure_that_stays_is_an_error(use: str, tmp_path: Path) -> None:
     [
         OSError(errno.EROFS, "Read-only file system"),
         OSError(errno.EACCES, "Permission denied"),
-        # As pyarrow says it of AWS's answers, all in one exception.
+        # pyarrow's messages for AWS's answers, which are all OSErrors.
         OSError(
             "When testing for existence of bucket 'b': AWS Error ACCESS_DENIED during HeadBucket operation: No body."
         ),
@@ -113,7 +113,7 @@ def test_a_failure_that_stays_is_an_error(use: str, tmp_path: Path) -> None:
     ],
     ids=["EROFS", "EACCES", "ACCESS_DENIED", "NO_SUCH_BUCKET", "SIGNATURE_DOES_NOT_MATCH"],
 )
-def test_a_refusal_is_said_at_once(
+def test_a_refusal_is_reported_at_once(
     use: str, refusal: OSError, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "old").write_text("old")
@@ -124,14 +124,14 @@ def test_a_refusal_is_said_at_once(
     assert caplog.records == []
 
 
-def test_s3_that_is_overloaded_is_waited_for(tmp_path: Path) -> None:
+def test_an_overloaded_s3_is_retried(tmp_path: Path) -> None:
     busy = OSError("… AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.")
     handler = Flaky(failures=3, error=busy)
     (Location(pafs.PyFileSystem(handler), str(tmp_path)) / "new").write_text("new")
     assert (tmp_path / "new").read_text() == "new"
 
 
-def test_a_path_that_is_wrong_is_said_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_path_is_reported_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(FileNotFoundError):
         (Location.of(tmp_path) / "missing").read_bytes()
@@ -140,7 +140,7 @@ def test_a_path_that_is_wrong_is_said_at_once(tmp_path: Path, caplog: pytest.Log
     assert caplog.records == []
 
 
-def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tmp_path: Path) -> None:
+def test_a_log_line_that_does_not_fit_on_the_disk_is_not_written_in_part(tmp_path: Path) -> None:
     log = MetricsFile(tmp_path / "metrics.jsonl")
     log.log(1, {"train/loss": 0.5})
     before = log.path.read_bytes()
@@ -160,13 +160,13 @@ def test_a_line_of_the_log_that_the_disk_has_no_room_for_is_not_there_in_part(tm
     "uri", ["s3://KEY:{secret}@bucket/runs?region=us-west-2", "abfs://account@host/runs?sv=2&sig={secret}"]
 )
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str) -> None:
-    """It would be recorded with every run, in its files and in W&B."""
+    """The secret would be recorded with every run, in its files and in W&B."""
     with pytest.raises(ConfigError, match=r"cluster\.storage: the URI of .* contains a secret") as refused:
         Location.of(uri.format(secret="hunter2"), "cluster.storage")
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_bucket_is_named_by_what_opens_it_again() -> None:
+def test_the_name_of_a_bucket_opens_it_again() -> None:
     uri = "s3://bucket/runs?region=us-west-2&endpoint_override=127.0.0.1%3A9&scheme=http"
     run = Location.of(uri) / "mrpc" / "run-1"
     assert str(run) == uri.replace("/runs", "/runs/mrpc/run-1")

@@ -1,4 +1,4 @@
-"""The store: an artifact is complete or absent, whatever was killed, cut, flipped or built twice."""
+"""The store: an artifact is complete or absent, even if a builder is killed, a file is damaged or it is built twice."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_finished_artifact_is_found_as_it_was_built(store: Store) -> None:
     assert store.find(KIND, content_key(test=2)) is None
 
 
-def test_manifest_says_what_where_when_and_who(store: Store) -> None:
+def test_manifest_names_time_version_and_files(store: Store) -> None:
     before = time.time()
     artifact = build_artifact(store)
     manifest = json.loads(local(artifact, "manifest.json").read_text())
@@ -87,17 +87,17 @@ def test_manifest_says_what_where_when_and_who(store: Store) -> None:
         assert file["sha256"] == (artifact.location / file["name"]).sha256()
 
 
-def test_parts_are_put_back_into_the_order_of_rows(store: Store) -> None:
+def test_parts_are_read_in_the_order_of_rows(store: Store) -> None:
     artifact = build_artifact(store, ([7, 2], [9], [0, 8, 1]))
     assert artifact.read_table() == table_of([0, 1, 2, 7, 8, 9])
 
 
-def test_artifact_travels_to_other_processes(store: Store) -> None:
+def test_artifact_can_be_pickled(store: Store) -> None:
     artifact = pickle.loads(pickle.dumps(build_artifact(store)))
     assert artifact.read_table() == table_of([0, 1, 2, 3, 4])
 
 
-def test_any_filesystem_will_do(bucket: Location) -> None:
+def test_store_works_on_any_filesystem(bucket: Location) -> None:
     store = Store(bucket / "store")
     assert not store.location.is_local
     assert store.find(KIND, KEY) is None
@@ -107,11 +107,11 @@ def test_any_filesystem_will_do(bucket: Location) -> None:
     assert found.read_table() == table_of([0, 1, 2, 3, 4])
 
 
-def test_what_does_not_count_is_removed_when_a_build_is_finished(store: Store) -> None:
+def test_other_files_are_removed_when_a_build_is_finished(store: Store) -> None:
     with store.build(KIND, KEY, {}) as build:
         counts = write_part(build.location, table_of([0]))
-        write_part(build.location, table_of([0]))  # by a task that was started again
-        (build.location / "part-1.parquet.123.tmp").write_bytes(b"PAR1")  # half-written by one that was killed
+        write_part(build.location, table_of([0]))  # by a task that was restarted
+        (build.location / "part-1.parquet.123.tmp").write_bytes(b"PAR1")  # a partial file of a task that was killed
         (build.location / "tokens.json").write_text("{}")
         others = [StoredFile("tokens.json", 2, (build.location / "tokens.json").sha256())]
         artifact = build.finish(1, {}, [counts, *others])
@@ -119,7 +119,7 @@ def test_what_does_not_count_is_removed_when_a_build_is_finished(store: Store) -
     assert store.find(KIND, KEY) == artifact
 
 
-def test_half_written_build_is_invisible_and_removed_on_error(store: Store) -> None:
+def test_unfinished_build_is_invisible_and_removed_on_error(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt), store.build(KIND, KEY, {}) as build:  # noqa: PT012
         write_part(build.location, table_of([0]))
         assert store.find(KIND, KEY) is None
@@ -142,16 +142,16 @@ def kill_builder(store: Store, key: str = KEY) -> None:
     assert process.exitcode == -9
 
 
-def test_killed_builder_leaves_nothing_that_readers_see(store: Store) -> None:
+def test_killed_builder_leaves_nothing_visible_to_readers(store: Store) -> None:
     kill_builder(store)
     assert len(builds(store)) == 1
     assert store.find(KIND, KEY) is None
-    # The next builder does not take a young folder for a dead one: its builder may be at work.
+    # The next builder does not treat a recent folder as abandoned, because its builder may still be running.
     build_artifact(store)
     assert len(builds(store)) == 2
 
 
-def test_what_a_killed_builder_left_a_day_ago_is_removed_once_anything_of_the_kind_is_built(
+def test_leftovers_of_a_builder_killed_a_day_ago_are_removed_by_any_build_of_the_kind(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_builder(store, "another key")
@@ -175,8 +175,8 @@ def test_folder_abandoned_a_day_ago_is_removed_by_the_next_builder(store: Store)
     for build in (dead, slow):
         part = write_part(build.make_folder(), table_of([0]))
         os.utime((build / part.name).path, (yesterday / 1000, yesterday / 1000))
-    write_part(slow, table_of([1]))  # began long ago too, but is still writing
-    (folder / "notes").make_folder()  # not ours
+    write_part(slow, table_of([1]))  # its builder also began long ago, but still writes
+    (folder / "notes").make_folder()  # not a build of raypp
     artifact = build_artifact(store)
     assert [build.name for build in builds(store)] == sorted([slow.name, artifact.location.name, "notes"])
 
@@ -192,7 +192,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "flipped bit", "missing"])
-def test_damaged_part_is_warned_of_once_rebuilt_and_removed(
+def test_damaged_part_is_reported_once_rebuilt_and_removed(
     store: Store, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = build_artifact(store)
@@ -225,7 +225,7 @@ def test_unreadable_manifest_is_damage(store: Store, content: str, caplog: pytes
     assert builds(store) == [rebuilt.location]
 
 
-def test_intact_copy_is_found_beside_a_damaged_one(store: Store) -> None:
+def test_intact_copy_is_found_next_to_a_damaged_one(store: Store) -> None:
     first, second = build_artifact(store), build_artifact(store)
     assert store.find(KIND, KEY) == first
     local(first, first.parts[0]).unlink()
@@ -238,7 +238,7 @@ def test_checksums_are_verified_once_a_process_and_sizes_always(store: Store) ->
     whole = part.read_bytes()
     assert store.find(KIND, KEY) == artifact
     flip(part)
-    assert store.find(KIND, KEY) == artifact  # verified before, not read again
+    assert store.find(KIND, KEY) == artifact  # it was verified before, so it is not read again
     store_module.verified_builds.clear()
     assert store.find(KIND, KEY) is None
     store_module.verified_builds.clear()
@@ -258,7 +258,7 @@ def _build_with_barrier(folder: str, barrier: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_builders_of_one_key_do_no_harm(store: Store, kind: str) -> None:
+def test_concurrent_builders_of_one_key_are_harmless(store: Store, kind: str) -> None:
     processes = multiprocessing.get_context("fork")
     start, meet = (threading.Thread, threading.Barrier) if kind == "threads" else (processes.Process, processes.Barrier)
     barrier = meet(4)
@@ -286,7 +286,7 @@ def test_readers_see_nothing_or_everything_while_builders_work(store: Store) -> 
     with ThreadPoolExecutor(1) as threads:
         reader = threads.submit(read)
         built = 0
-        # On a busy machine the reader may be late: builders work until it has seen something.
+        # On a busy machine the reader may start late, so builders continue until it has seen something.
         while built < 20 or not (seen or reader.done()):
             build_artifact(store, ([2, 3], [0, 1]))
             built += 1
@@ -306,7 +306,7 @@ def test_folder_that_nodes_do_not_share_is_refused(store: Store) -> None:
     assert builds(store) == []
 
 
-def test_storage_that_refuses_is_a_config_error_naming_setting_and_place(tmp_path: Path) -> None:
+def test_refused_storage_is_a_config_error_that_names_setting_and_place(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where the store should be")
     store = Store(Location.of(blocked))

@@ -203,6 +203,7 @@ class Checkpoints:
         self._check()
 
     def _check(self) -> None:
+        """Raises the error of an earlier writing, once."""
         with self._lock:
             failure, self._failure = self._failure, None
         if isinstance(failure, OSError):

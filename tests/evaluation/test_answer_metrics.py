@@ -1,4 +1,4 @@
-"""Exact match and F1 against their published definition, written down here once more, word by word."""
+"""Exact match and F1 against a second, word by word implementation of their published definition."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 def words(answer: str) -> list[str]:
-    """Lower case, then without punctuation, then without the articles a, an and the, then split at white space."""
+    """The words of the answer: in lower case, without punctuation, without the articles a, an and the."""
     kept = "".join(character for character in answer.lower() if character not in PUNCTUATION)
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 
 def f1_of(answer: str, gold: str) -> float:
-    """Harmonic mean of the precision and recall of words, as bags."""
+    """The harmonic mean of the precision and recall of the words, with multiplicity."""
     answered, wanted = words(answer), words(gold)
     left, common = list(wanted), 0
     for word in answered:
@@ -99,16 +99,17 @@ def test_the_best_of_several_gold_answers_counts() -> None:
         ("big", ["the", "a big thing"], (0.0, 2 / 3), (0.0, 2 / 3)),
     ],
 )
-def test_answers_of_articles_alone_are_what_each_version_of_the_script_says(
+def test_answers_of_only_articles_are_scored_as_each_version_of_the_script_does(
     answer: str, gold: list[str], first: tuple[float, float], second: tuple[float, float]
 ) -> None:
-    """Version 1.1 compares them as all others; version 2.0 takes them for none, and none for right where all are."""
+    """Version 1.1 compares them like all others. Version 2.0 treats them as no answer, and no answer is right if all
+    gold answers are such answers."""
     for unanswerable, expected in ((False, first), (True, second)):
         metrics = answer_metrics([answer], [gold], unanswerable)
         assert (metrics["exact_match"], metrics["f1"]) == (expected[0], pytest.approx(expected[1]))
 
 
-def test_questions_with_and_without_an_answer_are_told_apart() -> None:
+def test_questions_with_and_without_an_answer_have_separate_means() -> None:
     answers, gold = ["", "no", "", "red car"], [[], [], ["blue"], ["a red car", "car"]]
     assert answer_metrics(answers, gold, True) == {
         **{"f1": 0.5, "exact_match": 0.5},

@@ -24,7 +24,7 @@ def logits_of(classes: list[int], num_classes: int = 2) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "qqp", "mnli", "wnli", "ax"])
-def test_classification_is_as_scikit_learn_says(name: str) -> None:
+def test_classification_metrics_equal_scikit_learns(name: str) -> None:
     task = TASKS[name]
     random = np.random.default_rng(0)
     labels = random.integers(0, len(task.labels), 500)
@@ -42,7 +42,7 @@ def test_classification_is_as_scikit_learn_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["stsb", "similarity"])
-def test_regression_is_as_scipy_says(name: str) -> None:
+def test_regression_metrics_equal_scipys(name: str) -> None:
     random = np.random.default_rng(1)
     labels = random.integers(0, 11, 300) / 2
     values = labels + random.normal(size=300)
@@ -65,7 +65,7 @@ def test_values_worked_out_by_hand() -> None:
     assert stsb["spearman"] == pytest.approx(0.8)
 
 
-def test_macro_f1_of_an_own_task_of_three_labels() -> None:
+def test_macro_f1_of_a_user_task_with_three_labels() -> None:
     task = resolve_task(OwnTask(name="mine", labels=("a", "b", "c")), FILES)
     labels, classes = np.array([0, 0, 1, 1, 2, 2]), [0, 0, 1, 2, 2, 1]
     metrics = class_metrics(task.metrics, logits_of(classes, 3), labels)

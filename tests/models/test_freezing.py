@@ -1,4 +1,4 @@
-"""Which parameters a run leaves as they are, in families that keep their embeddings in different places."""
+"""The parameters that a run freezes, in model families that keep their embeddings in different modules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def experiment(**sections: Any) -> Experiment:
         ),
     ],
 )
-def test_embeddings_are_frozen_where_a_pruned_student_has_learned_some(sections: dict[str, Any], frozen: bool) -> None:
+def test_embeddings_are_frozen_by_default_if_a_pretrained_student_is_pruned(
+    sections: dict[str, Any], frozen: bool
+) -> None:
     assert freezes_embeddings(experiment(**sections)) is frozen
 
 
@@ -69,7 +71,7 @@ EMBEDDINGS = {
 
 
 def frozen_by(family: str, setting: str, **changes: Any) -> set[str]:
-    """The modules of a small model of the family's that have parameters, none of which is trained."""
+    """The modules of a small model of the family that have parameters, and whose parameters are all frozen."""
     config = transformers.AutoConfig.for_model(family, pad_token_id=0, **SIZES[family], **changes)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     freeze(model, experiment(train={setting: True}))
@@ -85,13 +87,13 @@ def test_all_embeddings_of_a_family_are_frozen_and_nothing_else(family: str) -> 
     assert frozen_by(family, "freeze_embeddings") == set(EMBEDDINGS[family])
 
 
-def test_an_encoders_and_a_decoders_own_tokens_are_frozen_too() -> None:
+def test_token_embeddings_of_encoder_and_decoder_are_frozen() -> None:
     own = {"encoder.embed_tokens", "decoder.embed_tokens"}
     assert frozen_by("bart", "freeze_embeddings", tie_word_embeddings=False) == {*EMBEDDINGS["bart"], *own}
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "openai-gpt", "opt", "bart", "xlm"])
-def test_those_of_positions_are_frozen_alone(family: str) -> None:
+def test_only_position_embeddings_are_frozen(family: str) -> None:
     positions = {name for name in EMBEDDINGS[family] if "pos" in name or name == "wpe"}
     assert frozen_by(family, "freeze_position_embeddings") == positions
 

@@ -1,4 +1,4 @@
-"""What is refused of a model before it is loaded, against what its forward pass admits."""
+"""Models that are refused before they are loaded, compared with what their forward pass accepts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("padding", [1, 3])
 @pytest.mark.parametrize("family", [*POSITIONS_FROM_PADDING, "mpnet", "bert", "electra", "nystromformer", "yoso"])
-def test_the_longest_text_that_is_admitted_is_the_longest_that_a_model_reads(family: str, padding: int) -> None:
+def test_the_longest_allowed_text_is_the_longest_that_a_model_can_read(family: str, padding: int) -> None:
     config = transformers.AutoConfig.for_model(family, pad_token_id=padding, **SMALL, **OWN.get(family, {}))
     model = transformers.AutoModel.from_config(config).eval()
     longest = max_positions(config)
@@ -49,15 +49,16 @@ def test_xlnet_is_refused_by_its_name(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["canine", "convbert", "fnet", "nystromformer", "yoso"])
-def test_families_whose_answer_depends_on_padding_are_refused(family: str, tmp_path: Path) -> None:
-    longer = {"max_position_embeddings": 64, "num_hidden_layers": 3}  # what is at the end reaches the beginning later
+def test_families_whose_outputs_depend_on_padding_are_refused(family: str, tmp_path: Path) -> None:
+    # With more layers, padding at the end reaches the beginning.
+    longer = {"max_position_embeddings": 64, "num_hidden_layers": 3}
     config = transformers.AutoConfig.for_model(family, pad_token_id=0, **SMALL | longer)
     config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=f"model_type '{family}' reads padding as text"):
         load_model_config(tmp_path, "student.model", kind_of(find_task("mrpc")))
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    for parameter in model.parameters():  # as far from 0 as trained ones are
+    for parameter in model.parameters():  # as far from 0 as trained parameters are
         torch.nn.init.normal_(parameter, std=0.2)
     ids, mask = torch.randint(3, 50, (4, 13)), torch.ones(4, 13, dtype=torch.long)
     with torch.no_grad():
@@ -79,7 +80,7 @@ def test_big_birds_attention_must_not_change_with_the_batch(minilm_dir: Path) ->
     check_fit(transformers.BigBirdConfig(vocab_size=40_000, attention_type="original_full"), tokenizer, 4096, "student")
 
 
-def test_a_model_that_was_written_anew_is_another(tmp_path: Path) -> None:
+def test_a_model_that_was_written_again_has_another_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"first")
     first = model_fingerprint(tmp_path)

@@ -39,7 +39,7 @@ def a_model(family: str, task: str = "ForSequenceClassification", layers: int = 
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_chosen_layers_and_all_else_keep_their_weights(family: str) -> None:
+def test_kept_layers_and_everything_else_keep_their_weights(family: str) -> None:
     model = a_model(family)
     smaller = keep_layers(model, (0, 2, 5))
     check_layers(model, smaller, (0, 2, 5))
@@ -55,12 +55,12 @@ def test_chosen_layers_and_all_else_keep_their_weights(family: str) -> None:
     assert len(before) - len(after) == 3 * sum(name.startswith(f"{stack}.0.") for name in before)
 
 
-def test_a_model_of_all_its_layers_is_the_model(minilm_dir: Path) -> None:
+def test_keeping_all_layers_keeps_the_model(minilm_dir: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(minilm_dir).eval()
     ids = torch.randint(1000, 2000, (2, 9))
     with torch.no_grad():
         assert torch.equal(keep_layers(model, range(6)).eval()(ids).logits, model(ids).logits)
-        # Without the upper ones, the state below them is what the whole model had there.
+        # Without the upper layers, the state below them is the same as in the whole model.
         below = model(ids, output_hidden_states=True).hidden_states[3]
         lower = keep_layers(model, range(3)).eval()
         assert torch.equal(lower(ids, output_hidden_states=True).hidden_states[3], below)
@@ -82,8 +82,8 @@ def test_models_without_a_stack_of_layers_are_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "said"), [("modernbert", "not alike, so"), ("gpt_neo", "(attention_layers in its")])
-def test_layers_that_are_not_alike_are_refused_before_anything_is_trained(family: str, said: str) -> None:
-    """ModernBERT's first layer lacks a norm, GPT-Neo's take turns in how far they see."""
+def test_layers_that_differ_are_refused_before_training(family: str, said: str) -> None:
+    """ModernBERT's first layer lacks a norm, and GPT-Neo's layers alternate between local and global attention."""
     kinds = {"attention_types": [[["global", "local"], 3]], "num_layers": 6} if family == "gpt_neo" else {}
     config = transformers.AutoConfig.for_model(
         family, num_hidden_layers=6, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=2, **SMALL | kinds
@@ -137,7 +137,9 @@ def test_settings_that_exclude_each_other_are_refused(changes: dict[str, Any]) -
         settings(**changes)
 
 
-def test_weights_of_another_configuration_are_refused_and_not_made_anew(minilm_dir: Path, tmp_path: Path) -> None:
+def test_weights_of_another_configuration_are_refused_and_not_initialised_again(
+    minilm_dir: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(minilm_dir, tmp_path / "edited")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, bounded in number."""
+"""Checkpoints are exact, complete or absent, and bounded in number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, steps:
         optimizer.step()
 
 
-def test_going_on_from_a_checkpoint_is_bitwise_going_on(tmp_path: Path) -> None:
+def test_resuming_from_a_checkpoint_is_bitwise_exact(tmp_path: Path) -> None:
     model, optimizer = trained(seed=1, steps=4)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
     checkpoints.write(capture(4, model, optimizer, {"note": [1, 2]}))
@@ -50,7 +50,7 @@ def test_going_on_from_a_checkpoint_is_bitwise_going_on(tmp_path: Path) -> None:
         assert torch.equal(expected, got)
 
 
-def test_what_is_learned_beside_the_model_goes_on_too_and_can_be_left_out(tmp_path: Path) -> None:
+def test_extra_modules_are_resumed_and_can_be_left_out(tmp_path: Path) -> None:
     def both(seed: int, steps: int) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         model, extra_modules = nn.Linear(5, 3), nn.ModuleDict({"1_2": nn.Linear(3, 4)})
@@ -79,7 +79,7 @@ def test_what_is_learned_beside_the_model_goes_on_too_and_can_be_left_out(tmp_pa
         restore(latest, other, extra_modules=nn.ModuleDict())
 
 
-def test_a_snapshot_does_not_move_with_the_model(tmp_path: Path) -> None:
+def test_a_snapshot_does_not_change_with_the_model(tmp_path: Path) -> None:
     model, optimizer = trained(seed=2, steps=1)
     before = model[0].weight.detach().clone()
     snapshot = capture(1, model, optimizer, {})
@@ -97,14 +97,14 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.steps() == [20, 40, 50]
 
 
-def test_writing_never_waits_for_slow_storage_and_skips_what_is_overtaken_but_not_the_best(
+def test_writing_never_waits_for_slow_storage_and_skips_replaced_checkpoints_but_not_the_best(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, optimizer = trained(seed=3, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=5)
     answers = threading.Event()
     try:
-        for step in (1, 2, 3, 4, 5):  # all return, though nothing can be written
+        for step in (1, 2, 3, 4, 5):  # all calls return, although nothing can be written yet
             best_step = 3 if step >= 3 else None
             checkpoints.write(capture(step, model, optimizer, {}), best_step, before=lambda: answers.wait() and None)
         assert checkpoints.steps() == []
@@ -117,7 +117,7 @@ def test_writing_never_waits_for_slow_storage_and_skips_what_is_overtaken_but_no
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, optimizer = trained(seed=4, steps=1)
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_is_used(
     assert "step-00000002 is damaged" in caplog.text
 
 
-def test_one_whose_best_is_damaged_is_passed_over_where_the_best_is_to_be_delivered(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_best_is_damaged_is_skipped_if_the_best_is_delivered(tmp_path: Path) -> None:
     model, optimizer = trained(seed=4, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
     for step, best in ((1, None), (2, {"step": 2, "value": 0.9}), (3, {"step": 2, "value": 0.9})):
@@ -152,8 +152,8 @@ def test_one_whose_best_is_damaged_is_passed_over_where_the_best_is_to_be_delive
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_where_the_best_moves_the_one_before_stays_whole(tmp_path: Path, resumed: bool) -> None:
-    """The newest is damaged: a run goes back to the one before, whose best is an older one."""
+def test_the_best_of_the_previous_checkpoint_is_kept_when_the_best_changes(tmp_path: Path, resumed: bool) -> None:
+    """If the newest checkpoint is damaged, a run resumes from the previous one, whose best is an older one."""
     model, optimizer = trained(seed=4, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
     for step, best in ((10, 10), (20, 10), (30, 30), (40, 30)):
@@ -172,7 +172,9 @@ def test_where_the_best_moves_the_one_before_stays_whole(tmp_path: Path, resumed
     assert latest.step == 30
 
 
-def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_not_treated_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "PAUSES_SECONDS", ())
     model, optimizer = trained(seed=4, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=3)
@@ -180,7 +182,7 @@ def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkey
     checkpoints.wait()
     file = tmp_path / "step-00000001" / "model.safetensors"
     file.unlink()
-    file.mkdir()  # reading it fails, as of a network that is down
+    file.mkdir()  # so that reading it fails, as if a network were down
     with pytest.raises(StorageFailed, match="step-00000001 cannot be read"):
         checkpoints.latest()
 
@@ -194,7 +196,7 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path: Path) -> Non
     assert checkpoints.latest() is None
 
 
-def test_one_that_was_never_finished_does_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_does_not_count_among_the_kept_ones(tmp_path: Path) -> None:
     model, optimizer = trained(seed=5, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path), keep=2)
     for step in (16, 18):
@@ -223,12 +225,12 @@ def test_a_run_that_ends_waits_for_its_checkpoint_unless_it_ends_at_once_or_its_
             raise error
         checkpoints.wait()
     answers.set()
-    checkpoints.wait()  # for the thread to leave
+    checkpoints.wait()  # until the thread has ended
     assert checkpoints.steps() == written
     assert written or not list(tmp_path.iterdir()), "nothing was begun after the end"
 
 
-def test_what_is_queued_after_one_that_fails_is_given_up(tmp_path: Path) -> None:
+def test_checkpoints_queued_after_a_failed_one_are_dropped(tmp_path: Path) -> None:
     model, optimizer = trained(seed=7, steps=1)
     checkpoints = Checkpoints(Location.of(tmp_path / "runs"), keep=2)
     answers = threading.Event()
@@ -251,7 +253,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
         restore(capture(1, model, optimizer, {}), nn.Linear(5, 7))
 
 
-def test_storage_that_fails_is_reported_when_the_writing_is_waited_for(tmp_path: Path) -> None:
+def test_failing_storage_is_reported_when_waiting_for_the_writing(tmp_path: Path) -> None:
     model, optimizer = trained(seed=7, steps=1)
     (tmp_path / "file").write_text("not a folder")
     checkpoints = Checkpoints(Location.of(tmp_path / "file"), keep=1)

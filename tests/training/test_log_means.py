@@ -1,4 +1,4 @@
-"""The log's means: means over steps, and float16's skipped ones."""
+"""The means that a run logs: over steps, without the steps that float16's scaler skips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sums_of(hard_loss: float, soft_loss: float, tokens: int, computed_tokens: in
     return StepSums((hard_loss, soft_loss), tokens, computed_tokens, interrupted=False)
 
 
-def test_the_sums_of_a_step_are_added_up_over_workers_and_one_that_leaves_is_enough() -> None:
+def test_sums_of_a_step_are_added_over_workers_and_one_interrupted_worker_is_enough() -> None:
     one = StepSums.pack(torch.tensor([0.1, 2.0], dtype=torch.float64), 100, 120, interrupted=False)
     other = StepSums.pack(torch.tensor([0.2, 3.0], dtype=torch.float64), 2**24 + 1, 2**24 + 3, interrupted=True)
     assert StepSums.unpack(one) == StepSums((0.1, 2.0), 100, 120, interrupted=False)
@@ -48,7 +48,7 @@ def test_each_term_has_its_own_count() -> None:
 
 
 @pytest.mark.parametrize(("hard_loss", "norm"), [(math.inf, 1.0), (1.0, math.nan)])
-def test_a_skipped_step_is_counted_and_spoils_no_mean(hard_loss: float, norm: float) -> None:
+def test_a_skipped_step_is_counted_and_left_out_of_the_means(hard_loss: float, norm: float) -> None:
     sums = sums_of(hard_loss, 1.0, 10, 10)
     means = LogMeans(("hard_loss", "soft_loss"))
     means.add(sums, counts=dict.fromkeys(WEIGHTS, 1), norm=norm, seconds=0.1)

@@ -20,7 +20,7 @@ DECAY = 0.75
 
 @pytest.fixture(params=[True, False], ids=["C", "torch"])
 def with_and_without_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested runs twice: with the C kernels, and in plain torch."""
+    """Runs a test twice: with the C kernels, and in plain torch."""
     if request.param:
         request.getfixturevalue("kernels")
     else:
@@ -58,8 +58,8 @@ def test_a_fisher_score_is_the_running_mean_of_the_squared_product_of_weight_and
 
 
 @pytest.mark.usefixtures("with_and_without_kernels")
-def test_a_fisher_score_is_the_mean_square_of_rows_gradients_however_many_rows_a_batch_has() -> None:
-    """In closed form where no two rows have a weight in common: rows are powers of two, each for one weight."""
+def test_a_fisher_score_is_the_mean_square_of_rows_gradients_for_any_batch_size() -> None:
+    """There is a closed form if no two rows share a weight: the rows are powers of two, each for one weight."""
     linear = nn.Linear(6, 1, bias=False)
     torch.nn.init.ones_(linear.weight)
     settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
@@ -78,8 +78,8 @@ def test_a_fisher_score_is_the_mean_square_of_rows_gradients_however_many_rows_a
 
 
 @pytest.mark.usefixtures("with_and_without_kernels")
-def test_where_batches_are_of_one_size_their_rows_scale_all_fisher_scores_alike() -> None:
-    """… so the same weights are kept as if nothing was said of them."""
+def test_with_equal_batches_the_rows_scale_all_fisher_scores_alike() -> None:
+    """So the same weights are kept as without the factor."""
     settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
     found = []
     for rows in (1, 32):
@@ -95,7 +95,7 @@ def test_where_batches_are_of_one_size_their_rows_scale_all_fisher_scores_alike(
     assert torch.equal(32 * found[0], found[1])
 
 
-def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() -> None:
+def test_a_step_whose_gradients_overflow_does_not_change_the_running_means() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
     settings = FisherPruning(method="fisher", fisher_decay=DECAY, layers=LayerRule(include=("0",)))
     ((_, scores),) = Pruner(model, settings).scores()
@@ -120,8 +120,8 @@ def test_a_step_whose_gradients_overflow_leaves_the_running_means_as_they_are() 
 
 
 @pytest.mark.usefixtures("with_and_without_kernels")
-def test_steps_with_clipping_are_torchs() -> None:
-    """Gradients above and below the norm they are clipped to, a parameter without one, a state that is taken over."""
+def test_steps_with_clipping_equal_torchs() -> None:
+    """With norms above and below the maximum, a parameter without a gradient, and a state that is loaded."""
     settings = TrainSettings(learning_rate=1e-2, weight_decay=0.1, adam_betas=(0.8, 0.99), adam_epsilon=1e-7)
     ours, theirs = (nn.ModuleList([nn.Linear(70, 50), nn.LayerNorm(50), nn.Linear(50, 1)]) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -154,8 +154,8 @@ def test_steps_with_clipping_are_torchs() -> None:
 
 
 @pytest.mark.usefixtures("with_and_without_kernels")
-def test_gradients_that_are_looked_at_are_clipped_already() -> None:
-    """… and are not clipped again by the step."""
+def test_logged_gradients_are_already_clipped() -> None:
+    """The step does not clip them again."""
     models = [nn.Linear(5, 4) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     for at_once, model in zip((True, False), models, strict=True):
@@ -166,12 +166,12 @@ def test_gradients_that_are_looked_at_are_clipped_already() -> None:
         if at_once:
             assert float(nn.utils.get_total_norm([p.grad for p in model.parameters()])) == pytest.approx(0.5)
         optimizer.step()
-    # So close that clipping twice would show: a step is 3e-6 long.
+    # The tolerance is small enough to detect clipping twice: a step is 3e-6 long.
     torch.testing.assert_close(models[0].weight, models[1].weight, rtol=0, atol=1e-7)
 
 
-def test_a_step_without_clipping_takes_gradients_as_they_are() -> None:
-    """… also after one that was clipped."""
+def test_a_step_without_clipping_uses_unscaled_gradients() -> None:
+    """This is also true after a step with clipping."""
     models = [nn.Linear(5, 4) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     clips, never = (build_optimizer(model, [], TrainSettings(adam_epsilon=1.0), None) for model in models)
@@ -191,7 +191,7 @@ def test_a_step_without_clipping_takes_gradients_as_they_are() -> None:
 
 
 def test_weights_decay_and_neither_biases_nor_norms_do() -> None:
-    """DeBERTa's attention has biases apart from its linear layers, and a norm of its own."""
+    """DeBERTa's attention has biases that belong to no linear layer, and its own norm class."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = DebertaModel(DebertaConfig(vocab_size=20, max_position_embeddings=20, **sizes))
     optimizer = build_optimizer(model, [], TrainSettings(weight_decay=0.1), None)

@@ -10,7 +10,7 @@ from torch import nn
 from raypp.training.parameter_statistics import parameter_histograms, parameter_statistics
 
 
-def test_statistics_are_numpys_of_what_is_trained() -> None:
+def test_statistics_of_trained_parameters_equal_numpys() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 1))
     model[2].requires_grad_(False)
@@ -35,7 +35,7 @@ def test_statistics_are_numpys_of_what_is_trained() -> None:
     assert found.keys() == {key for key in expected if not key.startswith("gradients/0.weight")}
 
 
-def test_histograms_are_numpys_of_what_is_finite() -> None:
+def test_histograms_of_finite_values_equal_numpys() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 40), nn.LayerNorm(40), nn.Linear(40, 1))
     model[2].requires_grad_(False)
@@ -49,7 +49,7 @@ def test_histograms_are_numpys_of_what_is_finite() -> None:
         counts, edges = np.histogram(value.detach().numpy(), bins=64)
         np.testing.assert_allclose(found[key][1], edges, rtol=1e-5, atol=1e-6)
         assert found[key][0].sum() == value.numel()
-        # A value at an edge may be counted on either side of it.
+        # A value at the edge of two bins may be counted in either of them.
         assert np.abs(found[key][0] - counts).sum() <= 4
     counts, edges = found["parameters/1.weight"]
     assert (edges[0], edges[-1], counts[32], counts.sum()) == (0.5, 1.5, 40, 40)

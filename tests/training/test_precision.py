@@ -1,4 +1,4 @@
-"""Precisions of the forward pass, and what is said of one that a CPU is slow at."""
+"""Precisions of the forward pass, and the warning about one that is slow on a CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_instructions_are_those_that_linux_sees() -> None:
     assert (slow_precision("bfloat16", CPU) is None) == bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
-def test_products_are_in_the_precision_that_is_asked_for() -> None:
+def test_products_have_the_requested_precision() -> None:
     one = torch.ones(2, 2)
     for name in ("float32", "bfloat16", "float16"):
         context, scaler = build_precision(name, CPU)

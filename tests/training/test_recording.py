@@ -1,4 +1,4 @@
-"""What the sessions of a run leave, also in a bucket, and how they end."""
+"""The records of a run's sessions, also in a bucket, and how sessions end."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def experiment() -> Experiment:
 
 
 def the_offline_run(bucket: Path) -> Path:
-    """The only one there, without copies of it."""
+    """The only offline run in the folder."""
     (folder,) = (path for path in bucket.rglob("*run-*") if path.is_dir())
     assert folder.name.startswith("offline-run-")
     assert len(list(bucket.rglob("*.wandb"))) == 1
     return folder
 
 
-def test_a_session_that_goes_on_in_a_bucket_replaces_the_offline_run_before_it(
+def test_a_session_that_resumes_in_a_bucket_replaces_the_earlier_offline_run(
     bucket: Location, experiment: Experiment, tmp_path: Path
 ) -> None:
     def interrupted_session(resume_step: int | None, step: int) -> None:
@@ -68,7 +68,7 @@ def test_a_session_that_goes_on_in_a_bucket_replaces_the_offline_run_before_it(
     assert found[0][0] != found[1][0]
     assert [rows for _, rows in found] == [[(1, 1.0)], [(1, 1.0), (2, 0.5)]]
 
-    # A session that records nothing has nothing to replace it with.
+    # A session that records nothing does not replace it.
     silent = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"wandb": "off"})})
     with Recorder(bucket / "run", silent, Worker(), None) as recorder:
         recorder.start(2)
@@ -96,7 +96,7 @@ def test_the_front_of_a_sweep_in_a_bucket_is_recorded_once(
         assert read_run(the_offline_run(tmp_path / "bucket"))["summary"]["seconds"] == seconds
 
 
-def test_a_command_on_recorded_files_names_them_where_they_are() -> None:
+def test_a_command_on_recorded_files_says_where_to_download_them() -> None:
     run = Location.of("s3://bucket/runs/mrpc/run-1?region=us-west-2&scheme=http")
     command = "wandb sync --include-online '/tmp/a b/wandb/run-1'"
     assert moved(command, Path("/tmp/a b"), run) == (

@@ -1,4 +1,4 @@
-"""How long runs are and when they evaluate, for epochs of equal and of different length."""
+"""The number of steps of runs and when they evaluate, for epochs of equal and of different length."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def evaluated(steps: StepPlan) -> list[int]:
         ({"max_steps": 331}, 331),
     ],
 )
-def test_total_steps_are_those_of_the_epochs_or_exactly_as_many_as_asked(train: dict[str, object], total: int) -> None:
+def test_total_steps_follow_from_the_epochs_or_are_the_given_number(train: dict[str, object], total: int) -> None:
     assert plan(train, [100, 110, 120, 90]).total == total
 
 
-def test_a_step_is_at_its_place_in_its_epoch() -> None:
+def test_a_step_has_the_right_place_in_its_epoch() -> None:
     steps = plan({"epochs": 3}, [2, 3, 1])
     assert [steps.place(step) for step in range(6)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
     assert [steps.epochs_after(done) for done in (1, 2, 5, 6)] == [0.5, 1.0, 2.0, 3.0]
@@ -46,7 +46,7 @@ def test_a_step_is_at_its_place_in_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_step_of_any_plan_is_where_counting_finds_it(seed: int) -> None:
+def test_places_and_steps_agree_with_counting(seed: int) -> None:
     counts = random.Random(seed).choices(range(1, 7), k=30)
     expected = [(epoch, batch) for epoch, count in enumerate(counts) for batch in range(count)]
     by_epochs, by_steps = plan({"epochs": 30}, counts), plan({"max_steps": len(expected)}, counts)
@@ -57,13 +57,13 @@ def test_every_step_of_any_plan_is_where_counting_finds_it(seed: int) -> None:
 
 
 @pytest.mark.parametrize("train", [{"epochs": 100_000}, {"max_steps": 100_000}])
-def test_many_short_epochs_are_planned_without_going_through_all_of_them_at_each_step(train: dict[str, object]) -> None:
+def test_planning_many_short_epochs_does_not_walk_through_all_of_them_at_each_step(train: dict[str, object]) -> None:
     steps = plan(train, [1] * 100_000)
     assert evaluated(steps) == list(range(1, 100_001))
     assert steps.place(99_999) == (99_999, 0)
 
 
-def test_evaluations_fall_on_the_ends_of_epochs_or_of_their_parts_and_on_the_end() -> None:
+def test_evaluations_are_at_the_ends_of_epochs_or_their_fractions_and_at_the_last_step() -> None:
     assert evaluated(plan({"epochs": 3}, [100, 110, 120])) == [100, 210, 330]
     halves = EvaluationSettings.model_validate({"every_epochs": 0.5})
     assert evaluated(plan({"epochs": 2}, [5, 4], halves)) == [3, 5, 7, 9]
@@ -72,7 +72,7 @@ def test_evaluations_fall_on_the_ends_of_epochs_or_of_their_parts_and_on_the_end
     assert evaluated(plan({"max_steps": 9}, [10], every_four)) == [4, 8, 9]
 
 
-def test_checkpoints_come_with_evaluations_and_as_often_as_asked() -> None:
+def test_checkpoints_are_written_at_evaluations_and_at_the_given_interval() -> None:
     steps = plan({"epochs": 2}, [5, 5], saves=4)
     assert [done for done in range(1, 11) if steps.saves_after(done)] == [4, 5, 8, 10]
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and real W&B runs: each in a process of its own, read back from its files or a small local server."""
+"""metrics.jsonl, and real W&B runs in separate processes, which are read from their files or a small local server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_cut_removes_later_steps_and_a_torn_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", [bytes(50), b"\xff\xfe", b"7", b'{"train/loss": 0.5}'])
-def test_a_line_that_a_loss_of_power_has_spoilt_costs_a_resumed_run_no_more(
+def test_a_line_damaged_by_a_power_failure_costs_a_resumed_run_only_this_line(
     spoilt: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -83,7 +83,7 @@ def test_a_line_that_a_loss_of_power_has_spoilt_costs_a_resumed_run_no_more(
     assert len(metrics.records()) == 3
 
 
-def test_what_a_worker_that_was_taken_for_dead_still_writes_is_not_in_the_log(tmp_path: Path) -> None:
+def test_lines_of_a_worker_that_seemed_dead_are_not_in_the_log(tmp_path: Path) -> None:
     lost, successor = MetricsFile(tmp_path / "metrics.jsonl"), MetricsFile(tmp_path / "metrics.jsonl")
     lost.cut(0)
     for step in (1, 2, 3):
@@ -98,7 +98,7 @@ def test_what_a_worker_that_was_taken_for_dead_still_writes_is_not_in_the_log(tm
 # --- who records -----------------------------------------------------------------------------------------------------
 
 
-def test_a_switched_off_run_records_nothing(tmp_path: Path) -> None:
+def test_a_run_with_wandb_off_records_nothing(tmp_path: Path) -> None:
     tracker = make_tracker(TrackingSettings(wandb="off"), **arguments(tmp_path))
     assert isinstance(tracker, NullTracker)
     tracker.log(1, {"train/loss": 1.0})
@@ -155,7 +155,7 @@ print(json.dumps({"warnings": warnings, "sync_command": tracker.sync_command()})
 
 @dataclass
 class Job:
-    """One session: what the child process is told, and how it went."""
+    """One session in a child process: its input and its outcome."""
 
     folder: Path
     wandb: str = "auto"
@@ -165,7 +165,7 @@ class Job:
     exit_code: int = 0
     limits: dict[str, float] = field(default_factory=dict)
     wait: bool = False
-    """Whether it waits for a line before it logs, and says when it has."""
+    """Whether the child waits for a line before it logs, and writes a line when it has logged."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> subprocess.Popen[str]:
@@ -199,7 +199,7 @@ class Job:
         return json.loads(lines[-1]) | {"other_output": lines[:-1]}
 
 
-def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
+def test_an_offline_run_can_be_read_completely(tmp_path: Path) -> None:
     figure = tmp_path / "loss.png"
     draw(figure)
     outcome = Job(tmp_path / "run", wandb="offline", figure=str(figure), exit_code=7).run()
@@ -209,7 +209,7 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
     assert (run["project"], run["name"], run["group"]) == ("raypp", "calm-fox", "sweep-1")
     assert run["config"]["pruning"] == {"method": "topk", "final_density": 0.15}
     rows = [(row["_step"], row["train/loss"], row["prune/density"]) for row in run["history"]]
-    assert rows == [(1, 1.0, 0.5), (2, 0.5, 0.5), (3, 1 / 3, 0.5)]  # two reports of one step are one
+    assert rows == [(1, 1.0, 0.5), (2, 0.5, 0.5), (3, 1 / 3, 0.5)]  # two reports of one step are merged
     image = folder / "files" / run["history"][2]["figures/loss/path"]
     assert image.read_bytes() == figure.read_bytes()
     histogram = {part: run["history"][2][f"parameters/a.weight/{part}"] for part in ("_type", "values", "bins")}
@@ -268,7 +268,7 @@ def test_an_unreachable_server_does_not_stop_the_run(tmp_path: Path, mode: str) 
     ("mode", "environment", "warns"),
     [
         ("auto", {}, False),  # no key: offline is what auto means
-        ("online", {}, True),  # no key, though it was asked for
+        ("online", {}, True),  # no key, although online is requested
         ("auto", {"WANDB_MODE": "offline", "WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": UNREACHABLE}, False),
         ("offline", {"WANDB_MODE": "disabled", "WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": UNREACHABLE}, False),
         ("auto", {"WANDB_API_KEY": "too-short"}, True),
@@ -305,7 +305,7 @@ def test_with_a_server_and_a_key_the_run_is_online(tmp_path: Path, server: Serve
     assert_no_key_in(tmp_path)
 
 
-def test_an_online_run_is_resumed_and_what_the_server_has_is_not_sent_again(tmp_path: Path, server: Server) -> None:
+def test_an_online_run_is_resumed_and_sends_nothing_again(tmp_path: Path, server: Server) -> None:
     server.last_step = 50
     (tmp_path / "run").mkdir()
     MetricsFile(tmp_path / "run" / "metrics.jsonl").log(30, {"train/loss": 1 / 30})
@@ -315,7 +315,7 @@ def test_an_online_run_is_resumed_and_what_the_server_has_is_not_sent_again(tmp_
     assert [row["_step"] for row in server.history] == [60, 70]
 
 
-def test_what_was_recorded_offline_before_a_resume_reaches_the_server(tmp_path: Path, server: Server) -> None:
+def test_earlier_offline_recordings_reach_the_server_after_a_resume(tmp_path: Path, server: Server) -> None:
     Job(tmp_path / "run", wandb="offline", steps=[10, 20]).run()
     metrics = MetricsFile(tmp_path / "run" / "metrics.jsonl")
     metrics.log(10, {"train/loss": 1 / 10})
@@ -325,7 +325,7 @@ def test_what_was_recorded_offline_before_a_resume_reaches_the_server(tmp_path: 
     assert outcome["sync_command"] is None
 
 
-def test_a_refused_key_is_said_once_and_the_run_is_recorded_offline(tmp_path: Path, server: Server) -> None:
+def test_a_refused_key_is_reported_once_and_the_run_is_recorded_offline(tmp_path: Path, server: Server) -> None:
     server.refuses = True
     outcome = Job(tmp_path / "run", environment=server.environment).run()
     [warning] = outcome["warnings"]
@@ -344,7 +344,7 @@ def test_a_run_that_the_server_does_not_register_is_recorded_offline(tmp_path: P
     assert f"wandb sync {folder}" in warning
 
 
-def test_a_run_does_not_wait_for_a_server_that_is_slow(tmp_path: Path, server: Server) -> None:
+def test_a_run_does_not_wait_for_a_slow_server(tmp_path: Path, server: Server) -> None:
     server.answers.clear()
     job = Job(tmp_path / "run", wait=True, environment=server.environment | {"WANDB_HTTP_TIMEOUT": "60"})
     process = job.start()
@@ -360,13 +360,13 @@ def test_a_run_does_not_wait_for_a_server_that_is_slow(tmp_path: Path, server: S
     assert [row["_step"] for row in server.history] == [1, 2, 3]
 
 
-def test_a_server_lost_in_the_middle_costs_a_bounded_wait_at_the_end(tmp_path: Path, server: Server) -> None:
+def test_a_server_lost_during_the_run_costs_a_bounded_wait_at_the_end(tmp_path: Path, server: Server) -> None:
     job = Job(tmp_path / "run", wait=True, limits={"UPLOAD_SECONDS": 2.0}, environment=server.environment)
     process = job.start()
     assert server.registered.wait(60)
     wait_for((tmp_path / "run" / "wandb").is_dir, "the run's files")
     server.stop()
-    output, _ = process.communicate("\n", timeout=60)  # W&B itself would try for longer
+    output, _ = process.communicate("\n", timeout=60)  # without a limit, W&B would retry for longer
     outcome = job.outcome(output)
     [folder] = (tmp_path / "run" / "wandb").glob("run-*")
     assert outcome["sync_command"] == f"wandb sync --include-online {folder}"
@@ -401,7 +401,7 @@ class Server:
         self.answers.set()
         self.authorized = False
         self.history: list[dict[str, Any]] = []
-        self.last_step: int | None = None  # of a run that the server knows already
+        self.last_step: int | None = None  # of a run that the server already has
         self.config: dict[str, Any] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"

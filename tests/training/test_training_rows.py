@@ -1,5 +1,5 @@
-"""Steps that follow from features: laid out before the first one, from features that Ray Data makes once, and after
-everything else was checked."""
+"""Steps that depend on features: planned before the first step, from features that Ray Data makes once, after all other
+checks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def questions(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def values(tmp_path: Path, minilm_dir: Path) -> dict[str, Any]:
-    """A question answering experiment, whose windows are to be counted."""
+    """A question answering experiment whose windows must be counted."""
     return {
         "name": "people",
         "run": "first",
@@ -77,7 +77,7 @@ def write(folder: Path, values: dict[str, Any]) -> str:
 
 
 def lengths_of(values: dict[str, Any], minilm_dir: Path) -> np.ndarray:
-    """Tokens of every window, by the tokenizer itself."""
+    """Tokens of every window, counted with the tokenizer directly."""
     source = FilesSource.model_validate(values["data"]["source"])
     task = resolve_task(OwnTask.model_validate(TASK), source)
     data = DataSettings.model_validate(values["data"])
@@ -96,7 +96,7 @@ def never_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session", "never_counts")
-def test_a_run_counts_the_features_that_ray_data_has_made(
+def test_a_run_counts_features_made_with_ray_data(
     values: dict[str, Any], tmp_path: Path, minilm_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     windows = len(lengths_of(values, minilm_dir))
@@ -113,7 +113,7 @@ def test_a_run_counts_the_features_that_ray_data_has_made(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session", "never_counts")
-def test_the_trials_of_a_sweep_share_what_was_made_to_count_them(values: dict[str, Any], tmp_path: Path) -> None:
+def test_trials_of_a_sweep_share_the_features_made_for_counting(values: dict[str, Any], tmp_path: Path) -> None:
     del values["run"]
     values |= {"sweep": SWEEP, "cluster": {"workers": 1, "storage": str(tmp_path / "runs")}}
     assert main(["sweep", write(tmp_path, values), "train.epochs=0.2"]) == 0
@@ -154,7 +154,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_wrong_is_told_before_any_feature_is_made(
+def test_problems_are_reported_before_any_feature_is_made(
     bad: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What several workers do together, in two processes."""
+"""The collective operations of workers, in two processes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch.multiprocessing as mp
 from raypp.training.worker import Worker
 
 
-def follow(rank: int, folder: str) -> None:
+def run_collectives(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     worker = Worker(rank=rank, world_size=2, device=torch.device("cpu"))
     torch.manual_seed(rank)
-    tensors = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (20 << 20,), (7,))]  # more than a message
+    tensors = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (20 << 20,), (7,))]  # more than one message
     versions = [tensor._version for tensor in tensors]
     worker.broadcast_from_first(tensors)
     torch.manual_seed(0)
     expected = [torch.randn(tensor.shape) for tensor in tensors]
     assert all(torch.equal(tensor, first) for tensor, first in zip(tensors, expected, strict=True))
-    # Who keeps something that was made of them sees that they have changed.
+    # The version counters show that the tensors have changed, for code that caches values computed from them.
     assert [tensor._version > version for tensor, version in zip(tensors, versions, strict=True)] == [rank > 0] * 3
     assert_sums(worker)
     dist.destroy_process_group()
 
 
 def assert_sums(worker: Worker) -> None:
-    """Gradients that both have, that one has, and that none has."""
+    """Tests gradients that both workers have, that one has, and that none has."""
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (20 << 20,), (7,), (2,))]
     for parameter in parameters[:2]:
         parameter.grad = torch.full_like(parameter, worker.rank + 1.0)
@@ -40,11 +40,11 @@ def assert_sums(worker: Worker) -> None:
     assert ends == [(3.0, 3.0), (3.0, 3.0), (5.0, 5.0), None]
 
 
-def test_workers_add_up_gradients_and_go_on_with_what_the_first_one_has(tmp_path: Path) -> None:
-    mp.spawn(follow, (str(tmp_path),), nprocs=2)
+def test_workers_sum_gradients_and_copy_the_first_workers_tensors(tmp_path: Path) -> None:
+    mp.spawn(run_collectives, (str(tmp_path),), nprocs=2)
 
 
-def test_one_worker_follows_nobody() -> None:
+def test_a_single_worker_changes_nothing() -> None:
     tensor = torch.ones(3)
     Worker(device=torch.device("cpu")).broadcast_from_first([tensor])
     assert torch.equal(tensor, torch.ones(3))
