@@ -113,7 +113,7 @@ def test_writing_never_waits_for_slow_storage_and_skips_replaced_checkpoints_but
     checkpoints.wait()
     assert checkpoints.steps() == [1, 3, 5]
     assert len(caplog.records) == 1
-    assert "some are skipped" in caplog.text
+    assert "some checkpoints are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
