@@ -192,7 +192,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "padding that the model takes for text": (
         lambda w: w.set("student.model", w.model("configured", pad_token_id=7)),
-        ("student.model", "pads with token 0", "pad_token_id in config.json padding is token 7"),
+        ("student.model", "pads with token 0", "pad_token_id in config.json is 7"),
     ),
     "start as a teacher of other tokens": (
         lambda w: (following(w, another_tokenizer(w)), w.set("student.start", "teacher")),
@@ -297,7 +297,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "a revision of a model that is a folder": (
         lambda w: w.set("student.revision", "v2"),
-        ("student.revision: 'v2'", "of a model of the hub", "leave it out"),
+        ("student.revision: only a model of the hub has a revision", "got 'v2'", "leave it out"),
     ),
     "a model that reads padding": (
         lambda w: w.set("student.model", w.model("fourier", model_type="fnet")),
