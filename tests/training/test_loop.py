@@ -1,4 +1,4 @@
-"""The loop, in this process, on a real encoder: against an independent implementation, and against itself resumed."""
+"""The loop in this process on a real encoder, compared with an independent implementation and with resumed runs."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def weights(result: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def without_dropout(source: Path, folder: Path, layers: int | None = None) -> Path:
-    """A copy of a model whose configuration has no dropout, and perhaps fewer layers: what two implementations can
-    agree on step by step."""
+    """A copy of a model without dropout, and optionally with fewer layers, so that two implementations agree step by
+    step."""
     folder.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file():
@@ -107,7 +107,7 @@ def without_dropout(source: Path, folder: Path, layers: int | None = None) -> Pa
 
 
 def a_teacher(student: Path, folder: Path, task: str = "mrpc") -> Path:
-    """A fine-tuned looking classifier: the student's encoder with a head of decided opinions."""
+    """A classifier that looks fine-tuned: the student's encoder with a head that gives large logits."""
     model = load_pretrained(student, kind_of(TASKS[task]), seed=7)
     with torch.no_grad():
         model.classifier.weight.mul_(20)
@@ -117,7 +117,7 @@ def a_teacher(student: Path, folder: Path, task: str = "mrpc") -> Path:
 
 
 def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
-    """A random encoder, narrower and with fewer layers than MiniLM, of the same tokenizer."""
+    """A random encoder, narrower and with fewer layers than MiniLM, but with the same tokenizer."""
     torch.manual_seed(3)
     BertModel(
         BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
@@ -127,7 +127,7 @@ def a_small_encoder(tokenizer: Path, folder: Path) -> Path:
 
 
 def pairs_to_learn(task: str, source: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """Two texts and their label, of 160 rows; the official files are read without raypp."""
+    """The two texts and the label of 160 rows. The official files are read without raypp."""
     if task == "mrpc":
         lines = Path(source["directory"], "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
         cells = [line.rstrip("\r").split("\t") for line in lines]
@@ -154,13 +154,13 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     minilm_dir: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    student = without_dropout(minilm_dir, tmp_path / "student", layers=2)  # of all six, sorting takes a minute
+    student = without_dropout(minilm_dir, tmp_path / "student", layers=2)  # with all six, sorting takes a minute
     source: dict[str, Any] = {"kind": "synthetic", "train_rows": 160, "dev_rows": 16}
     if task == "mrpc":
         source = {"kind": "official", "directory": str(request.getfixturevalue("glue_dir") / "MRPC")}
     followed = a_teacher(student, tmp_path / "teacher", task) if teacher else None
     scheduled: dict[str, Any] = {"method": method, "initial_warmup": 1, "final_warmup": 2, "mask_learning_rate": 3e-2}
-    # Scores that do not tie: which of equal scores stay is raypp's own order.
+    # No scores are equal, because raypp's order of equal scores is its own.
     scheduled["score_initialization"] = {"kind": "uniform", "scale": 0.1}
     if method == "topk":
         initial, final = 1.0, 0.3
@@ -175,7 +175,7 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
         student={"model": str(student)},
         teacher={"model": str(followed)} if followed else None,
         pruning=scheduled,
-        # With the usual epsilon the sign of a gradient near 0, which is rounding, would move a score by a whole step.
+        # With the usual epsilon, the sign of a gradient near 0, which depends on rounding, would decide a whole step.
         train={
             "max_steps": 20,
             "warmup_steps": 3,
@@ -218,9 +218,9 @@ def test_twenty_steps_have_the_losses_of_the_naive_implementation(
     np.testing.assert_allclose(got, expected, rtol=2e-3)
 
 
-def test_the_losses_of_twenty_steps_are_those_of_this_version(settings: Experiment) -> None:
-    """Pinned, with the default dropout: a change of data, batches, dropout, masks or optimizer shows here. Processors,
-    and numbers of threads, differ by at most 2e-4; another seed by 3e-3 to 0.3."""
+def test_the_losses_of_twenty_steps_are_pinned(settings: Experiment) -> None:
+    """Pinned, with the default dropout, to detect any change of data, batches, dropout, masks or optimizer. Between
+    processors and numbers of threads the losses differ by at most 2e-4, between seeds by 3e-3 to 0.3."""
     values = settings(
         data={"source": {"kind": "synthetic", "train_rows": 160, "dev_rows": 16}, "max_length": 64},
         train={
@@ -235,8 +235,8 @@ def test_the_losses_of_twenty_steps_are_those_of_this_version(settings: Experime
     np.testing.assert_allclose(losses(run(values)), CURVE, rtol=2e-3)
 
 
-def test_two_workers_are_one_and_evaluate_every_row_once(settings: Experiment, tmp_path: Path) -> None:
-    # So many rows that the second worker has some to predict.
+def test_two_workers_equal_one_and_evaluate_every_row_once(settings: Experiment, tmp_path: Path) -> None:
+    # Enough dev rows that the second worker predicts some of them.
     source = {"kind": "synthetic", "train_rows": 96, "dev_rows": 150}
     results = []
     for workers in (0, 2):
@@ -252,7 +252,7 @@ def test_two_workers_are_one_and_evaluate_every_row_once(settings: Experiment, t
     one, two = results
     assert two["run"] == one["run"]
     assert len(losses(two)) == 4
-    # Where a gradient is near 0, the order of adding up decides the sign of a whole step of Adam.
+    # If a gradient is near 0, the order of summation decides the sign of a whole step of Adam.
     np.testing.assert_allclose(losses(two), losses(one), rtol=2e-3)
     tables = [
         [line.split("\t") for line in Path(each["paths"]["run"], "predictions.tsv").read_text().splitlines()[1:]]
@@ -300,7 +300,8 @@ def test_speed_and_shares_of_the_time_are_those_of_the_training(settings: Experi
 
 
 def cut(finished: Path, storage: Path) -> None:
-    """A finished run's storage as a kill -9 leaves it: nothing delivered, the log ahead of the checkpoint of step 6."""
+    """Copies a finished run's storage and cuts it to the state after a kill -9: nothing is delivered, and the log is
+    ahead of the checkpoint of step 6."""
     shutil.copytree(finished, storage)
     (folder,) = (storage / "small").iterdir()
     shutil.rmtree(folder / "model")
@@ -310,7 +311,7 @@ def cut(finished: Path, storage: Path) -> None:
 
 
 def assert_goes_on(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
-    """After step 6, and to the same end."""
+    """The resumed run continues after step 6, and its result is the same."""
     first, second = (recorded_until(Path(result["paths"]["run"]), 6) for result in (whole, resumed))
     assert second == first
     assert resumed["metrics"] == whole["metrics"]
@@ -330,7 +331,7 @@ def assert_goes_on(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
         "trained first, wider than the student",
     ],
 )
-def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
+def test_a_run_with_a_hidden_loss_learns_and_resumes_from_a_checkpoint(
     teacher: str, settings: Experiment, tmp_path: Path, minilm_dir: Path
 ) -> None:
     train_settings = {**settings()["train"], "micro_batches": 2}
@@ -373,7 +374,7 @@ def test_a_run_with_a_hidden_loss_follows_and_goes_on_from_a_checkpoint(
     assert_goes_on(whole, run(values("cut")))
 
 
-def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settings: Experiment, tmp_path: Path) -> None:
+def test_resuming_with_scores_that_are_running_means_gives_the_same_model(settings: Experiment, tmp_path: Path) -> None:
     pruning = {"method": "fisher", "final_density": 0.2, "scope": "global", "initial_warmup": 0, "final_warmup": 0}
 
     def values(storage: str) -> dict[str, Any]:
@@ -390,7 +391,7 @@ def test_going_on_with_scores_that_are_running_means_gives_the_same_model(settin
 def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
     workers: int, settings: Experiment, tmp_path: Path, minilm_dir: Path
 ) -> None:
-    """Against plain autograd, on weights that stand still: a batch of 16 rows, and one of a single row."""
+    """Compared with plain autograd, on weights that do not change: a batch of 16 rows, and one of a single row."""
     student = without_dropout(a_small_encoder(minilm_dir, tmp_path / "encoder"), tmp_path / "student")
     cluster = settings()["cluster"] | {"workers": workers, "checkpoint_every_steps": 1, "keep_checkpoints": 3}
     values = settings(
@@ -421,7 +422,7 @@ def test_a_fisher_score_counts_a_short_last_batch_by_its_rows(
 
 
 @pytest.mark.parametrize("method", ["sigmoid_threshold", pytest.param("l0", marks=pytest.mark.slow)])
-def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
+def test_resuming_with_a_target_density_gives_the_uninterrupted_lambdas_and_model(
     method: str, settings: Experiment, tmp_path: Path
 ) -> None:
     values = settings(
@@ -442,7 +443,7 @@ def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_mode
     logged = [[record.get(column) for column in columns] for record in records(whole)]
     assert [[record.get(column) for column in columns] for record in records(resumed)] == logged
     assert len({row[1] for row in logged}) > 5, "lambda moves"
-    # What the target is comes out everywhere: in the name, the result, and the model.
+    # The target appears in the name, the result and the model.
     assert Path(whole["paths"]["run"]).name.startswith(f"{method.replace('_', '-')}-0.2-")
     assert whole["requested_density"] == 0.2
     assert whole["density"]["linear"] == pytest.approx(0.2, abs=1e-4)
@@ -452,7 +453,7 @@ def test_going_on_with_a_target_density_gives_the_uninterrupted_lambdas_and_mode
 @pytest.mark.parametrize(
     ("method", "target", "fields"),
     [
-        # 120 steps at 3e-2 are a way of 1.5 until the final warmup: a threshold that lies within it.
+        # In 120 steps at 3e-2 scores can move by 1.5 until the final warmup. The threshold is within this distance.
         ("sigmoid_threshold", 0.1, {"final_threshold": 0.3}),
         ("sigmoid_threshold", 0.5, {"final_threshold": 0.3}),
         ("l0", 0.1, {"score_initialization": {"kind": "constant", "scale": -1.5}}),
@@ -473,13 +474,13 @@ def test_lambda_itself_brings_a_real_model_near_its_target_density(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_lower_precision_learns_alike(precision: str, settings: Experiment) -> None:
-    # Of four seeds, bfloat16's second loss is 0.001 to 0.015 from float32's, float16's up to 0.003.
+def test_lower_precision_learns_equally_well(precision: str, settings: Experiment) -> None:
+    # For four seeds, bfloat16's second loss differs from float32's by 0.001 to 0.015, and float16's by up to 0.003.
     train_settings = {**settings()["train"], "seed": 2}
     exact = losses(run(settings(train=train_settings)))
     rounded = losses(run(settings(train={**train_settings, "precision": precision})))
-    # Rounding alone, before it has moved a weight; then what it comes to. Single losses later on differ by processor:
-    # where a gradient is near 0, its rounding decides the sign of a whole step of Adam.
+    # The first loss differs only by rounding, because no weight has moved yet. Later, single losses depend on the
+    # processor: if a gradient is near 0, its rounding decides the sign of a whole step of Adam.
     np.testing.assert_allclose(rounded[0], exact[0], atol=1e-3)
     np.testing.assert_allclose(rounded[1], exact[1], atol=0.01)
     np.testing.assert_allclose(np.mean(rounded), np.mean(exact), atol=0.02)
@@ -528,7 +529,7 @@ def test_the_best_at_the_final_density_is_delivered(settings: Experiment) -> Non
         (None, None),
     ],
 )
-def test_every_method_runs_and_the_plain_model_holds_what_is_reported(
+def test_every_method_runs_and_the_plain_model_has_the_reported_density(
     pruning: dict[str, Any] | None, density: float | None, settings: Experiment
 ) -> None:
     result = run(settings(pruning=pruning))
@@ -569,7 +570,7 @@ def test_a_student_may_start_as_its_teacher(settings: Experiment, minilm_dir: Pa
 
 
 @pytest.mark.slow
-def test_dropout_is_the_settings_where_they_have_one(settings: Experiment, minilm_dir: Path, tmp_path: Path) -> None:
+def test_a_run_trains_with_the_dropout_of_its_settings(settings: Experiment, minilm_dir: Path, tmp_path: Path) -> None:
     bare = without_dropout(minilm_dir, tmp_path / "bare")
     short = {"max_steps": 3, "batch_size": 16, "log_every_steps": 1, "learning_rate": 1e-4}
     expected = losses(run(settings(student={"model": str(bare)}, train=short)))
@@ -579,10 +580,10 @@ def test_dropout_is_the_settings_where_they_have_one(settings: Experiment, minil
 
 
 @pytest.mark.slow
-def test_what_a_student_of_its_teachers_layers_started_from_is_found_again(
+def test_the_initial_model_of_a_student_of_its_teachers_layers_is_found_again(
     settings: Experiment, minilm_dir: Path, tmp_path: Path
 ) -> None:
-    """Embeddings are in no checkpoint, and not the pretrained model's: they are those of the trained teacher."""
+    """The embeddings are in no checkpoint. They are those of the trained teacher, and not of the pretrained model."""
     values = settings(
         student={"model": str(minilm_dir), "layers": [0, 5], "start": "teacher"},
         teacher={"train": {"max_steps": 2, "batch_size": 16, "learning_rate": 1e-2}},
