@@ -27,24 +27,24 @@ class Counts:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One worker's part of one step."""
+    """One worker's inputs of one step."""
 
     rows: npt.NDArray[np.int64]
-    """Positions in the source of the whole global batch's examples."""
+    """Positions, in the source, of the examples of the whole global batch."""
     counts: Counts
-    """Of the whole global batch."""
+    """The counts of the whole global batch."""
     shares: Mapping[int, Mapping[str, Tensor]]
-    """By number, this worker's shares that are not empty: the model's inputs, labels and teacher logits."""
+    """This worker's non-empty shares, by number: the model's inputs, labels and teacher logits."""
     tokens: int
-    """Real tokens in them."""
+    """Tokens of these shares, without padding."""
     computed_tokens: int
-    """The same with padding."""
+    """Tokens of these shares, with padding."""
 
 
 def step_inputs(
     data: TrainingData, steps: StepPlan, start: int, micro_batches: int, pad_id: int, max_padded: int, worker: Worker
 ) -> Iterator[StepInputs]:
-    """The inputs of every step from `start` on. A step's are made when they are asked for."""
+    """Yields the inputs of every step from `start` on. The inputs of a step are made when the caller asks for them."""
     step = start
     while step < steps.total:
         epoch, place = steps.place(step)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: seconds by activity."""
+"""The time that a run spends: seconds by activity."""
 
 from __future__ import annotations
 
