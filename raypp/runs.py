@@ -162,12 +162,16 @@ def check_writable(location: Location, field: str) -> None:
     probe = location / f".raypp-{os.getpid()}"
     try:
         location.make_folder()
-        probe.write_bytes(b"")
+        probe.write_bytes(b"\n")  # a full disk has room for an empty file
         probe.delete()
     except OSError as error:
-        if is_definite(error):
-            raise ConfigError(f"{field}: {location} cannot be written to: {error.strerror or error}") from None
-        raise StorageFailed(f"{location} cannot be written to: {error.strerror or error}") from error
+        raise _not_written(location, field, error) from error
+
+
+def _not_written(location: Location, field: str, error: OSError) -> ConfigError | StorageFailed:
+    """The error that names a folder that cannot be written to: the user's, unless it may pass."""
+    said = f"{location} cannot be written to: {error.strerror or error}"
+    return ConfigError(f"{field}: {said}") if is_definite(error) else StorageFailed(said)
 
 
 def check_storage_writable(experiment: Experiment) -> None:
@@ -183,22 +187,21 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
         wait: until another process that holds it is done.
 
     Raises:
-        ConfigError: another process holds it, and there is no waiting.
+        ConfigError: another process holds it, and there is no waiting; or its folder cannot be written to.
+        StorageFailed: writing there fails.
     """
     if not run.is_local:
         yield
         return
     path = Path(run.path, ".lock")
-    while (file := _try_lock(path)) is None:
+    while (file := _try_lock(run, path)) is None:
         if not wait:
             holder = path.read_text() if path.exists() else ""
             raise ConfigError(f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or end it")
         time.sleep(LOCK_POLL_SECONDS)
     with file:
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
-        file.flush()
         try:
+            _write_holder(run, file)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -208,14 +211,24 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _try_lock(path: Path) -> IO[str] | None:
+def _write_holder(run: Location, file: IO[str]) -> None:
+    try:
+        file.truncate(0)
+        # Past Python's buffer: closing the file would write again what does not fit on a full disk.
+        os.write(file.fileno(), json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
+    except OSError as error:
+        raise _not_written(run, "run", error) from error
+
+
+def _try_lock(run: Location, path: Path) -> IO[str] | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except (FileNotFoundError, FileExistsError):  # the holder before is removing the empty folder that it held
-        if path.parent.exists() and not path.parent.is_dir():
-            raise
-        return None
+    except OSError as error:
+        is_folder = path.parent.is_dir() or not path.parent.exists()
+        if isinstance(error, FileNotFoundError | FileExistsError) and is_folder:
+            return None  # the holder before is removing the empty folder that it held
+        raise _not_written(run, "run", error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before may have removed the file between our opening and locking it.

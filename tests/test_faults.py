@@ -35,6 +35,9 @@ from whole_runs import (
 from raypp import storage as storage_module
 from raypp.cli import main
 from raypp.store import verified_builds
+from raypp.errors import StorageFailed
+from raypp.runs import locked
+from raypp.storage import Location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -296,11 +299,29 @@ def test_storage_that_cannot_be_written_is_refused_before_anything_starts(
     assert "trying again" not in shown
 
 
+def test_a_disk_that_is_full_already_is_named(
+    experiment: Path, disk: Path, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))
+    (disk / "runs").mkdir()
+    fill(disk)
+    assert run(experiment, disk / "runs") == 1
+    shown = said()
+    assert f"raypp: {disk}/runs cannot be written to: No space left on device" in shown
+    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    with pytest.raises(StorageFailed, match=f"{disk}/runs/a/b cannot be written to: No space left on device"):  # noqa: SIM117
+        with locked(Location.of(disk / "runs" / "a" / "b")):
+            pytest.fail("a lock that says nothing of its holder")
+    (disk / "filling").unlink()
+    assert not list((disk / "runs").rglob("*")), "neither a lock nor a folder is left"
+
+
 def test_what_is_there_is_read_without_the_right_to_write(
     experiment: Path, disk: Path, tmp_path: Path, said: Callable[[], str]
 ) -> None:
     words = [f"cluster.store={disk / 'store'}", "teacher={train: {max_steps: 2, batch_size: 8}}"]
     assert run(experiment, disk / "runs", *words) == 0
+    (only_run(disk / "runs") / "ray").mkdir()  # a killed command left it, and it cannot be removed
     write_protect(disk)
     said()
     assert run(experiment, tmp_path / "runs", *words) == 0
@@ -310,7 +331,9 @@ def test_what_is_there_is_read_without_the_right_to_write(
     first, second = outcome(only_run(disk / "runs")), outcome(only_run(tmp_path / "runs"))
     assert_same(first, second)
     assert run(experiment, disk / "runs", *words) == 0
-    assert "student: finished before" in said()
+    shown = said()
+    assert "student: finished before" in shown
+    assert "cannot be" not in shown, "nothing is said of what only who may write could remove"
     assert main(["show", str(experiment), f"cluster.storage={disk / 'runs'}", *words]) == 0
 
     assert run(experiment, tmp_path / "runs", *words, "teacher.train.max_steps=3") == 2
@@ -336,6 +359,25 @@ def test_storage_that_fails_for_a_while_is_waited_for(
     assert "trying again for" in shown
     assert_same(outcome(only_run(disk / "runs")), expected)
     assert_tidy(disk / "runs")
+
+
+def test_files_that_ray_train_left_of_a_killed_command_are_removed(
+    experiment: Path, tmp_path: Path, said: Callable[[], str]
+) -> None:
+    """The command that was killed had workers; the one that continues has none, or finds that the run is finished."""
+    folder = tmp_path / "faulty" / "named"
+    left = folder / "ray" / "0123" / "left.json"
+    for finds in (f"student: {STEPS}/{STEPS}", "student: finished before"):
+        left.parent.mkdir(parents=True)
+        left.write_text("{}")
+        assert run(experiment, tmp_path, "run=named") == 0
+        assert finds in said()
+        assert_tidy(tmp_path)
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    with locked(Location.of(folder)):
+        assert run(experiment, tmp_path, "run=named") == 0
+    assert left.is_file(), "another process holds the run, and its workers may write there"
 
 
 def test_a_clock_that_is_set_back_changes_nothing(
