@@ -15,7 +15,7 @@ from typing import Any
 from raypp.cluster.prepare import TeacherLogits, featurize
 from raypp.cluster.prepare_corpus import cut_corpus
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import Supervision, run_job
+from raypp.cluster.trainer import Supervision, delete_leftovers, delete_scratch, run_job
 from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
@@ -127,6 +127,7 @@ def run_plan(
         ):  # another command deletes the run; it holds the lock until it is done
             result = _whole_result(plan, stored)
     if result is not None:  # a finished run needs no lock (locking may start Ray) and no write access
+        delete_leftovers(plan.run)
         on_event(PhaseFinished(phase, note="finished before"))
         return result
     if stored:
@@ -137,6 +138,7 @@ def run_plan(
         if fresh:
             clear_run(plan.run)
         if (result := _whole_result(plan, stored)) is not None:
+            delete_scratch(plan.run)
             on_event(PhaseFinished(phase, note="finished before"))
             return result
         if finished_result(plan.run, plan.digest) is not None:

@@ -28,7 +28,7 @@ from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
 from raypp.cluster.pipeline import Inputs, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import delete_scratch
+from raypp.cluster.trainer import SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -42,7 +42,7 @@ from raypp.interrupts import STOPPING
 from raypp.plan import Plan
 from raypp.plan_checks import check_device
 from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
-from raypp.storage import Location, tidying
+from raypp.storage import Location
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_stopped, record_stopped
@@ -143,6 +143,8 @@ def sweep(
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))
         plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
         if not fresh and (delivered := _delivered(plan)) is not None:  # nobody need be allowed to write there
+            for folder in (plan.folder, *(each.plan.run for each in plan.trials)):
+                delete_leftovers(folder)
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
         check_storage_writable(experiment)
@@ -161,6 +163,11 @@ def sweep(
         shared = SharedInputs(session, build_counts, tracking_group(plan.folder))
         ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
+        # Of an earlier command that was killed: its trials that have ended are not run again.
+        delete_scratch(plan.folder)
+        for each in plan.trials:
+            if each.name in ended:
+                delete_leftovers(each.plan.run)
         if (delivered := _delivered(plan)) is not None:  # by a command that this one has waited for
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
@@ -290,7 +297,7 @@ def _run(
             )
         ),
     )
-    scratch = plan.folder / "ray"
+    scratch = plan.folder / SCRATCH
     tuner = tune.Tuner(
         tune.with_resources(run_trial, _resources(session.settings)),
         tune_config=tune.TuneConfig(
@@ -337,8 +344,7 @@ def _run(
             monitor.halted.set()
         wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
         raise
-    with tidying(scratch):
-        scratch.delete()
+    delete_scratch(plan.folder)
     if (failure := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()

@@ -33,6 +33,7 @@ from raypp.errors import (
 )
 from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never
 from raypp.interrupts import STOPPING, deferred_interrupts
+from raypp.runs import locked
 from raypp.storage import Location, tidying
 from raypp.training.checkpoint import Checkpoints
 from raypp.training.job import Job
@@ -41,7 +42,7 @@ from raypp.training.worker import Worker
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
-SCRATCH = "ray"  # folder of a run in which Ray Train keeps what it keeps
+SCRATCH = "ray"  # folder of Ray Train's files in a run's folder, and of Ray Tune's in a sweep's
 REASON_LENGTH = 200  # characters of why a worker was lost
 
 
@@ -88,6 +89,7 @@ def run_job(job: Job, session: Session, supervision: Supervision, quota: WorkerQ
             if not interrupted():
                 raise
             raise _interrupted(left.step) from None
+        delete_scratch(job.run)  # an earlier command may have trained with workers, and been killed
         if interrupted():  # too late to stop this run, but not what may follow it
             raise KeyboardInterrupt
         return result
@@ -256,11 +258,22 @@ def _trainer(
     )
 
 
-def delete_scratch(run: Location) -> None:
-    """Removes what Ray Train keeps of a run whose workers have ended."""
-    scratch = run / SCRATCH
+def delete_scratch(folder: Location) -> None:
+    """Removes the files of Ray Train from the folder of a run, or those of Ray Tune from that of a sweep. This process
+    must hold the folder, and nothing of Ray may still write there."""
+    scratch = folder / SCRATCH
     with tidying(scratch):
         scratch.delete()
+
+
+def delete_leftovers(folder: Location) -> None:
+    """Removes what a killed command has left of Ray's files in the folder of a finished run or sweep. Does nothing if
+    another process holds the folder, or if this one may not write there."""
+    with tidying(folder):
+        if not (folder / SCRATCH).is_folder():
+            return
+        with contextlib.suppress(ConfigError, StorageFailed), locked(folder):
+            delete_scratch(folder)
 
 
 def _failure(fitted: Future[Any]) -> BaseException | None:

@@ -16,7 +16,7 @@ import yaml
 from placement_groups import held
 from transformers import AutoModelForSequenceClassification
 from wandb_files import read_run
-from whole_runs import wait_for
+from whole_runs import assert_tidy, wait_for
 
 import raypp
 from raypp.cli import main
@@ -82,17 +82,23 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
     resolved = yaml.safe_load((swept / "experiment.yaml").read_text())
     assert resolved["student"]["model"] == str(tmp_path / "encoder")
     assert resolved["cluster"]["storage"] == str(tmp_path / "runs")
+    for left in (swept, runs[0]):  # as if the command had been killed when all was finished
+        (left / "ray" / "0123").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     with contextlib.chdir(tmp_path / "elsewhere"):
         assert main(["sweep", str(swept / "experiment.yaml")]) == 0
     assert "trials:  finished before" in capsys.readouterr().err, "the same sweep, wherever it is started"
+    assert_tidy(tmp_path / "runs")
 
+    for left in (swept, runs[1]):  # as if it had been killed under the last trial
+        (left / "ray" / "0123").mkdir(parents=True)
     (runs[0] / "result.json").unlink()  # as if it had been killed before its end
     untouched = (runs[1] / "result.json").stat().st_mtime_ns
     capsys.readouterr()
     result = raypp.sweep(raypp.load_experiment(experiment))
     assert capsys.readouterr().out == "", "from Python it returns what the command prints"
     assert result == json.loads((swept / "result.json").read_text())
+    assert_tidy(tmp_path / "runs")
     assert (runs[1] / "result.json").stat().st_mtime_ns == untouched
     assert result["front"] == before["front"]
     assert main(["sweep", str(experiment), "--dry-run", "sweep.seeds=3"]) == 0
