@@ -165,9 +165,16 @@ def _run_group(
     Raises:
         RayActorError: Ray Train's controller, or the channel to the workers, died.
         PlacementLost, WorkersLost: it did not start, or has lost a worker.
+        StorageFailed: the run's folder cannot be written to.
     """
     from ray.exceptions import RayActorError
 
+    # Ray Train's controller makes this folder when it starts, without a second try, and its error comes here as text.
+    scratch = job.run / SCRATCH
+    try:
+        scratch.make_folder()
+    except OSError as error:
+        raise StorageFailed(f"{scratch} cannot be made: {error}") from error
     channel = Channel.open()
     # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
     worker = functools.partial(train_worker, job, channel, supervision.may_be_stopped)
@@ -277,11 +284,12 @@ def delete_leftovers(folder: Location) -> None:
 
 
 def _failure(fitted: Future[Any]) -> BaseException | None:
-    """What Ray Train's `fit`, which is over, has raised: an actor's death as it is, all else explained."""
+    """The error of Ray Train's `fit`, which is over: the death of the controller as it is, all else explained."""
     from ray.exceptions import RayActorError
 
     error = fitted.exception()
-    if error is None or isinstance(error, RayActorError):
+    # A controller that fails while it starts is not one that died: it would fail again at once.
+    if error is None or (isinstance(error, RayActorError) and not error.actor_init_failed):
         return error
     explained = _explained(error)
     explained.__cause__ = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from raypp import storage
 from raypp.cluster import trainer
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.trainer import CONTROLLER_LOSSES, Supervision, _explained, run_job
@@ -284,6 +286,32 @@ def test_storage_that_fails_is_not_tidied_up_before_that_is_said(
     assert raised.value is error
     assert isinstance(error.__cause__, WorkerGroupError)
     assert ends.scratch.is_folder() is not tidied
+
+
+def test_storage_that_fails_before_ray_train_starts_is_waited_for_and_then_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ends = Ends(monkeypatch, run, lambda: SimpleNamespace(return_value=DONE))
+    shutil.rmtree(run)
+    run.symlink_to(run)  # a loop: no folder can be made below it, which is an error that is tried again
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", ())
+    with pytest.raises(StorageFailed, match=f"{run}/ray cannot be made"):
+        ends()
+    assert ends.seen == [], "nothing was started"
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", (1.0,) * 9)
+    threading.Timer(0.3, run.unlink).start()
+    assert ends() == (DONE, None)
+
+
+def test_a_controller_that_fails_while_it_starts_was_not_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    raised = RayTaskError("TrainController.__init__", "Traceback\nOSError: no space left", OSError("no space left"))
+    ends = Ends(monkeypatch, tmp_path, lambda: raises(ActorDiedError(raised)))
+    with pytest.raises(WorkersLost, match="OSError: no space left"):
+        ends()
+    ends = Ends(monkeypatch, tmp_path, lambda: raises(ActorDiedError()))
+    with pytest.raises(RayActorError):
+        ends()
 
 
 def test_workers_save_their_step_though_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
