@@ -147,9 +147,16 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_does_not_wait(experiment: Path, tmp_path: Path) -> None:
-    with started("train", experiment, f"cluster.storage={tmp_path}") as command:
-        wait_for(lambda: steps_of(tmp_path) >= STRIKES_AFTER, "the middle of the run")
+@pytest.mark.parametrize(
+    ("workers", "trains"), [(0, True), (1, True), (1, False)], ids=["no workers", "a worker", "a worker that starts"]
+)
+def test_a_second_interrupt_does_not_wait(workers: int, trains: bool, experiment: Path, tmp_path: Path) -> None:
+    words = (f"cluster.workers={workers}", "cluster.cpus_per_worker=1", "train.max_steps=200")
+    with started("train", experiment, f"cluster.storage={tmp_path}", *words) as command:
+        if trains:
+            wait_for(lambda: steps_of(tmp_path) >= STRIKES_AFTER, "the middle of the run")
+        else:
+            command.one_of("TrainController")
         command.process.send_signal(signal.SIGTERM)
         assert command.process.stdout is not None
         assert any("stopping:" in line for line in iter(command.process.stdout.readline, ""))
@@ -157,7 +164,9 @@ def test_a_second_interrupt_does_not_wait(experiment: Path, tmp_path: Path) -> N
         status, output = command.end()
     assert status == 130, output
     assert "which is saved" not in output, "that is what the first one waits for"
-    assert run(experiment, tmp_path) == 0
+    assert "raypp: interrupted" in output
+    assert "the same command goes on from the last checkpoint: raypp train" in output
+    assert run(experiment, tmp_path, *words[2:]) == 0
     assert_tidy(tmp_path)
 
 

@@ -28,7 +28,7 @@ from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
 from raypp.cluster.pipeline import Inputs, make_job, prepare_plan, preparer
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import SCRATCH, delete_leftovers, delete_scratch
+from raypp.cluster.trainer import LEAVE_SECONDS, SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -334,15 +334,18 @@ def _run(
         while not fitted.done():
             advance()
             wait([fitted], POLL_SECONDS)
-    except BaseException as error:  # whatever it is: Ray must not be shut down under Tune's feet
+    except BaseException as error:
         deadline = time.monotonic() + COMMAND_STOP_SECONDS
         try:
             _interrupt_trials(channel, monitor, deadline, on_event if isinstance(error, KeyboardInterrupt) else ignore)
         except Exception as trouble:  # what ends the sweep is what must be said
             logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
         finally:
+            # After a second interrupt, too: Tune's thread must not be in Ray when that is shut down, or Ray ends this
+            # process.
             monitor.halted.set()
-        wait([fitted], max(POLL_SECONDS, deadline - time.monotonic()))
+            wait([fitted], LEAVE_SECONDS)
+        wait([fitted], max(0.0, deadline - time.monotonic()))
         raise
     delete_scratch(plan.folder)
     if (failure := fitted.exception()) is not None:

@@ -20,6 +20,7 @@ from raypp.cluster.group_sizes import GroupSizes
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.placement_groups import free_group, slots_name
 from raypp.cluster.session import Session
+from raypp.cluster.train_controller import kill_controllers
 from raypp.cluster.train_worker import train_worker
 from raypp.cluster.worker_quotas import WorkerQuota
 from raypp.errors import (
@@ -42,6 +43,7 @@ from raypp.training.worker import Worker
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
+LEAVE_SECONDS = 5.0  # for the thread of Ray Train's or Ray Tune's `fit` to end
 SCRATCH = "ray"  # folder of Ray Train's files in a run's folder, and of Ray Tune's in a sweep's
 REASON_LENGTH = 200  # characters of why a worker was lost
 
@@ -202,8 +204,7 @@ def _run_group(
                 channel.interrupt()
                 asked = True
     except BaseException as error:
-        # Else the workers would train on, on a cluster of others, with a run that is nobody's; and Ray of our own must
-        # not be shut down under the trainer's feet.
+        # Else the workers would continue without a command, where the cluster outlives it.
         with contextlib.suppress(RayActorError):  # the channel itself may be what was lost: then they know
             channel.interrupt(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
         if isinstance(error, KeyboardInterrupt):
@@ -216,17 +217,14 @@ def _run_group(
                 raise _interrupted(outcome.step) from None
         raise
     finally:
-        is_over = fitted.done()  # else Ray Train writes to its folder yet
-        failure = _failure(fitted) if is_over else None
         with contextlib.ExitStack() as ends:  # the last one first, each whatever comes of the others
-            # Storage that fails would be tried for a minute, before it is said that it does.
-            if is_over and not isinstance(failure, StorageFailed):
-                ends.callback(delete_scratch, job.run)
+            ends.callback(_delete_scratch_of_group, job.run, fitted)
             for group in placed:
                 ends.callback(free_group, group)
             ends.callback(channel.close)
             ends.callback(sizes.close)
-    if failure is not None:
+            ends.callback(_end, fitted)
+    if (failure := _failure(fitted)) is not None:
         raise failure
     return fitted.result().return_value, resizes
 
@@ -263,6 +261,20 @@ def _trainer(
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _end(fitted: Future[Any]) -> None:
+    """Ends Ray Train's `fit` if it is not over, as after a second interrupt. Its thread must not be in Ray when that is
+    shut down, or Ray ends this process."""
+    if not fitted.done():
+        kill_controllers()
+        wait([fitted], LEAVE_SECONDS)
+
+
+def _delete_scratch_of_group(run: Location, fitted: Future[Any]) -> None:
+    # Storage that fails would be tried for a minute, before the user is told that it does.
+    if fitted.done() and not isinstance(_failure(fitted), StorageFailed):
+        delete_scratch(run)
 
 
 def delete_scratch(folder: Location) -> None:

@@ -323,6 +323,26 @@ def test_a_sweep(
     assert_tidy(storage)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_interrupt_of_a_sweep_does_not_wait(workers: int, experiment: Path, tmp_path: Path) -> None:
+    path, storage = tmp_path / "sweep.yaml", tmp_path / "runs"
+    path.write_text(experiment.read_text() + SWEEP)
+    words = ("sweep", path, f"cluster.storage={storage}", f"cluster.workers={workers}")
+    with started(*words) as command:
+        wait_for(lambda: is_in_the_middle(storage), "the middle of the trial")
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.stdout is not None
+        assert any("stopping:" in line for line in iter(command.process.stdout.readline, ""))
+        command.process.send_signal(signal.SIGINT)
+        status, output = command.end()
+    assert status == 130, output
+    assert "raypp: interrupted" in output
+    assert "the same command goes on from the last checkpoint: raypp sweep" in output
+    assert "Traceback" not in output
+    assert resumed_after(run_command(*words)) > 0
+    assert_tidy(storage)
+
+
 def node_of_trial(cluster: Any, storage: Path) -> Any:
     """The node on which the sweep's only trial runs; None while it runs nowhere."""
     try:
