@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from whole_runs import (
+    TEST_SECONDS,
     assert_same,
     assert_tidy,
     checkpoints,
@@ -39,7 +40,7 @@ from raypp.errors import StorageFailed
 from raypp.runs import locked
 from raypp.storage import Location
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(TEST_SECONDS)]
 
 STEPS = 12
 STRIKES_AFTER = 5

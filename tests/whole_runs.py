@@ -21,7 +21,8 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file
 
-DEADLINE_SECONDS = 600
+DEADLINE_SECONDS = 600  # of each wait
+TEST_SECONDS = 3 * DEADLINE_SECONDS  # pytest's own limit, for tests that wait more than once
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ray_head import free_ports, listens, ray_head, short_folder
+from whole_runs import TEST_SECONDS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 DEADLINE_SECONDS = 240
 # Raylets need no login, and are as they are to be.
 WITHOUT_LOGIN = {"disable_node_updaters": True, "disable_launch_config_check": True, "worker_liveness_check": False}

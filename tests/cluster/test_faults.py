@@ -36,6 +36,7 @@ from struck_runs import (
     wait_for_new_step,
 )
 from whole_runs import (
+    TEST_SECONDS,
     Command,
     assert_same,
     assert_tidy,
@@ -54,7 +55,7 @@ from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(TEST_SECONDS)]
 
 EXPERIMENT = """
 name: faulty
@@ -114,7 +115,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+FAST = "a train worker is killed"  # the one in `make test`
+
+
+@pytest.mark.parametrize(
+    "name", [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in FAULTS if name != FAST)]
+)
 def test_a_run(
     name: str,
     experiment: Path,
@@ -162,6 +168,7 @@ def preparation(teacher: Path, store: Path) -> tuple[str, ...]:
     return (*rows, f"teacher.model={teacher}", f"cluster.store={store}", f"cluster.storage={store.parent / 'runs'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["_tokenize_part", "_Teacher"])
 def test_a_killed_process_of_ray_data_changes_nothing_that_is_prepared(
     title: str,
@@ -232,6 +239,7 @@ def warn_of_the_end_of_node(cluster: Any, node: Any) -> None:
 LONG = ("train.max_steps=240", "evaluation.every_steps=120", "cluster.checkpoint_every_steps=20")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warned", [False, True], ids=["its raylet is killed", "it is a spot machine and warned"])
 def test_a_run_whose_node_goes_away_goes_on_on_another(
     warned: bool,
@@ -280,6 +288,7 @@ def kill_trial(command: Command, storage: Path) -> None:
     os.kill(int(json.loads(lock.read_text())["pid"]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "ends", "workers"),
     [(kill_trial, 0, 1), (kill("RayTrainWorker", 2), 0, 2), (to_driver(signal.SIGTERM), 130, 1)],
@@ -323,6 +332,7 @@ def test_a_sweep(
     assert_tidy(storage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_interrupt_of_a_sweep_does_not_wait(workers: int, experiment: Path, tmp_path: Path) -> None:
     path, storage = tmp_path / "sweep.yaml", tmp_path / "runs"
@@ -354,6 +364,7 @@ def node_of_trial(cluster: Any, storage: Path) -> Any:
     return {raylet_of(node): node for node in cluster.list_all_nodes()}.get(parent)
 
 
+@pytest.mark.slow
 def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
     experiment: Path, undisturbed: Undisturbed, cluster: Any, tmp_path: Path
 ) -> None:
@@ -385,6 +396,7 @@ def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
 # --- what is not a death ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_two_commands_that_start_the_same_run_the_second_says_so(
     experiment: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -399,6 +411,7 @@ def test_of_two_commands_that_start_the_same_run_the_second_says_so(
     assert_tidy(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: Path, tmp_path: Path) -> None:
     # So small an epsilon is 0 in float32: where a gradient is 0, Adam divides by it. The same steps would fail again.
@@ -421,6 +434,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: 
 UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", [False, True], ids=["W&B cannot be reached", "W&B's process is killed"])
 def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")

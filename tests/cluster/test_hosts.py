@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray_head import RAY, short_folder
-from whole_runs import Watch, losses, only_run, outcome, run_command
+from whole_runs import TEST_SECONDS, Watch, losses, only_run, outcome, run_command
 
 from raypp.cluster.process_group import interface_with
 
@@ -153,6 +153,7 @@ class WorkersWatch(Watch):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(TEST_SECONDS)
 def test_workers_on_two_hosts_come_to_the_result_of_one(
     hosts: dict[str, Host], tmp_path: Path, minilm_dir: Path
 ) -> None:

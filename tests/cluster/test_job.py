@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 from ray_head import RAY, free_ports, ray_head, short_folder
+from whole_runs import TEST_SECONDS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "a" * 64
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 DEADLINE_SECONDS = 200
+STEPS = 400  # of a job that is stopped: `ray job stop` takes seconds to reach it
 
 
 @dataclass
@@ -123,10 +125,10 @@ def test_a_job_that_is_stopped_saves_its_step_and_goes_on_when_it_is_submitted_a
 ) -> None:
     values = yaml.safe_load((working_dir / "job.yaml").read_text())
     del values["sweep"]
-    values["train"] = {"max_steps": 60, "batch_size": 8, "log_every_steps": 1}
-    values["cluster"]["checkpoint_every_steps"] = 60  # none that a schedule would have written before
+    values["train"] = {"max_steps": STEPS, "batch_size": 8, "log_every_steps": 1}
+    values["cluster"]["checkpoint_every_steps"] = STEPS  # none that a schedule would have written before
     (working_dir / "job.yaml").write_text(yaml.safe_dump(values))
-    raypp = [sys.executable, "-m", "raypp.cli", "train", "job.yaml", "evaluation.every_steps=60"]
+    raypp = [sys.executable, "-m", "raypp.cli", "train", "job.yaml", f"evaluation.every_steps={STEPS}"]
     begun = head.job("submit", "--working-dir", str(working_dir), "--no-wait", "--submission-id", "first", "--", *raypp)
     assert begun.returncode == 0, begun.stdout + begun.stderr
 
@@ -146,11 +148,11 @@ def test_a_job_that_is_stopped_saves_its_step_and_goes_on_when_it_is_submitted_a
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     (saved,) = checkpoints()
     step = int(saved.removeprefix("step-"))
-    assert 5 <= step < 60
+    assert 5 <= step < STEPS
     (state,) = json.loads(head.get("/api/jobs/", TOKEN))
     assert state["status"] == "STOPPED"
 
     done = head.submit(working_dir, *raypp)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resumes after step {step}" in done.stdout
-    assert logged() == [*range(1, 61), 60], "a line a step, and one of the evaluation: none is done twice"
+    assert logged() == [*range(1, STEPS + 1), STEPS], "a line a step, and one of the evaluation: none is done twice"

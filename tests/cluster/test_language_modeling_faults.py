@@ -21,6 +21,7 @@ import pytest
 import yaml
 from struck_runs import Fault, Recovery, Undisturbed, assert_recovers, is_in_the_middle, kill, to_driver
 from whole_runs import (
+    TEST_SECONDS,
     assert_tidy,
     copy_tokenizer,
     losses,
@@ -39,7 +40,7 @@ from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import resolve_task
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 
 TASK = {"name": "sentences", "kind": "language_modeling"}
 WINDOW_BATCHES = 7

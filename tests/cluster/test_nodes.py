@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from whole_runs import (
+    TEST_SECONDS,
     Command,
     Watch,
     assert_tidy,
@@ -34,7 +35,7 @@ from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
 from raypp.tasks import TASKS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 TRAIN_WORKER = "RayTrainWorker"
 TRIAL = "ImplicitFunc"  # what Ray Tune calls the actor of a function
 MEMORY = {"object_store_memory": 150 << 20}

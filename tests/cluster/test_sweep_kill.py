@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import run_command, started, wait_for
+from whole_runs import TEST_SECONDS, run_command, started, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 
 EXPERIMENT = """
 name: ladder
