@@ -354,8 +354,9 @@ def test_what_is_there_is_read_without_the_right_to_write(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_storage_that_fails_for_a_while_is_waited_for(
-    experiment: Path, expected: tuple[object, ...], disk: Path, said: Callable[[], str]
+    workers: int, experiment: Path, expected: tuple[object, ...], disk: Path, said: Callable[[], str]
 ) -> None:
     def fail() -> None:
         fill(disk)
@@ -363,7 +364,7 @@ def test_storage_that_fails_for_a_while_is_waited_for(
         (disk / "filling").unlink()
 
     with striking(disk / "runs", fail):
-        assert run(experiment, disk / "runs") == 0
+        assert run(experiment, disk / "runs", f"cluster.workers={workers}", "cluster.cpus_per_worker=1") == 0
     shown = said()
     assert "No space left on device" in shown
     assert "trying again for" in shown

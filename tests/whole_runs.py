@@ -25,8 +25,8 @@ DEADLINE_SECONDS = 600  # of each wait
 TEST_SECONDS = 3 * DEADLINE_SECONDS  # pytest's own limit, for tests that wait more than once
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from metadata_service import metadata_service
+from placement_groups import held_on
 from struck_runs import (
     Fault,
     Pause,
@@ -211,17 +212,23 @@ def raylet_of(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
 
 
-def computing_node(cluster: Any) -> Any:
-    """The node on which the train worker runs; None while there is none."""
+def processes_on(cluster: Any, title: str) -> dict[int, Any]:
+    """The node of each process with a title that the cluster has started, by process id."""
     raylets = {raylet_of(node): node for node in cluster.list_all_nodes()}
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"RayTrainWorker" in (folder / "cmdline").read_bytes() and parent in raylets:
-                return raylets[parent]
+            if title.encode() in (folder / "cmdline").read_bytes() and parent in raylets:
+                found[int(folder.name)] = raylets[parent]
         except OSError:
             continue
-    return None
+    return found
+
+
+def computing_node(cluster: Any) -> Any:
+    """The node on which the train worker runs; None while there is none."""
+    return next(iter(processes_on(cluster, "RayTrainWorker").values()), None)
 
 
 def kill_node(cluster: Any, node: Any) -> None:
@@ -274,6 +281,42 @@ def test_a_run_whose_node_goes_away_goes_on_on_another(
     assert_tidy(tmp_path)
 
 
+ORPHAN_SECONDS = 60  # within which nothing of a killed command may be left on a cluster that outlives it
+
+
+@pytest.mark.slow
+def test_a_cluster_keeps_nothing_of_a_command_that_was_killed(
+    experiment: Path,
+    undisturbed: Undisturbed,
+    cluster: Any,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    expected = outcome(undisturbed(1))
+    words, environment = ("train", experiment, f"cluster.storage={tmp_path}"), {"RAY_ADDRESS": str(cluster.address)}
+    titles = ("RayTrainWorker", "TrainController")
+    with started(*words, environment=environment) as command:
+        wait_for(lambda: is_in_the_middle(tmp_path), "the middle of the run")
+        assert [len(processes_on(cluster, title)) for title in titles] == [1, 1]
+        assert held_on(cluster.address)
+        command.process.kill()
+        assert command.end()[0] == -signal.SIGKILL
+    wait_for(
+        lambda: not any(processes_on(cluster, title) for title in titles), "the train worker to end", ORPHAN_SECONDS
+    )
+    wait_for(lambda: not held_on(cluster.address), "its placement group to be given back", ORPHAN_SECONDS)
+    done = steps_of(tmp_path)
+    with started(*words, environment=environment) as command:
+        seconds = wait_for_new_step(tmp_path, done)
+        status, output = command.end()
+    assert status == 0, output
+    recovery = Recovery(seconds, done - resumed_after(output))
+    recovery.tell(record_property)
+    assert recovery.twice < done
+    assert_same(outcome(only_run(tmp_path)), expected)
+    assert_tidy(tmp_path)
+
+
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 SWEEP = """
@@ -291,8 +334,13 @@ def kill_trial(command: Command, storage: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "ends", "workers"),
-    [(kill_trial, 0, 1), (kill("RayTrainWorker", 2), 0, 2), (to_driver(signal.SIGTERM), 130, 1)],
-    ids=["a trial is killed", "the workers of a trial are killed", "SIGTERM"],
+    [(kill_trial, 0, 1), (kill_trial, 0, 2), (kill("RayTrainWorker", 2), 0, 2), (to_driver(signal.SIGTERM), 130, 1)],
+    ids=[
+        "a trial is killed",
+        "a trial that has workers of its own is killed",
+        "the workers of a trial are killed",
+        "SIGTERM",
+    ],
 )
 def test_a_sweep(
     strike: Callable[[Command, Path], None],
