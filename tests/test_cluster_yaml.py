@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
+from whole_runs import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,21 +115,36 @@ def test_what_is_in_the_environment_file_reaches_ray(cluster: dict[str, Any], ki
     assert printed.startswith("from-the-file start --" + ("head" if kind == "head" else "address=10.0.0.1:6379"))
 
 
-def test_a_worker_is_drained_when_aws_takes_it_away(cluster: dict[str, Any], tmp_path: Path) -> None:
-    """The command itself, in a shell, with another program in the place of `python`."""
-    (tmp_path / "python").write_text(
-        f'#!/bin/sh\necho "$@" > {tmp_path}/asked.new; mv {tmp_path}/asked.new {tmp_path}/asked\n'
-    )
+def test_a_worker_has_one_watcher_for_the_end_of_its_spot_machine_which_warns_the_head_there_is(
+    cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    """The command itself, in a shell, with another program in the place of `python`; again for each new head."""
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho $$ "$@" >> {tmp_path}/started\nexec sleep 600\n')
     (tmp_path / "python").chmod(0o755)
+    (tmp_path / "started").touch()
     (command,) = [each for each in cluster["worker_start_ray_commands"] if "spot" in each]
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
-    subprocess.run(
-        ["bash", "-c", command.replace("/tmp/raypp-spot", str(tmp_path / "spot"))], env=environment, check=True
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "asked").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (tmp_path / "asked").read_text().split() == ["-m", "raypp.cluster.spot", "--address=10.0.0.1:6379"]
+    shell = ["bash", "-c", command.replace("/tmp/raypp-spot", str(tmp_path / "spot"))]
+
+    def started() -> list[list[str]]:
+        return [line.split() for line in (tmp_path / "started").read_text().splitlines()]
+
+    def runs(process: str) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(Path("/proc", process, "cmdline").read_bytes())  # empty of one that has ended unobserved
+        return False
+
+    try:
+        for number in (1, 2, 3):
+            environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": f"10.0.0.{number}"}
+            subprocess.run(shell, env=environment, check=True)
+            wait_for(lambda number=number: len(started()) == number, "the watcher to start", seconds=30)
+            process, *words = started()[-1]
+            assert words == ["-m", "raypp.cluster.spot", f"--address=10.0.0.{number}:6379"]
+            assert [each for each, *_ in started() if runs(each)] == [process], "those of earlier heads have ended"
+    finally:
+        for process, *_ in started():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
 
 
 def test_the_head_does_not_compute_and_the_workers_are_spot_gpus_that_come_and_go(cluster: dict[str, Any]) -> None:
