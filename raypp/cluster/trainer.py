@@ -1,4 +1,4 @@
-"""Runs a job: in this process, or on the workers of a Ray TorchTrainer, from the command's side."""
+"""Runs a job in this process, or supervises the workers of a Ray TorchTrainer that run it."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be 
 POLL_SECONDS = 0.5
 LEAVE_SECONDS = 5.0  # for the thread of Ray Train's or Ray Tune's `fit` to end
 SCRATCH = "ray"  # folder of Ray Train's files in a run's folder, and of Ray Tune's in a sweep's
-REASON_LENGTH = 200  # characters of why a worker was lost
+REASON_LENGTH = 200  # characters shown of the reason why a worker was lost
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """Who watches a job, and when it is to leave."""
+    """What is called while a job runs, and when it must stop."""
 
     on_event: EventHandler
     on_report: Callable[[dict[str, Any]], None] = ignore
-    """Takes the metrics of every evaluation; what it raises ends the job."""
+    """Gets the metrics of every evaluation. An exception that it raises ends the job."""
     may_be_stopped: bool = False
-    """Whether it may: then the evaluation's checkpoint is written before."""
+    """Whether `on_report` may end the job. If so, the checkpoint of an evaluation is written before it is reported."""
     is_interrupted: Callable[[], bool] = never
-    """Whether the job is to leave, apart from an interrupt of this process."""
+    """Whether the job must stop, apart from an interrupt of this process."""
     stop_seconds: float = COMMAND_STOP_SECONDS
-    """For workers to save the step they are at, when this process is to end."""
+    """How long workers have to save their current step when this process must end."""
 
 
 def run_job(job: Job, session: Session, supervision: Supervision, quota: WorkerQuota | None = None) -> dict[str, Any]:
     """Trains a job to its end and returns its result.
 
     Args:
-        session: started, and found to have the resources, unless `workers: 0`.
-        quota: what workers may have of the cluster; None: all there is room for.
+        session: has been started and has the resources, unless `workers: 0`.
+        quota: the workers that the job may have; None: as many as the cluster has resources for.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; the step it was at is saved, if there was time for it.
-        Interrupted: `is_interrupted` has said so; the step it was at is saved.
+        KeyboardInterrupt: this process was interrupted; the current step is saved if there was time for it.
+        Interrupted: `is_interrupted` returned True; the current step is saved.
         RunFailed: training failed for good; the same command resumes it.
     """
     if job.experiment.cluster.max_workers:
@@ -91,8 +91,8 @@ def run_job(job: Job, session: Session, supervision: Supervision, quota: WorkerQ
             if not interrupted():
                 raise
             raise _interrupted(left.step) from None
-        delete_scratch(job.run)  # an earlier command may have trained with workers, and been killed
-        if interrupted():  # too late to stop this run, but not what may follow it
+        delete_scratch(job.run)  # an earlier command may have trained with workers and may have been killed
+        if interrupted():  # too late for this run, but the next one, a teacher's student, is not started
             raise KeyboardInterrupt
         return result
 
@@ -102,13 +102,15 @@ def _interrupted(step: int) -> KeyboardInterrupt:
 
 
 def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota: WorkerQuota | None) -> dict[str, Any]:
-    """Runs groups of workers, one after the other, until one has done the job. A group is over when it loses a worker,
-    its node is taken away, Ray Train's controller dies, or it should have another size; the next starts, where the run
-    was saved, as soon as there is room for it."""
+    """Runs one group of workers after another until one has finished the job.
+
+    A group ends when it loses a worker, when one of its nodes is preempted, when Ray Train's controller dies, or when
+    it should have another size. The next group starts from the last checkpoint as soon as there are resources for it.
+    """
     from ray.exceptions import RayActorError
 
     settings = job.experiment.cluster
-    resources = session.worker_resources()  # once: an even part of the cluster is another when a node has gone
+    resources = session.worker_resources()  # read once: `auto` divides the CPUs, which are fewer when a node is lost
     quota = quota or WorkerQuota.alone(settings.min_workers, settings.max_workers)
     sizes = GroupSizes(settings, resources, quota, slots_name(job.run))
     lost = failures = 0
@@ -133,16 +135,16 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
             lost += 1
             if lost > CONTROLLER_LOSSES:
                 raise RunFailed(f"Ray Train's controller was lost {lost} times: {str(error).strip()}") from error
-            news.append("Ray Train's controller was lost; the run starts again where it was saved")
+            news.append("Ray Train's controller was lost; the run continues from its last checkpoint")
             continue
         except PlacementLost:
-            news.append("others have taken the room")
+            news.append("another command has taken the resources")
             continue
         except WorkersLost as error:
             failures += not isinstance(error, WorkersPreempted)
             if failures > settings.max_failures:
                 raise
-            news.append(f"a worker was lost ({_last_line(error)}); the run goes on where it was saved")
+            news.append(f"a worker was lost ({_last_line(error)}); the run continues from its last checkpoint")
             continue
         match outcome:
             case Finished(result):
@@ -154,34 +156,35 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
             case InterruptedAt(step) if resizes:
                 news.append(f"{resizes}; step {step} is saved")
             case InterruptedAt(step):
-                why = "a node is taken away, or cannot reach the command"
-                news.append(f"{why}; step {step} is saved and the run goes on")
+                why = "a node is preempted, or cannot reach the command"
+                news.append(f"{why}; step {step} is saved and the run continues")
 
 
 def _run_group(
     job: Job, session: Session, resources: dict[str, float], sizes: GroupSizes, supervision: Supervision
 ) -> tuple[Outcome, str | None]:
-    """Runs one group of workers. Returns what came of it, and why it was asked to leave for one of another size, if it
-    was.
+    """Runs one group of workers. Returns its outcome, and why it was asked to stop for a group of another size; None if
+    it was not asked.
 
     Raises:
         RayActorError: Ray Train's controller, or the channel to the workers, died.
-        PlacementLost, WorkersLost: it did not start, or has lost a worker.
+        PlacementLost: another command took the resources before the group had started.
+        WorkersLost: the group has lost a worker.
         StorageFailed: the run's folder cannot be written to.
     """
     from ray.exceptions import RayActorError
 
-    # Ray Train's controller makes this folder when it starts, without a second try, and its error comes here as text.
+    # Ray Train's controller makes this folder, too, but does not try again, and an error of its start arrives as text.
     scratch = job.run / SCRATCH
     try:
         scratch.make_folder()
     except OSError as error:
         raise StorageFailed(f"{scratch} cannot be made: {error}") from error
     channel = Channel.open()
-    # Not as its configuration, which Ray Train's controller opens, too: it would import all of raypp first.
+    # The job is bound to the function. As a configuration, Ray Train's controller would unpickle it and import raypp.
     worker = functools.partial(train_worker, job, channel, supervision.may_be_stopped)
     trainer = _trainer(job, session, sizes.size, resources, worker)
-    fitted = in_background(trainer.fit, "fit")  # in the main thread it would take over Ctrl-C
+    fitted = in_background(trainer.fit, "fit")  # in the main thread, Ray Train would install its handler of Ctrl-C
     asked, resizes = False, None
     placed: set[str] = set()
     try:
@@ -204,11 +207,11 @@ def _run_group(
                 channel.interrupt()
                 asked = True
     except BaseException as error:
-        # Else the workers would continue without a command, where the cluster outlives it.
-        with contextlib.suppress(RayActorError):  # the channel itself may be what was lost: then they know
-            channel.interrupt(stopped=isinstance(error, SystemExit))  # by which Tune ends a trial
+        # On a cluster that outlives this command, the workers would otherwise continue without it.
+        with contextlib.suppress(RayActorError):  # the channel may be lost, which the workers notice
+            channel.interrupt(stopped=isinstance(error, SystemExit))  # Tune raises it in a trial that is stopped
         if isinstance(error, KeyboardInterrupt):
-            with contextlib.suppress(OSError):  # the terminal may have gone
+            with contextlib.suppress(OSError):  # the terminal may be closed
                 supervision.on_event(Message(STOPPING))
         wait([fitted], supervision.stop_seconds)
         if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
@@ -217,7 +220,7 @@ def _run_group(
                 raise _interrupted(outcome.step) from None
         raise
     finally:
-        with contextlib.ExitStack() as ends:  # the last one first, each whatever comes of the others
+        with contextlib.ExitStack() as ends:  # the last one runs first, and each runs even if another one fails
             ends.callback(_delete_scratch_of_group, job.run, fitted)
             for group in placed:
                 ends.callback(free_group, group)
@@ -252,11 +255,11 @@ def _trainer(
             placement_strategy=settings.placement.upper(),
         ),
         run_config=RunConfig(
-            # A name of its own every time: resuming is by the run's own checkpoints, the same for every kind of worker.
+            # A new name each time, because a run resumes from raypp's checkpoints and not from those of Ray Train.
             name=uuid.uuid4().hex,
             storage_path=scratch.path,
             storage_filesystem=scratch.filesystem,
-            # The next group is ours to start: it waits for room as long as that takes, and may have another size.
+            # raypp starts the next group: it waits for resources as long as necessary and may have another size.
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             logging_config=None if session.verbose else LoggingConfig(log_level="ERROR"),
         ),
@@ -264,30 +267,30 @@ def _trainer(
 
 
 def _end(fitted: Future[Any]) -> None:
-    """Ends Ray Train's `fit` if it is not over, as after a second interrupt. Its thread must not be in Ray when that is
-    shut down, or Ray ends this process."""
+    """Ends Ray Train's `fit` if it still runs, as after a second interrupt. If Ray was shut down while the thread of
+    `fit` uses it, Ray would end this process."""
     if not fitted.done():
         kill_controllers()
         wait([fitted], LEAVE_SECONDS)
 
 
 def _delete_scratch_of_group(run: Location, fitted: Future[Any]) -> None:
-    # Storage that fails would be tried for a minute, before the user is told that it does.
+    # If the storage has failed, deleting would be tried for a minute before the user sees the error.
     if fitted.done() and not isinstance(_failure(fitted), StorageFailed):
         delete_scratch(run)
 
 
 def delete_scratch(folder: Location) -> None:
-    """Removes the files of Ray Train from the folder of a run, or those of Ray Tune from that of a sweep. This process
-    must hold the folder, and nothing of Ray may still write there."""
+    """Removes the files of Ray Train from a run's folder, or those of Ray Tune from a sweep's folder. This process must
+    hold the folder, and Ray must have stopped writing there."""
     scratch = folder / SCRATCH
     with tidying(scratch):
         scratch.delete()
 
 
 def delete_leftovers(folder: Location) -> None:
-    """Removes what a killed command has left of Ray's files in the folder of a finished run or sweep. Does nothing if
-    another process holds the folder, or if this one may not write there."""
+    """Removes the files of Ray that a killed command left in the folder of a finished run or sweep. Does nothing if
+    another process holds the folder, or if this process may not write there."""
     with tidying(folder):
         if not (folder / SCRATCH).is_folder():
             return
@@ -296,11 +299,11 @@ def delete_leftovers(folder: Location) -> None:
 
 
 def _failure(fitted: Future[Any]) -> BaseException | None:
-    """The error of Ray Train's `fit`, which is over: the death of the controller as it is, all else explained."""
+    """The error of Ray Train's `fit`, which has ended: explained, unless it is Ray's own of a lost controller."""
     from ray.exceptions import RayActorError
 
     error = fitted.exception()
-    # A controller that fails while it starts is not one that died: it would fail again at once.
+    # A controller that fails while it starts has not died, and would fail again at once.
     if error is None or (isinstance(error, RayActorError) and not error.actor_init_failed):
         return error
     explained = _explained(error)
@@ -309,7 +312,7 @@ def _failure(fitted: Future[Any]) -> BaseException | None:
 
 
 def _explained(error: BaseException) -> Exception:
-    """The user's or the run's own error, out of Ray Train's wrapping."""
+    """The original error inside Ray Train's wrapper, as an error of raypp."""
     from ray.train import PreemptionError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -318,12 +321,12 @@ def _explained(error: BaseException) -> Exception:
     for inner in raised:
         if isinstance(inner, ConfigError):
             return inner
-    # A worker that has died says more than those who lost their connection to it.
+    # The death of a worker explains more than the errors of workers that lost their connection to it.
     first = next((each for each in causes if hasattr(each, "health_check_failure")), causes[0])
     said = f"{type(first).__name__}: {str(first).strip()}"
     if isinstance(first, WorkerGroupStartupTimeoutError):
         return PlacementLost(said)
-    # A worker that died with its node is found dead by a health check, which has Ray's own error inside.
+    # If a worker died with its node, a health check reports it and holds Ray's error.
     found = [getattr(each, "health_check_failure", each) for each in causes]
     if isinstance(error, PreemptionError) or any(getattr(each, "preempted", False) for each in found):
         return WorkersPreempted(said)
@@ -331,12 +334,12 @@ def _explained(error: BaseException) -> Exception:
         if isinstance(inner, StorageFailed | WorkersLost):
             return inner
     for inner in raised:
-        # The run's own is said already: this is Ray Train's, at what it keeps itself. Networks have OSErrors, too.
+        # Errors of raypp's own files are handled above; this is one of Ray Train's. Network errors are OSErrors, too.
         if isinstance(inner, OSError) and not isinstance(inner, ConnectionError | TimeoutError | socket.gaierror):
             return StorageFailed(f"Ray Train cannot write to the run's folder, or read from it: {inner}")
     return WorkersLost(said)
 
 
 def _last_line(error: BaseException) -> str:
-    """Where Ray says what has happened, after the places where it did."""
+    """The last line of the error, where Ray says what has happened; the lines before it say where."""
     return str(error).strip().rpartition("\n")[2].strip()[:REASON_LENGTH]

@@ -94,13 +94,13 @@ FAULTS = {
     "a train worker is killed": Fault(kill("RayTrainWorker")),
     "two train workers are killed at once": Fault(kill("RayTrainWorker", 2), workers=2),
     "the train controller is killed": Fault(
-        kill("TrainController"), says=("Ray Train's controller was lost; the run starts again where it was saved",)
+        kill("TrainController"), says=("Ray Train's controller was lost; the run continues from its last checkpoint",)
     ),
     # … which had the CPUs that the next ones need, on a machine of two.
     "the train controller of two workers is killed": Fault(
         kill("TrainController"),
         workers=2,
-        says=("Ray Train's controller was lost; the run starts again where it was saved",),
+        says=("Ray Train's controller was lost; the run continues from its last checkpoint",),
     ),
     "the driver is killed": Fault(to_driver(signal.SIGKILL), ends=-signal.SIGKILL),
     "the driver of a run without workers is killed": Fault(to_driver(signal.SIGKILL), workers=0, ends=-signal.SIGKILL),
@@ -272,7 +272,7 @@ def test_a_run_whose_node_goes_away_goes_on_on_another(
     assert status == 0, output
     shown = " ".join(output.split())
     if warned:
-        (saved,) = re.findall(r"a node is taken away, or cannot reach the command; step (\d+) is saved", shown)
+        (saved,) = re.findall(r"a node is preempted, or cannot reach the command; step (\d+) is saved", shown)
         done = int(saved)
     recovery = Recovery(pause.end(), done - resumed_after(output))
     recovery.tell(record_property)

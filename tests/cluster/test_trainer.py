@@ -146,7 +146,8 @@ def test_workers_may_be_lost_as_often_as_the_settings_say_and_why_is_said(groups
     lost = [WorkersLost(f"Died: the worker\n  pid: 1\nthe reason {number}") for number in range(3)]
     assert groups(*lost[:2], DONE, max_failures=2) == DONE.result
     assert groups.said == [
-        f"training: a worker was lost (the reason {number}); the run goes on where it was saved" for number in range(2)
+        f"training: a worker was lost (the reason {number}); the run continues from its last checkpoint"
+        for number in range(2)
     ]
     with pytest.raises(WorkersLost) as raised:
         groups(*lost, max_failures=2)
@@ -157,7 +158,7 @@ def test_workers_may_be_lost_as_often_as_the_settings_say_and_why_is_said(groups
 
 def test_a_long_reason_is_cut(groups: Groups) -> None:
     groups(WorkersLost("x" * 1000), DONE)
-    assert groups.said == [f"training: a worker was lost ({'x' * 200}); the run goes on where it was saved"]
+    assert groups.said == [f"training: a worker was lost ({'x' * 200}); the run continues from its last checkpoint"]
 
 
 @pytest.mark.parametrize("nobodys", [WorkersPreempted, PlacementLost])
@@ -166,7 +167,7 @@ def test_nodes_and_room_that_are_taken_do_not_count(groups: Groups, nobodys: typ
     assert groups(*ends, DONE, max_failures=0) == DONE.result
     assert len(groups.said) == 5
     if nobodys is PlacementLost:
-        assert set(groups.said) == {"training: others have taken the room"}
+        assert set(groups.said) == {"training: another command has taken the resources"}
 
 
 def test_the_controller_may_be_lost_twice(groups: Groups) -> None:
@@ -199,7 +200,7 @@ def test_a_group_that_left_is_followed_by_another_unless_the_run_is_interrupted(
         == DONE.result
     )
     assert groups.said == [
-        "training: a node is taken away, or cannot reach the command; step 3 is saved and the run goes on",
+        "training: a node is preempted, or cannot reach the command; step 3 is saved and the run continues",
         "training: there are resources for more workers; step 5 is saved",
     ]
     groups.last_is_interrupted = True
