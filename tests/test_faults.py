@@ -35,10 +35,10 @@ from whole_runs import (
 
 from raypp import storage as storage_module
 from raypp.cli import main
-from raypp.store import verified_builds
 from raypp.errors import StorageFailed
 from raypp.runs import locked
 from raypp.storage import Location
+from raypp.store import verified_builds
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(TEST_SECONDS)]
 

@@ -1,13 +1,14 @@
-"""`raypp sweep`: the trials of an experiment on Ray Tune, each an ordinary run, and their front.
+"""`raypp sweep`: runs the trials of an experiment on Ray Tune, each as an ordinary run, and delivers their front.
 
-A run's folder is the truth. Features, teacher and teacher logits are built before the first trial and read by all;
-trials that are finished are taken as they are, those that were stopped early stay stopped, unfinished ones go on from
-their checkpoints, and nothing depends on what Tune remembers. Beside what it delivers, a sweep's folder holds
+The state of a sweep is in the folders of its runs. Features, teacher and teacher logits are built before the first
+trial, and all trials read them. Finished trials are not run again, trials that were stopped early stay stopped,
+unfinished trials resume from their checkpoints, and nothing is read from Tune's own files. In addition to the results,
+a sweep's folder holds
 
-    points/00012.json      points that a search has drawn, by number
-    exhausted.json         how many points a search has found, where it finds no more though more are wanted
+    points/00012.json      a point that a search has drawn, by its number
+    exhausted.json         how many points a search has found, if it finds no more although more are wanted
     stopped/<run>.json     why a trial was stopped early
-    seconds.json           what all commands have taken together, while one runs
+    seconds.json           the seconds of all commands together, while one runs
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter
-from concurrent.futures import wait
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
 from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
-from raypp.cluster.pipeline import Inputs, make_job, prepare_plan, preparer
+from raypp.cluster.pipeline import preparer
 from raypp.cluster.session import Session
+from raypp.cluster.sweep_inputs import BuildCounts, SharedInputs
 from raypp.cluster.trainer import LEAVE_SECONDS, SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
@@ -39,7 +41,6 @@ from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
 from raypp.identity import versions
 from raypp.interrupts import STOPPING
-from raypp.plan import Plan
 from raypp.plan_checks import check_device
 from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
 from raypp.storage import Location
@@ -49,86 +50,31 @@ from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_s
 from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
-from raypp.training.job import Job
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
+    from raypp.cluster.searcher import TrialSearcher
     from raypp.cluster.trial_monitor import TrialMonitor
 
 logger = logging.getLogger("raypp")
 
-NO_REASON = "nothing; their folders hold no result, as of nodes that do not share cluster.storage"
+NO_REASON = "nothing; their folders hold no result, as if the nodes did not share cluster.storage"
 POLL_SECONDS = 1.0
 PHASE = "trials"
 TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as everywhere; Tune's would wait for its trials
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl has it all
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing of Tune's is gone on with
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C interrupts the command; Tune's handler would wait for its trials
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl has all metrics
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read
 }
-
-
-@dataclass
-class BuildCounts:
-    """Passes events on, and counts what they say was built, by kind."""
-
-    on_event: EventHandler
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def __call__(self, event: Any) -> None:
-        if isinstance(event, PhaseFinished) and event.note is None:  # a note says that it was there
-            self.counts["logits" if event.phase.startswith("teacher logits") else event.phase.split()[0]] += 1
-        self.on_event(event)
-
-
-@dataclass
-class SharedInputs:
-    """What the trials read, built once for all that need the same, and how often that was."""
-
-    session: Session
-    build_counts: BuildCounts
-    group: str
-    """What W&B groups the trials under."""
-    needed: Counter[str] = field(default_factory=Counter)
-    """By trials: what was not built for one was there already."""
-    _inputs: dict[Any, Inputs] = field(default_factory=dict)
-
-    def inputs_of(self, plan: Plan) -> Inputs:
-        """What a planned run reads."""
-        needs = (
-            *(plan.features_key(split, plan.student.tokenizer) for split in plan.task.run_splits),
-            plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
-        )
-        if needs not in self._inputs:
-            # With the experiment's own settings: no trial runs beside a teacher that trains, so it has all CPUs; but
-            # those that an autoscaling cluster will have are not known.
-            settings = plan.experiment.cluster
-            if settings.autoscaling:
-                own = self.session.settings.cpus_per_worker
-                settings = settings.model_copy(update={"cpus_per_worker": own})
-            self._inputs[needs] = prepare_plan(plan, self.session.with_settings(settings), self.build_counts)
-        return self._inputs[needs]
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What was built, and how often a trial found it there."""
-        reused = {kind: max(0, needed - self.build_counts.counts[kind]) for kind, needed in self.needed.items()}
-        return {"built": {kind: self.build_counts.counts[kind] for kind in self.needed}, "reused": reused}
-
-    def job_of(self, plan: Plan) -> Job:
-        """A planned run with its input, ready to train."""
-        inputs = self.inputs_of(plan)
-        self.needed["features"] += len(inputs.features)
-        self.needed["teacher"] += plan.teacher_plan is not None
-        self.needed["logits"] += inputs.logits is not None
-        return make_job(plan, inputs, phase="trial", group=self.group)
 
 
 def sweep(
     experiment: Experiment, *, fresh: bool = False, on_event: EventHandler = ignore, verbose: bool = False
 ) -> dict[str, Any]:
-    """Runs what is left of a sweep and returns its result (as in its result.json).
+    """Runs the unfinished trials of a sweep and returns its result (as in its result.json).
 
     Args:
-        fresh: delete first what earlier trials left.
+        fresh: delete the files of earlier trials first.
         on_event: takes the events of the progress, such as a display's `handle`.
         verbose: show Ray's log, too.
 
@@ -142,7 +88,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(trial_cluster(experiment), verbose))
         plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
-        if not fresh and (delivered := _delivered(plan)) is not None:  # nobody need be allowed to write there
+        if not fresh and (delivered := _delivered(plan)) is not None:  # without a lock and without the right to write
             for folder in (plan.folder, *(each.plan.run for each in plan.trials)):
                 delete_leftovers(folder)
             on_event(PhaseFinished(PHASE, note="finished before"))
@@ -155,7 +101,7 @@ def sweep(
                 with locked(each.plan.run), session.owning(each.plan.run):
                     clear_run(each.plan.run)
             clear_run(plan.folder)
-        # What an earlier search has drawn is gone now, or another command has drawn more until it let go of the folder.
+        # The points of an earlier search are deleted now, or the command that held the folder before has drawn more.
         if not plan.is_current:
             plan = plan_sweep(experiment, preparer(session, build_counts, trains=True))
         for number in range(len(plan.points)):
@@ -163,12 +109,12 @@ def sweep(
         shared = SharedInputs(session, build_counts, tracking_group(plan.folder))
         ended = _ended(plan)
         left = [each for each in plan.trials if each.name not in ended]
-        # Of an earlier command that was killed: its trials that have ended are not run again.
+        # An earlier command may have been killed, and its trials that have ended are not run again.
         delete_scratch(plan.folder)
         for each in plan.trials:
             if each.name in ended:
                 delete_leftovers(each.plan.run)
-        if (delivered := _delivered(plan)) is not None:  # by a command that this one has waited for
+        if (delivered := _delivered(plan)) is not None:  # by a command that has just unlocked the folder
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
@@ -196,7 +142,7 @@ def sweep(
 
 
 def prepare_sweep(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:
-    """Fills the store only, for every trial that is known before the sweep runs. Returns the artifacts they would read.
+    """Fills the store for every trial that is known before the sweep runs. Returns the artifacts that they would read.
 
     Raises:
         ConfigError: a trial's settings, the input or the cluster do not fit.
@@ -210,8 +156,8 @@ def prepare_sweep(experiment: Experiment, *, on_event: EventHandler = ignore, ve
 
 
 def trial_cluster(experiment: Experiment) -> ClusterSettings:
-    """The workers of one trial; where the settings leave it open, each has one CPU. It is Tune that tries a trial again
-    whose workers fail, unless they come and go: then the trial does."""
+    """The workers of one trial; `cpus_per_worker: auto` means one CPU here. Tune retries a trial whose workers fail,
+    but a trial with elastic workers replaces them itself."""
     settings = experiment.cluster
     cpus = 1.0 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
     if settings.is_elastic:
@@ -221,10 +167,10 @@ def trial_cluster(experiment: Experiment) -> ClusterSettings:
 
 
 def plan_resources(experiment: Experiment) -> str:
-    """What each trial takes, and how many run at a time, in words. Starts Ray to see what there is.
+    """The resources of each trial, and how many run at a time, in words. Starts Ray to find out what the cluster has.
 
     Raises:
-        ConfigError: the cluster has no room for one.
+        ConfigError: the cluster lacks the resources for one trial.
     """
     with Session(trial_cluster(experiment)) as session:
         session.start()
@@ -238,8 +184,8 @@ def plan_resources(experiment: Experiment) -> str:
 
 
 def trials_at_once(experiment: Experiment, session: Session) -> int:
-    """Trials that the cluster has room for, with the fewest workers each, at most as many as the sweep allows; an
-    autoscaling cluster makes room."""
+    """How many trials run at a time: as many as the cluster has resources for, with the fewest workers each, and at
+    most as many as the sweep allows. An autoscaling cluster has resources for all of these."""
     limit = experiment.sweep.concurrent if experiment.sweep else None
     if session.settings.autoscaling:
         assert limit is not None, "a sweep on an autoscaling cluster is planned with a number"
@@ -255,11 +201,8 @@ def _run(
     experiment: Experiment,
     shared: SharedInputs,
 ) -> TrialMonitor:
-    """Runs what is left of a sweep on Tune."""
+    """Runs the trials of a sweep that have not ended on Ray Tune. Returns what is known of all trials."""
     os.environ.update(TUNE_ENVIRONMENT)
-    from ray import tune
-
-    from raypp.cluster.scheduler import StratifiedHalvingScheduler
     from raypp.cluster.searcher import TrialSearcher
     from raypp.cluster.trial_monitor import TrialMonitor
 
@@ -269,27 +212,19 @@ def _run(
     channel_name = f"channel of {plan.folder} {uuid.uuid4().hex}"
     channel = Channel.open(channel_name)
     at_once = trials_at_once(experiment, session)
-    has_workers = session.settings.max_workers > 1  # else each trial is its own, for which Tune waits
+    has_workers = session.settings.max_workers > 1  # a trial of one worker is that worker, and Tune waits for its CPUs
     quotas = SweepQuotas.open(f"quotas of {channel_name}", session.settings) if has_workers else None
     monitor = TrialMonitor(headline_key(plan.trials[0].plan.task), on_event, quotas)
     monitor.add((each.name, each.stratum) for each in left)
     for each in plan.trials:
         if each.name in ended:
             monitor.add_ended(each.name, each.stratum, ended[each.name])
-
-    def stop(judgement: Judgement) -> None:
-        record_stopped(plan.folder, judgement)
-        monitor.stop(judgement)
-
-    stopping = plan.space.settings.stopping
-    scheduler = stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop)
+    may_be_stopped = plan.space.settings.stopping is not None
     searcher = TrialSearcher(
         plan,
         left,
         ended,
-        task_of=lambda planned: _task(
-            planned, plan.folder, shared, channel_name, quotas, may_be_stopped=stopping is not None
-        ),
+        task_of=lambda planned: _task(planned, plan.folder, shared, channel_name, quotas, may_be_stopped),
         on_draw=lambda new: monitor.add((each.name, each.stratum) for each in new),
         on_exhausted=lambda: on_event(
             Message(
@@ -297,28 +232,7 @@ def _run(
             )
         ),
     )
-    scratch = plan.folder / SCRATCH
-    tuner = tune.Tuner(
-        tune.with_resources(run_trial, _resources(session.settings)),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=hashlib.sha256(os.urandom(16)).hexdigest()[:16],  # nothing of Tune's is gone on with
-            storage_path=scratch.path,
-            storage_filesystem=scratch.filesystem,
-            failure_config=tune.FailureConfig(
-                # Trials whose workers come and go count their failures themselves.
-                max_failures=1 if session.settings.is_elastic else experiment.cluster.max_failures
-            ),
-            callbacks=[monitor],
-            verbose=0,
-        ),
-    )
+    tuner = _build_tuner(plan, experiment, session.settings, searcher, monitor, at_once)
 
     def advance() -> None:
         waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(monitor.rows.values()))
@@ -328,25 +242,9 @@ def _run(
             quotas.update(capacity, min(at_once, waiting) if plan.is_complete else at_once)
 
     advance()
+    on_event(PhaseStarted(PHASE, len(plan.trials)))
     fitted = in_background(tuner.fit, "fit")
-    try:
-        on_event(PhaseStarted(PHASE, len(plan.trials)))
-        while not fitted.done():
-            advance()
-            wait([fitted], POLL_SECONDS)
-    except BaseException as error:
-        deadline = time.monotonic() + COMMAND_STOP_SECONDS
-        try:
-            _interrupt_trials(channel, monitor, deadline, on_event if isinstance(error, KeyboardInterrupt) else ignore)
-        except Exception as trouble:  # what ends the sweep is what must be said
-            logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
-        finally:
-            # After a second interrupt, too: Tune's thread must not be in Ray when that is shut down, or Ray ends this
-            # process.
-            monitor.halted.set()
-            wait([fitted], LEAVE_SECONDS)
-        wait([fitted], max(0.0, deadline - time.monotonic()))
-        raise
+    _supervise(fitted, advance, channel, monitor)
     delete_scratch(plan.folder)
     if (failure := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {failure}") from failure
@@ -359,14 +257,86 @@ def _run(
     return monitor
 
 
+def _build_tuner(
+    plan: SweepPlan,
+    experiment: Experiment,
+    settings: ClusterSettings,
+    searcher: TrialSearcher,
+    monitor: TrialMonitor,
+    at_once: int,
+) -> Any:
+    """Ray Tune, set up to run the trials that the searcher suggests.
+
+    Args:
+        settings: the workers of one trial.
+        at_once: how many trials may run at the same time.
+    """
+    from ray import tune
+
+    from raypp.cluster.scheduler import StratifiedHalvingScheduler
+
+    def stop(judgement: Judgement) -> None:
+        record_stopped(plan.folder, judgement)
+        monitor.stop(judgement)
+
+    stopping, scratch = plan.space.settings.stopping, plan.folder / SCRATCH
+    return tune.Tuner(
+        tune.with_resources(run_trial, _resources(settings)),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop),
+            num_samples=-1,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=hashlib.sha256(os.urandom(16)).hexdigest()[:16],  # a new name: nothing of Tune's is resumed
+            storage_path=scratch.path,
+            storage_filesystem=scratch.filesystem,
+            failure_config=tune.FailureConfig(
+                # Trials of elastic workers count the failures of their workers themselves.
+                max_failures=1 if settings.is_elastic else experiment.cluster.max_failures
+            ),
+            callbacks=[monitor],
+            verbose=0,
+        ),
+    )
+
+
+def _supervise(fitted: Future[Any], advance: Callable[[], None], channel: Channel, monitor: TrialMonitor) -> None:
+    """Waits until Ray Tune's `fit` has ended. If an error or an interrupt comes first, the trials save their current
+    steps, and `fit` ends before the error is raised: if Ray was shut down while its thread uses it, Ray would end this
+    process."""
+    try:
+        while not fitted.done():
+            advance()
+            wait([fitted], POLL_SECONDS)
+    except BaseException as error:
+        deadline = time.monotonic() + COMMAND_STOP_SECONDS
+        try:
+            on_event = monitor.on_event if isinstance(error, KeyboardInterrupt) else ignore
+            _interrupt_trials(channel, monitor, deadline, on_event)
+        except Exception as trouble:  # a warning only, because the first error is the one to raise
+            logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
+        finally:  # after a second interrupt, too
+            monitor.halted.set()
+            wait([fitted], LEAVE_SECONDS)
+        wait([fitted], max(0.0, deadline - time.monotonic()))
+        raise
+
+
 def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float, on_event: EventHandler) -> None:
-    """Has every trial that runs save the step it is at, if it can until then, on the monotonic clock; then says so."""
+    """Asks all trials that run to save their current step, tells the user, and waits until they have saved it.
+
+    Args:
+        deadline: when to stop waiting, on the monotonic clock.
+    """
     from ray.exceptions import RayActorError
 
     left = set[str]()
-    with contextlib.suppress(RayActorError):  # the channel was lost: then they leave by themselves
+    with contextlib.suppress(RayActorError):  # the channel was lost, and then trials stop by themselves
         channel.interrupt()
-    with contextlib.suppress(OSError):  # the terminal may have gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         on_event(Message(STOPPING))
     with contextlib.suppress(RayActorError):
         while time.monotonic() < deadline and any(
@@ -376,8 +346,8 @@ def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float, 
 
 
 def _resources(settings: ClusterSettings) -> Any:
-    """What Tune reserves for a trial: its one worker; or next to nothing, since workers of its own reserve what they
-    need, and none of their CPUs may be taken from them."""
+    """The resources that Tune reserves for a trial. A trial of one worker is that worker. A trial with workers of its
+    own gets next to nothing, because its workers reserve their own resources and need all CPUs."""
     from ray import tune
 
     if settings.max_workers == 1:
@@ -393,11 +363,11 @@ def _task(
     quotas: SweepQuotas | None,
     may_be_stopped: bool,
 ) -> TrialTask:
-    """What a trial's actor is given. A single worker is the actor itself."""
+    """The input of a trial's actor. A single worker is the actor itself."""
     plan, cluster = planned.plan, shared.session.settings
     if cluster.max_workers == 1:
         cluster = cluster.model_copy(update={"workers": 0})
-    # Paths are absolute in the plan's own settings. The dashboard is of the sweep's Ray, which trials find there.
+    # The paths in the plan's settings are absolute. Ray runs already, with the sweep's dashboard or without one.
     cluster = cluster.model_copy(
         update={
             "storage": plan.experiment.cluster.storage,
@@ -423,7 +393,7 @@ def _task(
 
 
 def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
-    """The rungs as an earlier command left them: a trial that goes on is not judged again where it has passed."""
+    """The rungs as an earlier command left them: a trial that resumes is not judged again at rungs it has passed."""
     halving = Halving(stopping, lower_is_better(headline_key(plan.trials[0].plan.task)))
     for each in plan.trials:
         halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
@@ -431,7 +401,7 @@ def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
 
 
 def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
-    """Metric and achieved density of the trials that have ended, None of those that were stopped."""
+    """Metric and achieved density of each trial that has ended; None for a trial that was stopped early."""
     finished = {
         name: (result["metrics"][result["headline"]], result["density"]["linear"])
         for name, result in read_results(plan.trials).items()
@@ -440,8 +410,8 @@ def _ended(plan: SweepPlan) -> dict[str, tuple[float, float] | None]:
 
 
 def _delivered(plan: SweepPlan) -> dict[str, Any] | None:
-    """The result of a sweep of which nothing is left; None where something is."""
-    # Its own file first: as long as there is none, no trial's need be read.
+    """The result of a sweep whose trials have all ended; None if some have not."""
+    # The sweep's own file is read first: without one, the results of the trials need not be read.
     if not plan.is_complete or (delivered := read_delivered(plan)) is None:
         return None
     ended = _ended(plan)
@@ -449,6 +419,6 @@ def _delivered(plan: SweepPlan) -> dict[str, Any] | None:
 
 
 def _overhead(monitor: TrialMonitor) -> float | None:
-    """Seconds that a trial took beyond training and the final evaluation: the mean; None where none was finished."""
+    """Mean of the seconds that a trial took in addition to training and the final evaluation; None if none finished."""
     known = [row.overhead_seconds for row in monitor.rows.values() if row.overhead_seconds is not None]
     return sum(known) / len(known) if known else None
