@@ -169,7 +169,7 @@ def check_writable(location: Location, field: str) -> None:
 
 
 def _not_written(location: Location, field: str, error: OSError) -> ConfigError | StorageFailed:
-    """The error that names a folder that cannot be written to: the user's, unless it may pass."""
+    """The error for a folder that cannot be written to: StorageFailed if waiting may help."""
     said = f"{location} cannot be written to: {error.strerror or error}"
     return ConfigError(f"{field}: {said}") if is_definite(error) else StorageFailed(said)
 
@@ -188,7 +188,7 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it, and there is no waiting; or its folder cannot be written to.
-        StorageFailed: writing there fails.
+        StorageFailed: writing to its folder fails for another reason, perhaps only now.
     """
     if not run.is_local:
         yield
@@ -214,7 +214,7 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
 def _write_holder(run: Location, file: IO[str]) -> None:
     try:
         file.truncate(0)
-        # Past Python's buffer: closing the file would write again what does not fit on a full disk.
+        # Not through Python's buffer: on a full disk, closing the file would try to write its content again.
         os.write(file.fileno(), json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
     except OSError as error:
         raise _not_written(run, "run", error) from error

@@ -166,7 +166,7 @@ def test_a_second_interrupt_does_not_wait(workers: int, trains: bool, experiment
     assert status == 130, output
     assert "which is saved" not in output, "that is what the first one waits for"
     assert "raypp: interrupted" in output
-    assert "the same command goes on from the last checkpoint: raypp train" in output
+    assert "from the last checkpoint: raypp train" in output
     assert run(experiment, tmp_path, *words[2:]) == 0
     assert_tidy(tmp_path)
 
@@ -318,10 +318,10 @@ def test_a_disk_that_is_full_already_is_named(
     assert run(experiment, disk / "runs") == 1
     shown = said()
     assert f"raypp: {disk}/runs cannot be written to: No space left on device" in shown
-    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    assert "from the last checkpoint: raypp train" in shown
     with pytest.raises(StorageFailed, match=f"{disk}/runs/a/b cannot be written to: No space left on device"):  # noqa: SIM117
         with locked(Location.of(disk / "runs" / "a" / "b")):
-            pytest.fail("a lock that says nothing of its holder")
+            pytest.fail("locked, though the lock cannot name its holder")
     (disk / "filling").unlink()
     assert not list((disk / "runs").rglob("*")), "neither a lock nor a folder is left"
 
@@ -343,7 +343,7 @@ def test_what_is_there_is_read_without_the_right_to_write(
     assert run(experiment, disk / "runs", *words) == 0
     shown = said()
     assert "student: finished before" in shown
-    assert "cannot be" not in shown, "nothing is said of what only who may write could remove"
+    assert "cannot be" not in shown, "a reader is not told of files that it may not remove"
     assert main(["show", str(experiment), f"cluster.storage={disk / 'runs'}", *words]) == 0
 
     assert run(experiment, tmp_path / "runs", *words, "teacher.train.max_steps=3") == 2
@@ -388,7 +388,7 @@ def test_files_that_ray_train_left_of_a_killed_command_are_removed(
     left.write_text("{}")
     with locked(Location.of(folder)):
         assert run(experiment, tmp_path, "run=named") == 0
-    assert left.is_file(), "another process holds the run, and its workers may write there"
+    assert left.is_file(), "another process holds the run, and its workers may still write there"
 
 
 def test_a_clock_that_is_set_back_changes_nothing(

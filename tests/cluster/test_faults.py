@@ -395,7 +395,7 @@ def test_a_second_interrupt_of_a_sweep_does_not_wait(workers: int, experiment: P
         status, output = command.end()
     assert status == 130, output
     assert "raypp: interrupted" in output
-    assert "the same command goes on from the last checkpoint: raypp sweep" in output
+    assert RESUMES.replace("train", "sweep") in output
     assert "Traceback" not in output
     assert resumed_after(run_command(*words)) > 0
     assert_tidy(storage)
