@@ -16,3 +16,4 @@ COMMAND_STOP_SECONDS = max(30.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S"
 TUNE_STOP_SECONDS = 60
 TRIAL_STOP_SECONDS = TUNE_STOP_SECONDS / 2
 STOPPED_WORKERS_SECONDS = TUNE_STOP_SECONDS + TRIAL_STOP_SECONDS
+FIT_SECONDS = 5.0  # for `fit` of Ray Train or Ray Tune to end, once its workers or trials are not waited for

@@ -14,8 +14,9 @@ from typing import Any
 
 from raypp.cluster.prepare import TeacherLogits, featurize
 from raypp.cluster.prepare_corpus import cut_corpus
+from raypp.cluster.scratch import delete_leftovers, delete_scratch
 from raypp.cluster.session import Session
-from raypp.cluster.trainer import Supervision, delete_leftovers, delete_scratch, run_job
+from raypp.cluster.trainer import Supervision, run_job
 from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features

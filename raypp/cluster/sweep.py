@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
-from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
+from raypp.cluster.deadlines import COMMAND_STOP_SECONDS, FIT_SECONDS
 from raypp.cluster.pipeline import preparer
+from raypp.cluster.scratch import SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.session import Session
 from raypp.cluster.sweep_inputs import BuildCounts, SharedInputs
-from raypp.cluster.trainer import LEAVE_SECONDS, SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
@@ -320,7 +320,7 @@ def _supervise(fitted: Future[Any], advance: Callable[[], None], channel: Channe
             logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
         finally:  # after a second interrupt, too
             monitor.halted.set()
-            wait([fitted], LEAVE_SECONDS)
+            wait([fitted], FIT_SECONDS)
         wait([fitted], max(0.0, deadline - time.monotonic()))
         raise
 

@@ -15,10 +15,11 @@ import torch
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
-from raypp.cluster.deadlines import COMMAND_STOP_SECONDS
+from raypp.cluster.deadlines import COMMAND_STOP_SECONDS, FIT_SECONDS
 from raypp.cluster.group_sizes import GroupSizes
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.placement_groups import free_group, slots_name
+from raypp.cluster.scratch import SCRATCH, delete_scratch
 from raypp.cluster.session import Session
 from raypp.cluster.train_controller import kill_controllers
 from raypp.cluster.train_worker import train_worker
@@ -34,8 +35,7 @@ from raypp.errors import (
 )
 from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never
 from raypp.interrupts import STOPPING, deferred_interrupts
-from raypp.runs import locked
-from raypp.storage import Location, tidying
+from raypp.storage import Location
 from raypp.training.checkpoint import Checkpoints
 from raypp.training.job import Job
 from raypp.training.loop import fit
@@ -43,8 +43,6 @@ from raypp.training.worker import Worker
 
 CONTROLLER_LOSSES = 2  # how often the process of Ray Train's controller may be lost
 POLL_SECONDS = 0.5
-LEAVE_SECONDS = 5.0  # for the thread of Ray Train's or Ray Tune's `fit` to end
-SCRATCH = "ray"  # folder of Ray Train's files in a run's folder, and of Ray Tune's in a sweep's
 REASON_LENGTH = 200  # characters shown of the reason why a worker was lost
 
 
@@ -271,31 +269,13 @@ def _end(fitted: Future[Any]) -> None:
     `fit` uses it, Ray would end this process."""
     if not fitted.done():
         kill_controllers()
-        wait([fitted], LEAVE_SECONDS)
+        wait([fitted], FIT_SECONDS)
 
 
 def _delete_scratch_of_group(run: Location, fitted: Future[Any]) -> None:
     # If the storage has failed, deleting would be tried for a minute before the user sees the error.
     if fitted.done() and not isinstance(_failure(fitted), StorageFailed):
         delete_scratch(run)
-
-
-def delete_scratch(folder: Location) -> None:
-    """Removes the files of Ray Train from a run's folder, or those of Ray Tune from a sweep's folder. This process must
-    hold the folder, and Ray must have stopped writing there."""
-    scratch = folder / SCRATCH
-    with tidying(scratch):
-        scratch.delete()
-
-
-def delete_leftovers(folder: Location) -> None:
-    """Removes the files of Ray that a killed command left in the folder of a finished run or sweep. Does nothing if
-    another process holds the folder, or if this process may not write there."""
-    with tidying(folder):
-        if not (folder / SCRATCH).is_folder():
-            return
-        with contextlib.suppress(ConfigError, StorageFailed), locked(folder):
-            delete_scratch(folder)
 
 
 def _failure(fitted: Future[Any]) -> BaseException | None:
