@@ -101,8 +101,8 @@ def _featurize(table: pa.Table, scratch: Path) -> tuple[float, float]:
     scratch.mkdir()
     file = str(scratch / "rows.parquet")
     pq.write_table(table, file)
-    source = open_source(TASK, FilesSource(kind="files", train=file, dev=file))
     kind, folder = kind_of(TASK, DataSettings(max_length=MAX_LENGTH)), resolve_model(ENCODER, None, "model")
+    source = open_source(kind, FilesSource(kind="files", train=file, dev=file))
     store = Store(Location.of(scratch / "store"))
     with PeakMemory() as memory:
         began = time.perf_counter()

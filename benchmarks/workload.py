@@ -57,7 +57,7 @@ def glue_folder() -> Path:
 def raw_table(task: Task, split: str, rows: int | None = None) -> pa.Table:
     """The examples of a split, or the first `rows` of them, with their row, sentences and label."""
     source = OfficialSource(kind="official", directory=str(glue_folder() / FOLDERS[task.name]))
-    return pa.Table.from_batches(open_source(task, source).read(split)).slice(0, rows)
+    return pa.Table.from_batches(open_source(kind_of(task), source).read(split)).slice(0, rows)
 
 
 def lengthened(table: pa.Table) -> pa.Table:

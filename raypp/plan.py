@@ -178,8 +178,8 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     problems.stop()
     assert experiment.data.source is not None
     source = experiment.data.source
-    raw = problems.attempt(lambda: open_source(task, source, max_train_rows=experiment.data.max_train_rows))
     kind = kind_of(task, experiment.data, experiment.evaluation)
+    raw = problems.attempt(lambda: open_source(kind, source, max_train_rows=experiment.data.max_train_rows))
     with problems.collect():
         check_kind_settings(experiment, kind)
     student = problems.attempt(lambda: find_student(experiment, kind))

@@ -133,7 +133,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     found = resolve_task(wanted, source)
     kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
     splits = _splits(found, split)
-    raw = open_source(found, source or default_source(found), required=splits)
+    raw = open_source(kind, source or default_source(found), required=splits)
     return Subject(kind, raw, splits, own, run)
 
 

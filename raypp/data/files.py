@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +20,10 @@ from raypp.data.lines import delimited_rows, numbered_lines, split_rows, without
 from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.values import BadValueError, booleans_are_names, free_labels
 from raypp.errors import ConfigError
-from raypp.kinds import kind_of
 from raypp.storage import Location
-from raypp.tasks import Task
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 logger = logging.getLogger("raypp")
 
@@ -36,7 +37,9 @@ Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
 class FilesData(RawData):
     """One file for train, one for dev, and perhaps one for test, whose labels may be absent."""
 
-    def __init__(self, task: Task, source: FilesSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
+    def __init__(
+        self, kind: TaskKind, source: FilesSource, max_train_rows: int | None, required: tuple[str, ...]
+    ) -> None:
         given = {"train": source.train, "dev": source.dev, "test": source.test}
         self.files = {
             split: Location.of(uri, f"data.source.{split}") for split, uri in given.items() if uri is not None
@@ -48,15 +51,14 @@ class FilesData(RawData):
         ]
         for split, file in self.files.items():
             problems += problems_of_file(split, file, READERS, needed=split in (*required, "test"))
-        kind = kind_of(task)
         others = Columns.model_fields.keys() - {*kind.column_settings, kind.label_column}
         # What a run has recorded is every column, also those that nobody named.
         strange = sorted(name for name in others if getattr(source.columns, name) != getattr(Columns(), name))
-        problems += [f"data.source.columns.{name}: {task.name} has none; leave it out" for name in strange]
+        problems += [f"data.source.columns.{name}: {kind.task.name} has none; leave it out" for name in strange]
         problems += problems_of_quotes(source.quotes, self.files.values())
         if problems:
             raise ConfigError(problems)
-        super().__init__(task, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
+        super().__init__(kind, tuple(split for split, file in self.files.items() if file.is_file()), max_train_rows)
         self.columns = kind.file_columns(source.columns)
         self.label = str(getattr(source.columns, kind.label_column))
         self.quotes = source.quotes

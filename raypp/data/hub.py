@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypp.config import HubSource
 from raypp.data.raw import Example, RawData
 from raypp.data.values import BadValueError, free_labels
 from raypp.errors import ConfigError
 from raypp.tasks import Task
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 FIELD = "data.source.repository"
 NO_LABEL = -1
@@ -20,7 +23,10 @@ NO_LABEL = -1
 class HubData(RawData):
     """The splits that belong to the task, from where it is published or from a copy with the same columns."""
 
-    def __init__(self, task: Task, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]) -> None:
+    def __init__(
+        self, kind: TaskKind, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]
+    ) -> None:
+        task = kind.task
         self.repository = source.repository or task.hub_repository
         self._data = load_dataset(self.repository, task.hub_config, source.revision)
         self._labels = _labels(task, self._data)
@@ -29,7 +35,7 @@ class HubData(RawData):
             raise ConfigError(
                 f"{FIELD}: {self.repository} lacks {names} of {task.name}; it has: {', '.join(self._data)}"
             )
-        super().__init__(task, tuple(s for s in task.splits if _hub_split(s) in self._data), max_train_rows)
+        super().__init__(kind, tuple(s for s in task.splits if _hub_split(s) in self._data), max_train_rows)
 
     def examples(self, split: str) -> Iterator[Example]:
         data = self._data[_hub_split(split)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from raypp.config import OfficialSource
 from raypp.data.lines import delimited_rows, numbered_lines, without_empty_end, without_end
@@ -13,7 +14,10 @@ from raypp.data.squad import squad_examples
 from raypp.data.values import BadValueError, official_labels
 from raypp.errors import ConfigError
 from raypp.storage import Location
-from raypp.tasks import OfficialFile, Task
+from raypp.tasks import OfficialFile
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 FIELD = "data.source.directory"
 
@@ -28,8 +32,9 @@ class OfficialData(RawData):
     """A folder of official files (`train.tsv`, `dev.tsv`, …); which columns they have says the task's row."""
 
     def __init__(
-        self, task: Task, source: OfficialSource, max_train_rows: int | None, required: tuple[str, ...]
+        self, kind: TaskKind, source: OfficialSource, max_train_rows: int | None, required: tuple[str, ...]
     ) -> None:
+        task = kind.task
         self.folder = Location.of(source.directory, FIELD)
         try:
             if not self.folder.is_folder():
@@ -44,7 +49,7 @@ class OfficialData(RawData):
                 )
         except OSError as error:
             raise ConfigError(f"{FIELD}: {source.directory!r} cannot be opened: {error}") from error
-        super().__init__(task, there, max_train_rows)
+        super().__init__(kind, there, max_train_rows)
 
     def examples(self, split: str) -> Iterator[Example]:
         spec = self.task.official_file(split)

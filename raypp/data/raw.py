@@ -8,13 +8,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from raypp.errors import ConfigError
-from raypp.kinds import kind_of
-from raypp.tasks import Task
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 BATCH_ROWS, BATCH_CHARACTERS = 10_000, 1 << 24
 """Rows of a batch, at most, and the characters of text at which it ends: what bounds the memory of reading."""
@@ -31,9 +32,9 @@ Example = tuple[Any, ...]
 class RawData(ABC):
     """The splits of a task from one source."""
 
-    def __init__(self, task: Task, splits: tuple[str, ...], max_train_rows: int | None) -> None:
-        self.task = task
-        self.kind = kind_of(task)
+    def __init__(self, kind: TaskKind, splits: tuple[str, ...], max_train_rows: int | None) -> None:
+        self.kind = kind
+        self.task = kind.task
         self.splits = splits
         """The splits that are there."""
         self.max_train_rows = max_train_rows

@@ -19,18 +19,19 @@ from raypp.data.raw import BATCH_ROWS, Example, RawData
 from raypp.data.synthetic import SyntheticData
 from raypp.data.text import GlueTexts, HubTexts, TextFiles
 from raypp.errors import ConfigError
-from raypp.tasks import Task
+from raypp.kinds import TaskKind, kind_of
+from raypp.tasks import find_task
 
 __all__ = ["BATCH_ROWS", "Example", "RawData", "open_source"]
 
 
 def open_source(
-    task: Task, source: Source, *, max_train_rows: int | None = None, required: tuple[str, ...] | None = None
+    kind: TaskKind, source: Source, *, max_train_rows: int | None = None, required: tuple[str, ...] | None = None
 ) -> RawData:
     """Opens a source and reads the first row of every required split, so that a wrong path or column shows at once.
 
     Args:
-        task: as `resolve_task` gives it for this source.
+        kind: of the task that `resolve_task` gives for this source.
         source: where the examples are.
         max_train_rows: cuts the training split; None for all rows.
         required: splits that must be there; None for the training and evaluation splits.
@@ -38,23 +39,24 @@ def open_source(
     Raises:
         ConfigError: a file, column or split is missing, or a first row cannot be read (all problems at once).
     """
+    task = kind.task
     needed = tuple(split for split in task.splits if split not in task.test_splits) if required is None else required
     raw: RawData
     match source:
         case OfficialSource():
-            raw = OfficialData(task, source, max_train_rows, needed)
+            raw = OfficialData(kind, source, max_train_rows, needed)
         case HubSource():
-            raw = HubData(task, source, max_train_rows, needed)
+            raw = HubData(kind, source, max_train_rows, needed)
         case FilesSource():
-            raw = FilesData(task, source, max_train_rows, needed)
+            raw = FilesData(kind, source, max_train_rows, needed)
         case SyntheticSource():
-            raw = SyntheticData(task, source, max_train_rows)
+            raw = SyntheticData(kind, source, max_train_rows)
         case TextSource():
-            raw = TextFiles(task, source, max_train_rows)
+            raw = TextFiles(kind, source, max_train_rows)
         case HubTextSource():
-            raw = HubTexts(task, source, max_train_rows)
+            raw = HubTexts(kind, source, max_train_rows)
         case GlueTextSource():
-            raw = GlueTexts(task, source, max_train_rows)
+            raw = GlueTexts(kind, source, max_train_rows, [kind_of(find_task(name)) for name in source.tasks])
     problems: list[str] = []
     for split in needed:
         try:

@@ -11,6 +11,7 @@ the seeds and sizes are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from raypp.config import SyntheticSource
 from raypp.data.chance import Chance
@@ -18,7 +19,9 @@ from raypp.data.pairs import write_paraphrase, write_similarity
 from raypp.data.raw import Example, RawData
 from raypp.data.sentiment import write_sentiment
 from raypp.errors import ConfigError
-from raypp.tasks import Task
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 GRAMMAR_VERSION = 1
 """Part of every fingerprint: raise it with any change of words or rules."""
@@ -38,8 +41,8 @@ WRITERS: dict[str, Writer] = {
 class SyntheticData(RawData):
     """The splits of a synthetic task: `train`, `dev` and `test` (as long as dev), all of them labelled."""
 
-    def __init__(self, task: Task, source: SyntheticSource, max_train_rows: int | None) -> None:
-        super().__init__(task, ("train", "dev", "test"), max_train_rows)
+    def __init__(self, kind: TaskKind, source: SyntheticSource, max_train_rows: int | None) -> None:
+        super().__init__(kind, ("train", "dev", "test"), max_train_rows)
         self.source = source
 
     def rows(self, split: str) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from raypp.config import GlueTextSource, HubTextSource, OfficialSource, TextSource
 from raypp.data.files import (
@@ -28,7 +29,10 @@ from raypp.data.raw import Example, RawData
 from raypp.data.values import BadValueError, text_of
 from raypp.errors import ConfigError
 from raypp.storage import Location
-from raypp.tasks import TASKS, Task, find_task
+from raypp.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from raypp.kinds import TaskKind
 
 TRAIN, DEV = "train", "dev"
 
@@ -36,8 +40,8 @@ TRAIN, DEV = "train", "dev"
 class TextData(RawData):
     """Texts without labels, a fraction of them held out as the dev split."""
 
-    def __init__(self, task: Task, held_out_fraction: float | None, max_train_rows: int | None) -> None:
-        super().__init__(task, (TRAIN, DEV), max_train_rows)
+    def __init__(self, kind: TaskKind, held_out_fraction: float | None, max_train_rows: int | None) -> None:
+        super().__init__(kind, (TRAIN, DEV), max_train_rows)
         self.held_out_fraction = held_out_fraction
         """None: the source has a dev split of its own."""
         self._content: dict[str, object] | None = None
@@ -73,7 +77,7 @@ def _is_held_out(number: int, fraction: float) -> bool:
 class TextFiles(TextData):
     """The user's own files: a text a line, or a column of Parquet, CSV, TSV or JSON lines."""
 
-    def __init__(self, task: Task, source: TextSource, max_train_rows: int | None) -> None:
+    def __init__(self, kind: TaskKind, source: TextSource, max_train_rows: int | None) -> None:
         self.column, self.quotes = source.column, source.quotes
         self.files = {
             split: [Location.of(uri, f"data.source.{field}") for uri in uris]
@@ -85,7 +89,7 @@ class TextFiles(TextData):
                 problems += problems_of_file(field, file, (".txt", *READERS))
         if problems:
             raise ConfigError(problems)
-        super().__init__(task, None if source.dev_files else source.held_out_fraction, max_train_rows)
+        super().__init__(kind, None if source.dev_files else source.held_out_fraction, max_train_rows)
 
     def texts(self, split: str) -> Iterator[str]:
         for file in self.files[split]:
@@ -110,7 +114,7 @@ class TextFiles(TextData):
 class HubTexts(TextData):
     """A column of a data set of the Hugging Face hub."""
 
-    def __init__(self, task: Task, source: HubTextSource, max_train_rows: int | None) -> None:
+    def __init__(self, kind: TaskKind, source: HubTextSource, max_train_rows: int | None) -> None:
         self.source = source
         self._data = load_dataset(source.repository, source.configuration, source.revision)
         self._splits = {TRAIN: source.split, DEV: source.dev_split or source.split}
@@ -128,7 +132,7 @@ class HubTexts(TextData):
                 )
         if problems:
             raise ConfigError(problems)
-        super().__init__(task, None if source.dev_split else source.held_out_fraction, max_train_rows)
+        super().__init__(kind, None if source.dev_split else source.held_out_fraction, max_train_rows)
 
     def texts(self, split: str) -> Iterator[str]:
         column = self.source.column
@@ -155,30 +159,35 @@ class HubTexts(TextData):
 class GlueTexts(TextData):
     """Every sentence of the training splits of some GLUE tasks, from their official files."""
 
-    def __init__(self, task: Task, source: GlueTextSource, max_train_rows: int | None) -> None:
+    def __init__(
+        self, kind: TaskKind, source: GlueTextSource, max_train_rows: int | None, read_kinds: Sequence[TaskKind]
+    ) -> None:
+        """
+        Args:
+            read_kinds: the kinds of `source.tasks`, whose files are read.
+        """
         folder = Location.of(source.directory, "data.source.directory")
-        named = [find_task(name) for name in source.tasks]
-        if strange := [one.name for one in named if not _has_sentences(one)]:
+        if strange := [one.task.name for one in read_kinds if not _has_sentences(one.task)]:
             allowed = ", ".join(one.name for one in TASKS.values() if _has_sentences(one))
             raise ConfigError(
                 f"data.source.tasks: there are no sentences to train on of {', '.join(strange)}; allowed: {allowed}"
             )
-        self.tasks = [
-            OfficialData(one, OfficialSource(kind="official", directory=str(folder / one.title)), None, (TRAIN,))
-            for one in named
+        self.sources = [
+            OfficialData(one, OfficialSource(kind="official", directory=str(folder / one.task.title)), None, (TRAIN,))
+            for one in read_kinds
         ]
-        super().__init__(task, source.held_out_fraction, max_train_rows)
+        super().__init__(kind, source.held_out_fraction, max_train_rows)
 
     def texts(self, split: str) -> Iterator[str]:
-        for task in self.tasks:
-            for *sentences, _ in task.examples(split):
+        for data in self.sources:
+            for *sentences, _ in data.examples(split):
                 yield from (sentence for sentence in sentences if sentence is not None)
 
     def content(self, split: str) -> dict[str, object]:
-        return {"glue": [task.fingerprint(split) for task in self.tasks]}
+        return {"glue": [data.fingerprint(split) for data in self.sources]}
 
     def describe(self, split: str) -> str:
-        return ", ".join(task.describe(TRAIN) for task in self.tasks)
+        return ", ".join(data.describe(TRAIN) for data in self.sources)
 
 
 def _has_sentences(task: Task) -> bool:

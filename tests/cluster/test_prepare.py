@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def raw(glue_dir: Path) -> Any:
-    return open_source(MRPC, OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
+    return open_source(kind_of(MRPC), OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
 
 
 @pytest.fixture(scope="module")

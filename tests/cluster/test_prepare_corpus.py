@@ -31,7 +31,8 @@ SEEN: list[tuple[int, int | None]] = []
 def corpus(path: Path, held_out: float = 0.1) -> tuple[Any, Any]:
     source = TextSource(kind="text", files=(str(path),), held_out_fraction=held_out)
     task = resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source)
-    return open_source(task, source), kind_of(task, DataSettings(max_length=32))
+    kind = kind_of(task, DataSettings(max_length=32))
+    return open_source(kind, source), kind
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_text_that_leaves_nothing_is_refused(tmp_path: Path, minilm_dir: Path) -
 def test_a_text_that_cannot_be_read_is_told_with_its_place(tmp_path: Path, minilm_dir: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "fine"}\n{"text": 3}\n')
     source = TextSource(kind="text", files=(str(tmp_path / "a.jsonl"),), dev_files=(str(tmp_path / "a.jsonl"),))
-    task = resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source)
-    raw = open_source(task, source)
+    kind = kind_of(resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source))
+    raw = open_source(kind, source)
     with pytest.raises(ConfigError, match=r"a.jsonl, line 3: text is 3; allowed: text"):
-        cut_corpus(raw, "train", kind_of(task), str(minilm_dir), Store(Location.of(tmp_path)), lambda *_: None)
+        cut_corpus(raw, "train", kind, str(minilm_dir), Store(Location.of(tmp_path)), lambda *_: None)

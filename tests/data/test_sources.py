@@ -28,7 +28,7 @@ PAIRS = OwnTask(name="pairs", kind="regression", pair=True)
 
 
 def official(directory: Path, name: str, **options: Any) -> RawData:
-    return open_source(TASKS[name], OfficialSource(kind="official", directory=str(directory)), **options)
+    return open_source(kind_of(TASKS[name]), OfficialSource(kind="official", directory=str(directory)), **options)
 
 
 def rows(raw: RawData, split: str) -> list[dict[str, Any]]:
@@ -321,7 +321,7 @@ def test_missing_folder_and_files_name_the_field(tmp_path: Path) -> None:
 def test_a_folder_may_be_a_uri(tmp_path: Path) -> None:
     text = table("sentence|label", "a|1")
     write(tmp_path, train=text, dev=text)
-    raw = open_source(TASKS["sst2"], OfficialSource(kind="official", directory=tmp_path.as_uri()))
+    raw = open_source(kind_of(TASKS["sst2"]), OfficialSource(kind="official", directory=tmp_path.as_uri()))
     assert rows(raw, "dev") == [{"sentence1": "a", "label": 1}]
 
 
@@ -356,7 +356,7 @@ def test_fingerprint_follows_what_determines_the_rows(tmp_path: Path) -> None:
         for label in ("label", "sentence"):
             source = FilesSource(kind="files", **own, columns=Columns(sentence1="sentence", label=label))
             task = resolve_task(OwnTask(name="mine", labels=labels), source)
-            prints.add(open_source(task, source, required=()).fingerprint("train"))
+            prints.add(open_source(kind_of(task), source, required=()).fingerprint("train"))
     assert len(prints) == 4
 
 
@@ -386,7 +386,7 @@ def save(file: Path, records: list[dict[str, Any]]) -> str:
 def own(task: OwnTask | str, train: str, dev: str | None = None, **options: Any) -> RawData:
     columns = Columns(**options.pop("columns", {}))
     source = FilesSource(kind="files", train=train, dev=dev or train, columns=columns, **options)
-    return open_source(resolve_task(task, source), source)
+    return open_source(kind_of(resolve_task(task, source)), source)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "CSV"])
@@ -561,7 +561,7 @@ def test_a_bad_row_of_an_own_file_names_file_and_line(
     file = tmp_path / f"train.{ending}"
     file.write_text(text)
     source = FilesSource(kind="files", train=str(file), dev=str(file))
-    raw = open_source(resolve_task(task, source), source, required=())
+    raw = open_source(kind_of(resolve_task(task, source)), source, required=())
     with pytest.raises(ConfigError) as error:
         rows(raw, "train")
     assert str(error.value).startswith(f"{file}, {said}")
@@ -608,7 +608,7 @@ def test_a_source_as_a_run_records_it_opens_as_the_one_that_was_given(tmp_path: 
     file = save(tmp_path / "train.csv", [{"text": "x", "label": 1}])
     given = FilesSource(kind="files", train=file, dev=file, columns=Columns(sentence1="text"))
     recorded = FilesSource.model_validate(given.model_dump(mode="json"))
-    first, again = (open_source(resolve_task(SENTIMENT, source), source) for source in (given, recorded))
+    first, again = (open_source(kind_of(resolve_task(SENTIMENT, source)), source) for source in (given, recorded))
     assert rows(again, "dev") == rows(first, "dev") == [{"sentence1": "x", "label": 1}]
     assert again.fingerprint("train") == first.fingerprint("train")
 
@@ -642,7 +642,7 @@ def glue_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def from_hub(repository: Path | str, task: Task) -> RawData:
-    return open_source(task, HubSource(kind="hub", repository=str(repository)))
+    return open_source(kind_of(task), HubSource(kind="hub", repository=str(repository)))
 
 
 def test_hub_splits_and_labels(glue_copy: Path) -> None:
@@ -676,8 +676,8 @@ def test_hub_refusals_say_why_and_what_to_do(glue_copy: Path) -> None:
 
 def test_synthetic_splits_open_like_all_others() -> None:
     source = SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5)
-    raw = open_source(TASKS["similarity"], source, max_train_rows=10)
+    raw = open_source(kind_of(TASKS["similarity"]), source, max_train_rows=10)
     assert [len(rows(raw, split)) for split in raw.splits] == [10, 5, 5]
     assert next(raw.read("train")).schema == kind_of(TASKS["similarity"]).schema()
-    other = open_source(TASKS["similarity"], SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5, seed=1))
+    other = open_source(raw.kind, SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5, seed=1))
     assert other.fingerprint("dev") != raw.fingerprint("dev")

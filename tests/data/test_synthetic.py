@@ -18,6 +18,7 @@ from raypp.data.raw import Example
 from raypp.data.sentiment import ASPECTS, BLAME, PRAISE
 from raypp.data.synthetic import SyntheticData
 from raypp.errors import ConfigError
+from raypp.kinds import kind_of
 from raypp.tasks import TASKS
 
 PINNED: dict[str, list[Example]] = {
@@ -57,7 +58,7 @@ NAMES = ("sentiment", "paraphrase", "similarity")
 
 def examples(name: str, split: str, train_rows: int = 8000, dev_rows: int = 1000, seed: int = 0) -> list[Example]:
     source = SyntheticSource(kind="synthetic", train_rows=train_rows, dev_rows=dev_rows, seed=seed)
-    return list(SyntheticData(TASKS[name], source, None).examples(split))
+    return list(SyntheticData(kind_of(TASKS[name]), source, None).examples(split))
 
 
 def sentences(given: list[Example]) -> set[str]:

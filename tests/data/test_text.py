@@ -15,13 +15,17 @@ from hub_copy import hub_copy
 from raypp.config import GlueTextSource, HubTextSource, LanguageModelingTask, OfficialSource, TextSource
 from raypp.data.sources import open_source
 from raypp.errors import ConfigError
+from raypp.kinds import TaskKind, kind_of
 from raypp.storage import Location
 from raypp.tasks import find_task, resolve_task
 
 
+def kind_of_text(source: Any) -> TaskKind:
+    return kind_of(resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source))
+
+
 def texts(source: Any, split: str, rows: int | None = None) -> list[str]:
-    task = resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source)
-    raw = open_source(task, source, max_train_rows=rows)
+    raw = open_source(kind_of_text(source), source, max_train_rows=rows)
     table = pa.Table.from_batches(raw.read(split))
     assert table["row"].to_pylist() == list(range(table.num_rows))
     return list(table["text"].to_pylist())
@@ -56,7 +60,7 @@ def test_files_of_all_formats_follow_one_another(lines: Path, tmp_path: Path) ->
 def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None:
     source = GlueTextSource(kind="glue_text", directory=str(glue_dir), tasks=("mrpc", "cola"), held_out_fraction=0.02)
     train, dev = texts(source, "train"), texts(source, "dev")
-    mrpc = open_source(find_task("mrpc"), OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
+    mrpc = open_source(kind_of(find_task("mrpc")), OfficialSource(kind="official", directory=str(glue_dir / "MRPC")))
     pairs = pa.Table.from_batches(mrpc.read("train"))
     assert {*pairs["sentence1"].to_pylist(), *pairs["sentence2"].to_pylist()} <= {*train, *dev}
     assert len(train) + len(dev) == 2 * pairs.num_rows + 8551
@@ -121,6 +125,6 @@ def test_texts_that_are_held_out_are_hashed_with_the_others(lines: Path, monkeyp
     sha256 = Location.sha256
     monkeypatch.setattr(Location, "sha256", lambda file: (hashed.append(file.name), sha256(file))[1])
     source = TextSource(kind="text", files=(str(lines),), held_out_fraction=0.1)
-    raw = open_source(resolve_task(LanguageModelingTask(name="corpus", kind="language_modeling"), source), source)
+    raw = open_source(kind_of_text(source), source)
     assert raw.fingerprint("train") != raw.fingerprint("dev")
     assert hashed == ["lines.txt"]

@@ -62,7 +62,7 @@ def write_swag(folder: Path, train: int = 48, dev: int = 24, test: int = 8) -> P
 
 
 def official(folder: Path) -> RawData:
-    return open_source(SWAG, OfficialSource(kind="official", directory=str(folder)))
+    return open_source(kind_of(SWAG), OfficialSource(kind="official", directory=str(folder)))
 
 
 def table_of(raw: RawData, split: str) -> pa.Table:
@@ -101,7 +101,7 @@ def test_json_lines_of_the_same_fields_are_the_same_examples(tmp_path: Path) -> 
         (folder / f"{name}.jsonl").write_text("".join(lines))
     paths = {split: str(folder / f"{name}.jsonl") for split, name in (("train", "train"), ("dev", "val"))}
     source = FilesSource(kind="files", **paths, test=str(folder / "test.jsonl"))
-    raw = open_source(resolve_task("swag", source), source)
+    raw = open_source(kind_of(resolve_task("swag", source)), source)
     for split in ("train", "dev", "test"):
         assert table_of(raw, split).equals(table_of(official(folder), split))
 
@@ -115,7 +115,7 @@ def test_own_files_have_endings_of_their_own_number(tmp_path: Path) -> None:
     source = FilesSource(kind="files", train=f"{tmp_path}/train.csv", dev=f"{tmp_path}/dev.csv", columns=columns)
     task = resolve_task(OwnTask(name="story", kind="multiple_choice"), source)
     assert (task.labels, task.metrics) == (("0", "1", "2"), ("accuracy",))
-    table = table_of(open_source(task, source), "train")
+    table = table_of(open_source(kind_of(task), source), "train")
     assert table.column("ending2").to_pylist() == ["reads", "z"]
     assert table.column("label").to_pylist() == [2, 0]
 
@@ -137,7 +137,7 @@ def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.Monke
         features["label"] = datasets.ClassLabel(names=["0", "1", "2", "3"])
         splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     copy = hub_copy(tmp_path, monkeypatch, {"regular": splits})
-    raw = open_source(SWAG, HubSource(kind="hub", repository=str(copy)))
+    raw = open_source(kind_of(SWAG), HubSource(kind="hub", repository=str(copy)))
     files = official(write_swag(tmp_path / "files", train=6, dev=4))
     for split in ("train", "dev"):
         assert table_of(raw, split).equals(table_of(files, split))

@@ -82,7 +82,7 @@ def write_squad(folder: Path, version: str = "1.1", train: int = 48, dev: int = 
 
 
 def official(folder: Path, task: str = "squad") -> RawData:
-    return open_source(TASKS[task], OfficialSource(kind="official", directory=str(folder)))
+    return open_source(kind_of(TASKS[task]), OfficialSource(kind="official", directory=str(folder)))
 
 
 def table_of(raw: RawData, split: str) -> pa.Table:
@@ -144,7 +144,7 @@ def test_own_files_have_the_hubs_columns(tmp_path: Path) -> None:
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     source = FilesSource(kind="files", train=f"{tmp_path}/train.jsonl", dev=f"{tmp_path}/dev.jsonl")
     task = resolve_task(OwnTask(name="colors", kind="question_answering"), source)
-    table = table_of(open_source(task, source), "train")
+    table = table_of(open_source(kind_of(task), source), "train")
     assert table.column("label").to_pylist()[0] == [{"text": "red", "start": answer_start(records[0])}]
 
 
@@ -165,7 +165,7 @@ def test_answers_of_another_form_are_refused_with_their_line(tmp_path: Path, ans
     with pytest.raises(
         ConfigError, match=r"train\.jsonl, line 1: answers is .*; allowed: texts, each with its answer_s"
     ):
-        open_source(task, source)
+        open_source(kind_of(task), source)
 
 
 def test_features_to_train_on_are_not_those_to_evaluate(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_features_to_train_on_are_not_those_to_evaluate(tmp_path: Path) -> None:
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     source = FilesSource(kind="files", train=f"{tmp_path}/train.jsonl", dev=f"{tmp_path}/train.jsonl")
-    raw = open_source(resolve_task(OwnTask(name="colors", kind="question_answering"), source), source)
+    raw = open_source(kind_of(resolve_task(OwnTask(name="colors", kind="question_answering"), source)), source)
     assert [table_of(raw, split).num_rows for split in ("train", "dev")] == [1, 2]
     assert raw.fingerprint("train") != raw.fingerprint("dev")
     lenient = OwnTask(name="colors", kind="question_answering", unanswerable=True)
-    assert open_source(resolve_task(lenient, source), source).fingerprint("dev") != raw.fingerprint("dev")
+    assert open_source(kind_of(resolve_task(lenient, source)), source).fingerprint("dev") != raw.fingerprint("dev")
 
 
 def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
@@ -209,7 +209,7 @@ def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.Monke
         columns["answers"] = [{part: [a[part] for a in q["answers"]] for part in parts} for q in questions]
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     copy = hub_copy(tmp_path, monkeypatch, {"squad_v2": splits})
-    raw = open_source(SQUAD_V2, HubSource(kind="hub", repository=str(copy)))
+    raw = open_source(kind_of(SQUAD_V2), HubSource(kind="hub", repository=str(copy)))
     files = official(write_squad(tmp_path / "files", "2.0", train=9, dev=6), "squad_v2")
     for split in ("train", "dev"):
         assert table_of(raw, split).equals(table_of(files, split))

@@ -132,7 +132,7 @@ def pairs_to_learn(task: str, source: dict[str, Any]) -> list[tuple[str, str, in
         lines = Path(source["directory"], "train.tsv").read_text(encoding="utf-8-sig").split("\n")[1:161]
         cells = [line.rstrip("\r").split("\t") for line in lines]
         return [(cell[3], cell[4], int(cell[0])) for cell in cells]
-    raw = open_source(TASKS[task], SyntheticSource.model_validate(source))
+    raw = open_source(kind_of(TASKS[task]), SyntheticSource.model_validate(source))
     columns = [[row[name] for batch in raw.read("train") for row in batch.to_pylist()] for name in PAIR_COLUMNS]
     return list(zip(*columns, strict=True))
 

@@ -80,9 +80,9 @@ def lengths_of(values: dict[str, Any], minilm_dir: Path) -> np.ndarray:
     """Tokens of every window, counted with the tokenizer directly."""
     source = FilesSource.model_validate(values["data"]["source"])
     task = resolve_task(OwnTask.model_validate(TASK), source)
-    data = DataSettings.model_validate(values["data"])
+    kind = kind_of(task, DataSettings.model_validate(values["data"]))
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
-    tables = [kind_of(task, data).tokenize(batch, tokenizer) for batch in open_source(task, source).read("train")]
+    tables = [kind.tokenize(batch, tokenizer) for batch in open_source(kind, source).read("train")]
     return np.concatenate([Features.from_table(table).lengths for table in tables])
 
 
