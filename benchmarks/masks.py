@@ -10,7 +10,8 @@ import time
 import torch
 from workload import median, report
 
-from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest, kept_count, logit
+from raypp.pruning.level import logit
+from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest, kept_count
 
 LAYERS, HIDDEN, INTERMEDIATE = 12, 768, 3072
 SHAPES = ([(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]) * LAYERS

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raypp.config import Experiment, OfficialSource
+from raypp.data.examples import EvaluationExamples
 from raypp.data.sources import RawData, open_source
 from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
@@ -160,7 +161,7 @@ def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
     return replace(kind, data=kind.data.model_copy(update={"max_length": longest}))
 
 
-def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> EvaluationExamples:
     tables = [kind.tokenize(batch, tokenizer) for batch in subject.raw.read(split)]
     return kind.evaluation_data(pa.concat_tables(tables), Vocabulary.of(tokenizer))
 

@@ -29,9 +29,8 @@ from raypp.config.distillation import DistillationSettings
 from raypp.config.evaluation import AnswerSettings, EvaluationSettings
 from raypp.config.experiment import Experiment
 from raypp.config.pruning import (
-    DensitySchedule,
+    DensityPruning,
     FisherPruning,
-    FloorPruning,
     L0Pruning,
     LayerRule,
     MagnitudePruning,
@@ -41,6 +40,7 @@ from raypp.config.pruning import (
     SigmoidThresholdPruning,
     TargetedPruning,
     ThresholdPruning,
+    ThresholdPruningBase,
     TopKPruning,
     method_name,
 )
@@ -55,13 +55,12 @@ __all__ = [
     "ClusterSettings",
     "Columns",
     "DataSettings",
-    "DensitySchedule",
+    "DensityPruning",
     "DistillationSettings",
     "EvaluationSettings",
     "Experiment",
     "FilesSource",
     "FisherPruning",
-    "FloorPruning",
     "GlueTextSource",
     "HubSource",
     "HubTextSource",
@@ -89,6 +88,7 @@ __all__ = [
     "TextSource",
     "Texts",
     "ThresholdPruning",
+    "ThresholdPruningBase",
     "TopKPruning",
     "TrackingSettings",
     "TrainSettings",

@@ -89,7 +89,7 @@ class ScoredPruning(PruningBase):
     little is pruned."""
 
 
-class DensitySchedule(Settings):
+class DensityPruning(Settings):
     """From one density to another, for the methods that keep so many weights."""
 
     scope: Literal["local", "global"] = "local"
@@ -100,7 +100,7 @@ class DensitySchedule(Settings):
     """Density from the beginning of the final warmup on."""
 
     @model_validator(mode="after")
-    def _goes_down(self) -> DensitySchedule:
+    def _goes_down(self) -> DensityPruning:
         if self.final_density > self.initial_density:
             raise ValueError(
                 f"final_density must not exceed initial_density, got {self.final_density} > {self.initial_density}"
@@ -112,19 +112,19 @@ class DensitySchedule(Settings):
         return self.final_density
 
 
-class TopKPruning(DensitySchedule, ScoredPruning):
+class TopKPruning(DensityPruning, ScoredPruning):
     """Movement pruning: keep the weights with the highest learned scores (Sanh et al. 2020, section 3)."""
 
     method: Literal["topk"]
 
 
-class MagnitudePruning(DensitySchedule, PruningBase):
+class MagnitudePruning(DensityPruning, PruningBase):
     """Keep the weights of the largest magnitude (Zhu and Gupta 2017)."""
 
     method: Literal["magnitude"]
 
 
-class FisherPruning(DensitySchedule, PruningBase):
+class FisherPruning(DensityPruning, PruningBase):
     """Keep the weights that the loss would miss most, by the diagonal of the empirical Fisher information.
 
     A weight's score is a running mean of n (w g)^2, w the weight and g the gradient for it of the loss, a mean over the
@@ -182,7 +182,7 @@ class TargetedPruning(ScoredPruning):
         return self
 
 
-class FloorPruning(TargetedPruning):
+class ThresholdPruningBase(TargetedPruning):
     """What the two threshold methods share."""
 
     initial_threshold: float = 0.0
@@ -191,7 +191,7 @@ class FloorPruning(TargetedPruning):
     """At least this part of each matrix is kept, whatever the threshold says."""
 
     @model_validator(mode="after")
-    def _target_fits(self) -> FloorPruning:
+    def _target_fits(self) -> ThresholdPruningBase:
         if self.target_density is not None and self.target_density <= self.density_floor:
             raise ValueError(
                 f"target_density must be above density_floor, which is kept of each matrix, got {self.target_density} "
@@ -205,7 +205,7 @@ class FloorPruning(TargetedPruning):
         return self
 
 
-class SigmoidThresholdPruning(FloorPruning):
+class SigmoidThresholdPruning(ThresholdPruningBase):
     """Soft movement pruning: keep the weights with sigmoid(score) above a threshold (Sanh et al. 2020, section 4),
     while a penalty pushes the scores down."""
 
@@ -224,7 +224,7 @@ class SigmoidThresholdPruning(FloorPruning):
         return self
 
 
-class ThresholdPruning(FloorPruning):
+class ThresholdPruning(ThresholdPruningBase):
     """Keep the weights whose score is above a threshold, while a penalty pushes the scores down."""
 
     method: Literal["threshold"]

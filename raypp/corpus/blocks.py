@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raypp.data.batches import padded_length
 from raypp.data.features import flatten
+from raypp.data.tokenization import backend_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,11 +135,7 @@ def cut_texts(
 def _encode(tokenizer: Any, texts: list[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """All tokens of all texts in a row, without special ones and whole, and how many each has."""
     if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = tokenizer.split_special_tokens
-        encoded = [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = [each.ids for each in backend_of(tokenizer, None).encode_batch_fast(texts, add_special_tokens=False)]
     else:
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     lengths = np.array([len(each) for each in encoded], np.int64)
@@ -181,11 +179,11 @@ class Blocks:
         """Tokens of each block, int64 [n]."""
         return np.diff(self.offsets)
 
-    def padded(self, indices: npt.NDArray[np.int64], multiple_of: int = 8) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def padded(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The blocks at `indices` (at least one): tokens, 0 after the end, and which of them are real; int64 and bool
         [rows, width], the longest block's length rounded up."""
         starts, lengths = self.offsets[indices], self.lengths[indices]
-        width = -(-int(lengths.max()) // multiple_of) * multiple_of
+        width = int(padded_length(lengths.max()))
         is_real = np.arange(width) < lengths[:, None]
         ids = np.zeros(is_real.shape, np.int64)
         ids[is_real] = self.input_ids[(starts[:, None] + np.arange(width))[is_real]]

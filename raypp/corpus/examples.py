@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from raypp.corpus.blocks import Blocks
 from raypp.corpus.targets import NOT_PREDICTED, Ids, Masker, causal_targets
+from raypp.data.examples import Counts
 
 if TYPE_CHECKING:
     import torch
@@ -52,18 +53,19 @@ class BlockExamples:
         """The same."""
         return self.lengths
 
-    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Tokens to predict in the blocks at `indices`, and tokens at which a model's output is needed."""
+    def loss_counts(self, indices: npt.NDArray[np.int64]) -> Counts:
+        """Targets are the tokens to predict; outputs are the tokens at which a model's output is computed."""
         if self.masker is None:
             targets = int((self.lengths[indices] - 1).sum())
         else:
             ids, is_real = self.blocks.padded(indices)
             rows, pieces = self.rows[indices], self.pieces[indices]
             targets = int(self.masker.target_counts(ids, rows, pieces, is_real, self.epoch).sum())
-        return targets, int(self.lengths[indices].sum()) if self.all_tokens else targets
+        outputs = int(self.lengths[indices].sum()) if self.all_tokens else targets
+        return Counts(len(indices), targets, outputs)
 
-    def places(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
-        """Where predictions for the blocks at `indices` belong: a block has one."""
+    def output_indices(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
+        """Each block has one prediction, so the same indices."""
         assert not per_token, "a block is predicted as a whole"
         return indices
 

@@ -18,6 +18,8 @@ from raypp.config import TrainSettings
 
 Indices = npt.NDArray[np.int64]
 
+WIDTH_MULTIPLE = 8
+"""Batches are padded to a multiple of this many tokens, which suits matrix units."""
 # Rows are sorted by length within so many global batches: enough for batches of even length, few enough to mix well.
 POOL_BATCHES = 64
 # What a stream of random numbers is for, so that no two uses share one.
@@ -124,9 +126,7 @@ def shuffled(count: int, *key: int) -> Indices:
     return np.argsort(keys, kind="stable")
 
 
-def plan_tokens(
-    lengths: npt.ArrayLike, max_tokens: int, max_rows: int | None = None, multiple_of: int = 8
-) -> list[Indices]:
+def plan_tokens(lengths: npt.ArrayLike, max_tokens: int, max_rows: int | None = None) -> list[Indices]:
     """Batches of places in `lengths`, every row once, longest first (what does not fit in memory fails at once).
 
     Args:
@@ -137,12 +137,12 @@ def plan_tokens(
     order = np.argsort(-lengths, kind="stable")
     plan, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // int(padded_length(lengths[order[start]], multiple_of)))
+        size = max(1, max_tokens // int(padded_length(lengths[order[start]])))
         plan.append(order[start : start + (size if max_rows is None else min(size, max_rows))])
         start += len(plan[-1])
     return plan
 
 
-def padded_length(lengths: npt.ArrayLike, multiple_of: int = 8) -> Indices:
-    """Tokens that so many take when padded; matrix units like multiples of 8."""
-    return np.maximum(1, -(-np.asarray(lengths, np.int64) // multiple_of)) * multiple_of
+def padded_length(lengths: npt.ArrayLike) -> Indices:
+    """The lengths rounded up to the width that a batch has, in tokens."""
+    return np.maximum(1, -(-np.asarray(lengths, np.int64) // WIDTH_MULTIPLE)) * WIDTH_MULTIPLE

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypp.data.batches import padded_length
+from raypp.data.batches import WIDTH_MULTIPLE, padded_length
+from raypp.data.examples import Counts
 from raypp.data.tokenization import Encoded
 from raypp.data.windows import WINDOW_FIELDS
 
@@ -143,9 +144,9 @@ class Features:
         """Whether every example has a label."""
         return bool(self.labelled.all())
 
-    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Labels of the examples at `indices`, and outputs that are compared with a teacher's: one each."""
-        return len(indices), len(indices)
+    def loss_counts(self, indices: npt.NDArray[np.int64]) -> Counts:
+        """Each example counts once in every loss."""
+        return Counts(rows=len(indices), targets=len(indices), outputs=len(indices))
 
     def with_teacher_logits(self, table: pa.Table, per_token: bool = False) -> Features:
         """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`.
@@ -160,7 +161,7 @@ class Features:
         logits = logits.reshape(places.sum(), -1)
         return replace(self, teacher_logits=logits, logits_per_token=per_token)
 
-    def places(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
+    def output_indices(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
         """Where a model's outputs for the examples at `indices` belong: at these places or, with an output for each
         token, at those of their tokens, one example after the other."""
         if not per_token:
@@ -174,9 +175,8 @@ class Features:
         indices: npt.NDArray[np.int64] | Sequence[int],
         pad_id: int,
         *,
-        multiple_of: int = 8,
+        multiple_of: int = WIDTH_MULTIPLE,
         max_padded: int | None = None,
-        pad_token_type_id: int = 0,
     ) -> dict[str, torch.Tensor]:
         """The examples at `indices` (places in these arrays, at least one) as one padded batch.
 
@@ -215,7 +215,7 @@ class Features:
         attention_mask = torch.from_numpy(mask.astype(np.int64).reshape(shape))
         batch = {"input_ids": padded(self.input_ids, pad_id), "attention_mask": attention_mask}
         if self.token_type_ids is not None:
-            batch["token_type_ids"] = padded(self.token_type_ids, pad_token_type_id)
+            batch["token_type_ids"] = padded(self.token_type_ids, 0)
         if self.is_labelled:
             batch["labels"] = torch.from_numpy(self.labels[indices])
         if self.teacher_logits is not None and self.logits_per_token:

@@ -80,8 +80,8 @@ class FilesData(RawData):
         # Only where they matter, so that the features of all other tasks stay what they were.
         if booleans_are_names(self.task):
             identity["booleans"] = "by name"
-        if not self.kind.teaches_all:
-            identity |= {"teaches": self._teaches_only(split), "unanswerable": self.task.unanswerable}
+        if not self.kind.all_are_trainable:
+            identity |= {"teaches": self._drops_untrainable(split), "unanswerable": self.task.unanswerable}
         return identity
 
     def describe(self, split: str) -> str:

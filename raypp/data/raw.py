@@ -89,15 +89,15 @@ class RawData(ABC):
     def _limit(self, split: str) -> int | None:
         return self.max_train_rows if split == self.task.train_split else None
 
-    def _teaches_only(self, split: str) -> bool:
+    def _drops_untrainable(self, split: str) -> bool:
         """Whether examples of the split that cannot be trained on are left out."""
-        return split == self.task.train_split and not self.kind.teaches_all
+        return split == self.task.train_split and not self.kind.all_are_trainable
 
-    def _teaching(self, split: str) -> Iterator[Example]:
+    def _trainable(self, split: str) -> Iterator[Example]:
         """The examples that can be trained on; the others are counted."""
         skipped = 0
         for example in self.examples(split):
-            if self.kind.teaches(example):
+            if self.kind.is_trainable(example):
                 yield example
             else:
                 skipped += 1
@@ -110,7 +110,7 @@ class RawData(ABC):
 
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
         schema = self.kind.schema()
-        examples = self._teaching(split) if self._teaches_only(split) else self.examples(split)
+        examples = self._trainable(split) if self._drops_untrainable(split) else self.examples(split)
         examples = islice(examples, self._limit(split))
         row = 0
         while chunk := _chunk(examples):

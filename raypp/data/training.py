@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from raypp.config import TrainSettings
 from raypp.data.batches import GlobalBatch, batch_counter, plan_epoch
+from raypp.data.examples import Examples
 from raypp.data.features import Features
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Examples(Protocol):
-    """Examples in memory, of which batches are made."""
-
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """[n]: position of each in the source."""
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """[n]: what each counts for where batches are made."""
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]:
-        """[n]: tokens of each."""
-
-    def targets_and_outputs(self, indices: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """How many labels the examples at `indices` have, and at how many places a model's output on them is compared
-        with a teacher's."""
-
-    def collate(
-        self, indices: npt.NDArray[np.int64], pad_id: int, *, max_padded: int | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The examples at `indices` as one padded batch."""
 
 
 class TrainingData(Protocol):

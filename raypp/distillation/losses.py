@@ -1,7 +1,7 @@
 """Soft losses (the teacher's logits), hard losses (the labels), hidden losses (hidden states): sums over rows.
 
 A row is an example or, where a model answers token by token, may be a token. Sums, not means: a micro-batch's share of
-the loss is its sum divided by the number of rows in the global batch (`inputs.Counts`), so uneven shares weigh right.
+the loss is its sum divided by the number of rows in the global batch (`examples.Counts`), so uneven shares weigh right.
 All are computed in float32, whatever the dtype of what they are given, and return a float32 scalar.
 """
 

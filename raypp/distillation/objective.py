@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from raypp.config import DistillationSettings
+from raypp.data.examples import Counts
 from raypp.distillation.teacher import OnlineTeacher
 from raypp.kinds import TaskKind
-from raypp.training.inputs import Counts
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ because a mean of per-worker F1 scores is not an F1 score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypp.data.batches import Indices, plan_tokens
+from raypp.data.batches import plan_tokens
+from raypp.data.examples import EvaluationExamples
 from raypp.evaluation.predictions import Predictions, without_padding
 from raypp.models.loading import max_positions
 from raypp.training.worker import Worker
@@ -63,7 +64,7 @@ def batched_outputs(
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    features: Any,
+    features: EvaluationExamples,
     kind: TaskKind,
     pad_id: int,
     worker: Worker,
@@ -75,17 +76,24 @@ def predict(
     places, predicted = [], []
     plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)[worker.rank :: worker.world_size]
     longest = max_positions(model.config)
-    for batch, outputs, inputs in batched_outputs(model, features, kind, pad_id, worker.device, plan, longest):
-        places.append(features.places(batch, kind.outputs_per_token))
-        predicted.append(without_padding(kind.predicted(outputs, inputs), inputs, kind.outputs_per_token))
-    mine = (np.concatenate(places), np.concatenate(predicted)) if predicted else None
+    indices, outputs = [], []
+    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)
+    for number, batch in enumerate(plan):
+        if number % worker.world_size != worker.rank:
+            continue
+        padded = features.collate(batch, pad_id, max_padded=longest)
+        inputs = {name: value.to(worker.device) for name, value in padded.items()}
+        predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
+        indices.append(features.output_indices(batch, kind.outputs_per_token))
+        outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
+    mine = (np.concatenate(indices), np.concatenate(outputs)) if outputs else None
     parts = [part for part in worker.gather(mine) if part is not None]
     order = np.argsort(np.concatenate([part[0] for part in parts]))
     return Predictions(features, np.concatenate([part[1] for part in parts])[order])
 
 
 def evaluate(
-    model: nn.Module, splits: Mapping[str, Any], kind: TaskKind, pad_id: int, worker: Worker
+    model: nn.Module, splits: Mapping[str, EvaluationExamples], kind: TaskKind, pad_id: int, worker: Worker
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
     """Metrics of all evaluation splits, by key, and the predictions of each split.
 

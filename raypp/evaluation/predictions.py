@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raypp.data.examples import EvaluationExamples
 from raypp.data.features import Features
 
 if TYPE_CHECKING:
@@ -15,11 +16,8 @@ if TYPE_CHECKING:
 
 
 def without_padding(outputs: Tensor, batch: Mapping[str, Tensor], per_token: bool) -> np.ndarray:
-    """A batch's outputs without padding, in the order of `Features.places`.
-
-    Returns:
-        float32 [rows, outputs] or, if `per_token`, [tokens, outputs].
-    """
+    """A batch's outputs as they are kept, float32: [rows, outputs] or, of its real tokens, [tokens, outputs]; in the
+    order of `Features.output_indices`."""
     if per_token:
         outputs = outputs[batch["attention_mask"].bool()]
     kept: np.ndarray = outputs.float().cpu().numpy()
@@ -30,7 +28,7 @@ def without_padding(outputs: Tensor, batch: Mapping[str, Tensor], per_token: boo
 class Predictions:
     """The outputs of a model on a split, in the order of its rows."""
 
-    features: Features
+    features: EvaluationExamples
     logits: np.ndarray
     """float32 [rows, outputs] or, for outputs of each token, [tokens, outputs]. The outputs are in the task's order."""
 
@@ -41,7 +39,8 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """The features' labels; meaningless for rows where `labelled` is False."""
+        """As in `Features.labels`; meaningless where `labelled` is False."""
+        assert isinstance(self.features, Features), "text has no labels but its own tokens"
         return self.features.labels
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypp.config import AnswerSettings
-from raypp.data.features import flatten
+from raypp.data.features import Features, flatten
 
 if TYPE_CHECKING:
     from raypp.evaluation.predictions import Predictions
@@ -74,7 +74,8 @@ def best_answers(predictions: Predictions, settings: AnswerSettings, unanswerabl
             than the threshold.
     """
     features = predictions.features
-    assert features.reference is not None, "features of question answering know their contexts"
+    assert isinstance(features, Features), "as evaluation_data made them"
+    assert features.reference is not None, "features of question answering keep their contexts"
     columns = [flatten(features.reference.column(name), np.int32)[0] for name in ("token_starts", "token_ends")]
     places = np.stack(columns, axis=1)
     starts = np.flatnonzero(features.reference.column("window").to_numpy() == 0)

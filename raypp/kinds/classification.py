@@ -77,10 +77,10 @@ class Classification(Sentences):
         kept = predictions.labelled
         return class_metrics(self.task.metrics, predictions.logits[kept], predictions.labels[kept])
 
-    def told_label(self, label: np.generic) -> str:
+    def format_label(self, label: np.generic) -> str:
         return self.task.labels[int(label)]
 
-    def told_prediction(self, logits: np.ndarray) -> str:
+    def format_prediction(self, logits: np.ndarray) -> str:
         return self.task.labels[int(logits.argmax())]
 
     def submission(self, logits: np.ndarray) -> str:

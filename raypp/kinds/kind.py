@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raypp.config import Experiment
+    from raypp.data.examples import EvaluationExamples
     from raypp.data.tokenization import Vocabulary
     from raypp.data.training import TrainingData
     from raypp.evaluation.predictions import Predictions
@@ -110,10 +111,10 @@ class TaskKind(ABC):
             BadValueError: no such label.
         """
 
-    teaches_all: ClassVar[bool] = True
+    all_are_trainable: ClassVar[bool] = True
     """Whether every raw example can be trained on."""
 
-    def teaches(self, example: Sequence[Any]) -> bool:
+    def is_trainable(self, example: Sequence[Any]) -> bool:
         """Whether this one can; those that cannot are left out of the training split and counted."""
         return True
 
@@ -162,7 +163,7 @@ class TaskKind(ABC):
             features = features.with_teacher_logits(teacher_logits.read_table(), self.outputs_per_token)
         return InMemory(features, experiment.train, micro_batches)
 
-    def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> Any:
+    def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> EvaluationExamples:
         """A split to evaluate, from the table that `tokenize` made of it, sorted by row."""
         from raypp.data.features import Features
 

@@ -187,7 +187,8 @@ class LanguageModeling(TaskKind):
     def table(self, predictions: Mapping[str, Predictions]) -> str:
         lines = ["split\trow\tpiece\ttargets\tnegative_log_likelihood"]
         for split, part in predictions.items():
-            examples: Any = part.features
+            examples = part.features
+            assert isinstance(examples, BlockExamples), "as evaluation_data made them"
             for row, piece, (loss, count) in zip(examples.rows, examples.pieces, part.logits, strict=True):
                 lines.append(f"{split}\t{row}\t{piece}\t{count:.0f}\t{loss:.6g}")
         return "\n".join(lines) + "\n"

@@ -44,7 +44,7 @@ class QuestionAnswering(TaskKind):
     label_type = pa.list_(ANSWER_TYPE)
     outputs_per_token = True
     rows_are_examples = False
-    teaches_all = False
+    all_are_trainable = False
     usual_max_length = 384
     own_settings = frozenset({"data.stride", "evaluation.answers"})
 
@@ -81,7 +81,7 @@ class QuestionAnswering(TaskKind):
             )
         return [{"text": answer["text"], "start": answer["answer_start"]} for answer in answers]
 
-    def teaches(self, example: Sequence[Any]) -> bool:
+    def is_trainable(self, example: Sequence[Any]) -> bool:
         """Whether the first answer stands where it is said to stand."""
         *_, context, answers = example
         return not answers or context.startswith(answers[0]["text"], answers[0]["start"])

@@ -59,10 +59,10 @@ class Regression(Sentences):
         kept = predictions.labelled
         return value_metrics(self.task.metrics, predictions.logits[kept, 0], predictions.labels[kept])
 
-    def told_label(self, label: np.generic) -> str:
+    def format_label(self, label: np.generic) -> str:
         return f"{label:.6g}"
 
-    def told_prediction(self, logits: np.ndarray) -> str:
+    def format_prediction(self, logits: np.ndarray) -> str:
         return f"{logits[0]:.6g}"
 
     def submission(self, logits: np.ndarray) -> str:

@@ -65,11 +65,10 @@ class Sentences(TaskKind):
         width = max(part.logits.shape[1] for part in predictions.values())
         lines = ["\t".join(["split", "row", "label", "prediction", *(f"logit_{index}" for index in range(width))])]
         for split, part in predictions.items():
-            told = zip(part.rows, part.labelled, part.labels, part.logits, strict=True)
-            for row, labelled, label, logits in told:
-                told_label = self.told_label(label) if labelled else ""
+            for row, labelled, label, logits in zip(part.rows, part.labelled, part.labels, part.logits, strict=True):
+                label_text = self.format_label(label) if labelled else ""
                 numbers = [f"{value:.6g}" for value in logits]
-                lines.append("\t".join([split, str(row), told_label, self.told_prediction(logits), *numbers]))
+                lines.append("\t".join([split, str(row), label_text, self.format_prediction(logits), *numbers]))
         return "\n".join(lines) + "\n"
 
     def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
@@ -83,11 +82,11 @@ class Sentences(TaskKind):
         return [path]
 
     @abstractmethod
-    def told_label(self, label: np.generic) -> str:
+    def format_label(self, label: np.generic) -> str:
         """A label as the table of predictions has it."""
 
     @abstractmethod
-    def told_prediction(self, logits: np.ndarray) -> str:
+    def format_prediction(self, logits: np.ndarray) -> str:
         """What logits [outputs] predict, as the table of predictions has it."""
 
     @abstractmethod

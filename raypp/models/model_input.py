@@ -24,7 +24,7 @@ from raypp.models.loading import (
 )
 from raypp.models.student import check_layers, student_config
 from raypp.pruning.linear import select_layers
-from raypp.pruning.pruner import check_room
+from raypp.pruning.pruner import check_density_floor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def find_student(experiment: Experiment, kind: TaskKind) -> ModelInput:
     if experiment.train.dropout is not None:
         set_dropout(model, experiment.train.dropout)
     if experiment.pruning is not None:
-        check_room(experiment.pruning, list(select_layers(model, experiment.pruning.layers).values()))
+        check_density_floor(experiment.pruning, list(select_layers(model, experiment.pruning.layers).values()))
     return student
 
 

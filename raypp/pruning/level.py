@@ -10,9 +10,9 @@ from torch import Tensor
 
 from raypp.config import SigmoidThresholdPruning, TargetedPruning, ThresholdPruning
 from raypp.pruning.gates import GATE_CLOSES
-from raypp.pruning.masks import kept_count, kth_smallest, logit
+from raypp.pruning.masks import kept_count, kth_smallest
 
-SAMPLE_SIZE = 2**16  # scores, about, that `sampled_level` looks at
+SAMPLE_SIZE = 2**16  # scores, about, that `score_quantile` looks at
 
 
 def final_score(settings: TargetedPruning) -> float:
@@ -24,7 +24,7 @@ def final_score(settings: TargetedPruning) -> float:
     return GATE_CLOSES
 
 
-def sampled_level(scores: Sequence[Tensor], density: float) -> Tensor:
+def score_quantile(scores: Sequence[Tensor], density: float) -> Tensor:
     """The score above which the part `density` of all scores lies, by a fixed sample of them that is evenly spread over
     the matrices: next to no work. At a density of 0.03 its standard error is 2% of that density.
 
@@ -41,6 +41,13 @@ def density_above(scores: Sequence[Tensor], threshold: float) -> float:
     """The part of all scores that is above a threshold."""
     counts = torch.stack([(matrix.detach() > threshold).count_nonzero() for matrix in scores])
     return int(counts.sum()) / sum(matrix.numel() for matrix in scores)
+
+
+def logit(probability: float) -> float:
+    """The score whose sigmoid is `probability`, 0 to 1: sigmoid(score) > p just where score > logit(p)."""
+    if probability <= 0:
+        return -math.inf
+    return math.inf if probability >= 1 else math.log(probability / (1 - probability))
 
 
 def sigmoid(score: float) -> float:

@@ -313,10 +313,3 @@ def keep_above(
     for place, (mask,) in zip(short, filled, strict=True):
         masks[place] = mask
     return masks
-
-
-def logit(probability: float) -> float:
-    """The score whose sigmoid is `probability`, 0 to 1: sigmoid(score) > p just where score > logit(p)."""
-    if probability <= 0:
-        return -math.inf
-    return math.inf if probability >= 1 else math.log(probability / (1 - probability))

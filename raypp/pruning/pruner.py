@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from raypp.config import (
-    DensitySchedule,
+    DensityPruning,
     FisherPruning,
-    FloorPruning,
     L0Pruning,
     PruningSettings,
     ScoredPruning,
@@ -23,11 +22,12 @@ from raypp.config import (
     SigmoidThresholdPruning,
     TargetedPruning,
     ThresholdPruning,
+    ThresholdPruningBase,
 )
 from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.gates import GATE_CLOSES, hard_concrete, sample_gates
-from raypp.pruning.level import density_above, final_score, sampled_level, sigmoid
+from raypp.pruning.level import density_above, final_score, logit, score_quantile, sigmoid
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
 from raypp.pruning.masks import (
     Selection,
@@ -36,7 +36,7 @@ from raypp.pruning.masks import (
     keep_above,
     keep_largest,
     kept_count,
-    logit,
+    named_seed,
 )
 from raypp.pruning.penalty import add_penalty
 from raypp.pruning.schedule import SchedulePoint
@@ -78,7 +78,7 @@ class Pruner:
         self._lowest_kept: Tensor | None = None
         self.level = math.nan
         """With a target density: the score above which just that part of all weights lay at the last `refresh`
-        (`sampled_level`), for the controller of lambda."""
+        (`score_quantile`), for the controller of lambda."""
         chosen = select_layers(model, settings.layers)
         for name, linear in chosen.items():
             scores = None
@@ -90,7 +90,7 @@ class Pruner:
             if isinstance(settings, L0Pruning) and layer.mask_scores is not None:
                 # All ones would have no derivative. From the layer's own scores, which are on the weight's device.
                 layer.set_gates(*hard_concrete(layer.mask_scores.detach(), None))
-        check_room(settings, list(chosen.values()))
+        check_density_floor(settings, list(chosen.values()))
         self._replace({linear: self.layers[name] for name, linear in chosen.items()})
 
     def scores(self) -> list[tuple[str, nn.Parameter]]:
@@ -120,7 +120,7 @@ class Pruner:
                 layer.set_gates(*gates)
             return
         assert point.value is not None, f"{settings.method} needs a schedule with a value"
-        if isinstance(settings, FloorPruning):
+        if isinstance(settings, ThresholdPruningBase):
             self._keep_above(settings, point.value)
         else:
             self._keep_largest(settings, point.value)
@@ -153,7 +153,7 @@ class Pruner:
             described["prune/threshold"] = lowest if isinstance(settings, ThresholdPruning) else sigmoid(lowest)
             described["prune/density_by_lambda"] = density_above([s for _, s in self.scores()], final_score(settings))
         elif point.value is not None:
-            name = "requested_density" if isinstance(settings, DensitySchedule) else "threshold"
+            name = "requested_density" if isinstance(settings, DensityPruning) else "threshold"
             described[f"prune/{name}"] = point.value
         if isinstance(settings, ScoredPruning) and settings.penalty is not None:
             described["prune/penalty_lambda"] = point.penalty_lambda
@@ -199,7 +199,7 @@ class Pruner:
             raise ValueError("the state dict does not fit the patched model: " + "; ".join(problems))
         self.model.load_state_dict(given)
 
-    def _keep_above(self, settings: FloorPruning, threshold: float) -> None:
+    def _keep_above(self, settings: ThresholdPruningBase, threshold: float) -> None:
         scores = [scores for _, scores in self.scores()]
         minimums = [floor_count(settings.density_floor, matrix.numel()) for matrix in scores]
         if isinstance(settings, SigmoidThresholdPruning):
@@ -208,7 +208,7 @@ class Pruner:
         for layer, mask in zip(self.layers.values(), masks, strict=True):
             layer.mask = mask
 
-    def _keep_largest(self, settings: DensitySchedule, density: float) -> None:
+    def _keep_largest(self, settings: DensityPruning, density: float) -> None:
         names = list(self.layers)
         groups = [names] if settings.scope == "global" else [[name] for name in names]
         selections = []
@@ -228,7 +228,7 @@ class Pruner:
         count = kept_count(density, sum(matrix.numel() for matrix in scores))
         seeds = [named_seed(self.seed, name) for name in self.layers]
         minimums: list[int] = []
-        if isinstance(settings, FloorPruning):
+        if isinstance(settings, ThresholdPruningBase):
             minimums = [floor_count(settings.density_floor, matrix.numel()) for matrix in scores]
         (masks,) = keep_largest([Selection(scores, count, seeds, hint, minimums)])
         self._lowest_kept = torch.stack([m.min() for m in scores]).min() if hint.found is None else hint.found
@@ -266,7 +266,7 @@ class Pruner:
         }
         found = torch.stack([source.sum(dtype=torch.float32) for source in sources.values()]).isnan().any().view(1)
         if isinstance(self.settings, TargetedPruning) and self.settings.target_density is not None:
-            level = sampled_level(list(sources.values()), self.settings.target_density)
+            level = score_quantile(list(sources.values()), self.settings.target_density)
             found = torch.cat([found.float(), level.view(1)])
         has_nan, *levels = found.tolist()
         if levels:
@@ -306,10 +306,10 @@ def initial_scores(shape: torch.Size, initialization: ScoreInitialization, seed:
     )
 
 
-def check_room(settings: PruningSettings, layers: Sequence[nn.Linear]) -> None:
+def check_density_floor(settings: PruningSettings, layers: Sequence[nn.Linear]) -> None:
     """Refuses a target density below what the floor of these layers keeps. It keeps one weight more than its part of
     each matrix, which matters where matrices are tiny."""
-    if not isinstance(settings, FloorPruning) or settings.target_density is None:
+    if not isinstance(settings, ThresholdPruningBase) or settings.target_density is None:
         return
     density, floor = settings.target_density, settings.density_floor
     sizes = [layer.weight.numel() for layer in layers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raypp.config import DensitySchedule, FloorPruning, PruningSettings, ScoredPruning, TargetedPruning
+from raypp.config import DensityPruning, PruningSettings, ScoredPruning, TargetedPruning, ThresholdPruningBase
 from raypp.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ class PruningSchedule:
         self.final_step = self.last_step
         if settings.requested_density is None:
             self.final_step = total_steps
-        elif isinstance(settings, DensitySchedule) and self.initial == self.final:
+        elif isinstance(settings, DensityPruning) and self.initial == self.final:
             self.final_step = 0
         self.target_density = settings.target_density if isinstance(settings, TargetedPruning) else None
         penalty = settings.penalty if isinstance(settings, ScoredPruning) else None
@@ -86,9 +86,9 @@ def _between(initial: float | None, final: float | None, remaining: float) -> fl
 
 def _ends(settings: PruningSettings) -> tuple[float | None, float | None]:
     """The scheduled number's initial and final value; None for a method without one."""
-    if isinstance(settings, DensitySchedule):
+    if isinstance(settings, DensityPruning):
         return settings.initial_density, settings.final_density
-    if isinstance(settings, FloorPruning):
+    if isinstance(settings, ThresholdPruningBase):
         return settings.initial_threshold, settings.final_threshold
     return None, None
 

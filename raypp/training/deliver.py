@@ -24,7 +24,7 @@ from raypp.training.worker import Worker
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from raypp.data.features import Features
+    from raypp.data.examples import EvaluationExamples
     from raypp.pruning.dense import NoPruner
     from raypp.pruning.density import DensityReport
     from raypp.pruning.pruner import Pruner
@@ -41,7 +41,7 @@ def deliver(
     model: PreTrainedModel,
     pruner: Pruner | NoPruner,
     pretrained: Path,
-    splits: Mapping[str, Features],
+    splits: Mapping[str, EvaluationExamples],
     masked: Mapping[str, Predictions],
     progress: RunProgress,
     perf: Mapping[str, float],

@@ -9,20 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from raypp.data.examples import Counts
 from raypp.data.training import TrainingData
 from raypp.training.steps import StepPlan
 from raypp.training.worker import Worker
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the sums of a global batch's loss terms are divided by: its size, however it is cut."""
-
-    rows: int
-    targets: int
-    """Labels: one a row, or those of its tokens that are to be predicted."""
-    outputs: int
-    """Where outputs are compared with a teacher's: one a row, or the tokens where they are needed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ def step_inputs(
                 tokens += int(examples.tokens[indices].sum())
                 computed_tokens += padded["input_ids"].numel()
                 shares[share] = {name: worker.to_device(value) for name, value in padded.items()}
-            counts = Counts(len(batch), *examples.targets_and_outputs(batch.indices))
+            counts = examples.loss_counts(batch.indices)
             yield StepInputs(examples.rows[batch.indices], counts, shares, tokens, computed_tokens)
             step += 1
             if step == steps.total:

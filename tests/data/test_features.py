@@ -266,7 +266,7 @@ def test_width_follows_the_longest_row_given_and_stops_at_the_model(tokenizer: A
     assert features.collate([0, 1], 0)["input_ids"].shape == (2, 8)
     assert features.collate([2, 0], 0)["input_ids"].shape == (2, 16)
     assert features.collate([3], 0)["input_ids"].shape == (1, 24)
-    assert features.collate([3], 0, multiple_of=1)["input_ids"].shape == (1, 19)
+    assert features.collate([3], 0, multiple_of=32)["input_ids"].shape == (1, 32)
     assert features.collate([3], 0, max_padded=20)["input_ids"].shape == (1, 20)
     assert features.collate([0], 0, max_padded=20)["input_ids"].shape == (1, 8)
     with pytest.raises(AssertionError, match="at most 18"):
@@ -275,9 +275,9 @@ def test_width_follows_the_longest_row_given_and_stops_at_the_model(tokenizer: A
 
 def test_padding_values_are_those_asked_for(tokenizer: Any) -> None:
     features = Features.from_table(tokenize_batch(raw(["a"], ["b"]), tokenizer, PAIR, 32))
-    batch = features.collate([0], 7, pad_token_type_id=2)
+    batch = features.collate([0], 7)
     assert batch["input_ids"][0, 5:].tolist() == [7, 7, 7]
-    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 from raypp.config import DistillationSettings
+from raypp.data.examples import Counts
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher, even_pairs, hidden_state_terms
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS
-from raypp.training.inputs import Counts
 
 LENGTHS = (7, 3, 12, 5)
 PAIRS = ((0, 0), (1, 2), (2, 4))

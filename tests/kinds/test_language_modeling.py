@@ -25,7 +25,6 @@ from raypp.evaluation.predictions import Predictions
 from raypp.kinds import kind_of
 from raypp.models.loading import check_opens
 from raypp.tasks import resolve_task
-from raypp.training.inputs import Counts
 
 VOCABULARY = 60
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": VOCABULARY}
@@ -89,7 +88,7 @@ def test_the_hard_loss_is_transformers_own_over_the_global_batch(objective: Any,
     given = examples(objective, all_tokens=all_tokens)
     loss = Objective.build(language, None, None)
     everyone = np.arange(6)
-    counts = loss.counts(Counts(6, *given.targets_and_outputs(everyone)))
+    counts = loss.counts(given.loss_counts(everyone))
     parts = [
         float(loss.loss(loss(model, batch_of(given, *share)), counts).detach()) for share in ((0, 1), (2, 3, 4), (5,))
     ]
@@ -125,7 +124,7 @@ def test_every_loss_of_task_agnostic_distillation_is_a_plain_torch_reference(sof
         terms = objective(student, {**batch, **online.observe(batch)})
         own, followed = (model(**inputs, output_hidden_states=True) for model in (student, teacher))
     everyone = np.arange(6)
-    counts = objective.counts(Counts(6, *given.targets_and_outputs(everyone)))
+    counts = objective.counts(given.loss_counts(everyone))
 
     real, labels = batch["attention_mask"].bool(), batch["labels"]
     compared_at = real if soft_tokens == "all" else labels != NOT_PREDICTED

@@ -14,7 +14,7 @@ from pruning_settings import settings_of
 
 from raypp.pruning.controller import LambdaController, NoController, build_controller
 from raypp.pruning.gates import GATE_CLOSES, hard_concrete
-from raypp.pruning.masks import logit
+from raypp.pruning.level import logit
 from raypp.pruning.schedule import PruningSchedule
 from raypp.training.optim import rate_factor
 
