@@ -32,7 +32,7 @@ from raypp.models.loading import (
     pad_with,
     resolve_model,
 )
-from raypp.pruning.dense import build_pruning
+from raypp.pruning.build import build_pruning
 from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 from raypp.tasks import Task, default_source, find_task, resolve_task

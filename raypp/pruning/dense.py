@@ -1,4 +1,4 @@
-"""The null object beside `Pruner`: a dense run goes through the same loop, with nothing to prune."""
+"""Null objects: with them, a dense run goes through the same training loop as a pruned one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import math
 
 from torch import Tensor, nn
 
-from raypp.config import PruningSettings
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.linear import linear_layers
-from raypp.pruning.pruner import Pruner
-from raypp.pruning.schedule import PruningSchedule, SchedulePoint
+from raypp.pruning.schedule import SchedulePoint
 
 
 class NoPruner:
-    """Leaves a model as it is."""
+    """Leaves a model unchanged; its methods are those of `Pruner`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -33,7 +31,7 @@ class NoPruner:
         return {}
 
     def density(self) -> DensityReport:
-        if not linear_layers(self.model):  # GPT-2's layers are of a class of its own: nothing is pruned, nor could be
+        if not linear_layers(self.model):  # GPT-2 has a layer class of its own instead: it cannot be pruned
             return DensityReport(linear=1.0, encoder=1.0, model=1.0, layers=())
         return count_density(self.model)
 
@@ -42,16 +40,7 @@ class NoPruner:
 
 
 class NoSchedule:
-    """Always at its end."""
+    """Is at its end at every step."""
 
     def at(self, step: int) -> SchedulePoint:
         return SchedulePoint(value=None, progress=1.0, penalty_lambda=0.0, is_final=True)
-
-
-def build_pruning(
-    model: nn.Module, settings: PruningSettings | None, total_steps: int, warmup_steps: int, seed: int
-) -> tuple[Pruner, PruningSchedule] | tuple[NoPruner, NoSchedule]:
-    """The pruner of a model and its schedule; their null objects for a dense run."""
-    if settings is None:
-        return NoPruner(model), NoSchedule()
-    return Pruner(model, settings, seed=seed), PruningSchedule(settings, total_steps, warmup_steps)

@@ -459,7 +459,7 @@ def test_a_layer_shared_between_places_is_replaced_at_each_and_folded_at_each() 
 def test_a_patched_model_is_not_patched_twice_and_a_folded_one_is_done() -> None:
     model = bert()
     pruner = Pruner(model, settings_of("topk"))
-    with pytest.raises(ValueError, match="patched already"):
+    with pytest.raises(ValueError, match="already patched"):
         Pruner(model, settings_of("topk"))
     assert pruner.fold() is model
     assert not any(isinstance(module, MaskedLinear) for module in model.modules())

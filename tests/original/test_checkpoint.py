@@ -22,6 +22,7 @@ from raypp.config import (
     ThresholdPruning,
     TopKPruning,
 )
+from raypp.original.checkpoint import load_original_state_dict
 from raypp.pruning import Pruner, PruningSchedule
 
 CONFIG = BertConfig(
@@ -102,7 +103,7 @@ def test_the_originals_state_dict_folds_to_the_originals_logits(method: str) -> 
     expected = original_logits(state, method, input_ids, attention_mask)
 
     pruner = Pruner(BertForSequenceClassification(CONFIG).eval(), settings)
-    pruner.load_original_state_dict(state)
+    load_original_state_dict(pruner.model, state)
     pruner.refresh(PruningSchedule(settings, total_steps=1, warmup_steps=0).at(1))
     with torch.no_grad():
         masked = pruner.model(input_ids, attention_mask).logits
@@ -117,7 +118,7 @@ def test_a_checkpoint_for_squad_loads_without_the_pooler_that_it_does_not_use() 
     state = {key: value for key, value in original_state_dict("topK").items() if not key.startswith("classifier.")}
     state |= {"qa_outputs.weight": torch.randn(2, 16), "qa_outputs.bias": torch.randn(2)}
     pruner = Pruner(BertForQuestionAnswering(BertConfig(**{**CONFIG.to_dict(), "num_labels": 2})), SETTINGS["topK"])
-    pruner.load_original_state_dict(state)
+    load_original_state_dict(pruner.model, state)
     loaded = pruner.model.state_dict()
     for key in state.keys() - {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.embeddings.position_ids"}:
         assert torch.equal(loaded[key], state[key]), key
@@ -127,7 +128,7 @@ def test_a_pooler_that_the_head_reads_is_needed() -> None:
     state = original_state_dict("topK")
     del state["bert.pooler.dense.weight"]
     with pytest.raises(ValueError, match=r"missing: bert\.pooler\.dense\.weight"):
-        Pruner(BertForSequenceClassification(CONFIG), SETTINGS["topK"]).load_original_state_dict(state)
+        load_original_state_dict(Pruner(BertForSequenceClassification(CONFIG), SETTINGS["topK"]).model, state)
 
 
 def test_keys_and_shapes_that_do_not_fit_are_all_named_and_nothing_is_loaded() -> None:
@@ -139,7 +140,7 @@ def test_keys_and_shapes_that_do_not_fit_are_all_named_and_nothing_is_loaded() -
     state["bert.encoder.layer.7.output.dense.weight"] = torch.zeros(1)
     state["classifier.weight"] = torch.zeros(2, 16)
     with pytest.raises(ValueError, match="does not fit") as raised:
-        pruner.load_original_state_dict(state)
+        load_original_state_dict(pruner.model, state)
     for part in (
         "missing: bert.encoder.layer.0.attention.self.query.mask_scores",
         "unexpected: bert.encoder.layer.7.output.dense.weight",
@@ -152,4 +153,4 @@ def test_keys_and_shapes_that_do_not_fit_are_all_named_and_nothing_is_loaded() -
 def test_scores_for_a_method_without_any_are_refused() -> None:
     pruner = Pruner(BertForSequenceClassification(CONFIG), SETTINGS["magnitude"])
     with pytest.raises(ValueError, match=r"unexpected: .*mask_scores"):
-        pruner.load_original_state_dict(original_state_dict("topK"))
+        load_original_state_dict(pruner.model, original_state_dict("topK"))
