@@ -1,7 +1,7 @@
-"""What depends on a task's kind, one module a kind: its examples, features, model, losses, metrics and files.
+"""What depends on a task's kind: its examples, features, model, losses, metrics and files. Each kind is one module.
 
-Everything else (plan, preparation, loop, evaluation, sweep) asks a `TaskKind` and knows no kind by name. A new kind is
-a module with a subclass, a line in `KINDS` and its tests.
+All other code (plan, preparation, training loop, evaluation, sweep) calls the methods of `TaskKind` and names no kind.
+A new kind is a module with a subclass, a line in `KINDS`, and tests.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ KINDS: dict[str, type[TaskKind]] = {
     "masked_language_modeling": MaskedLanguageModeling,
     "causal_language_modeling": CausalLanguageModeling,
 }
-"""By `Task.kind`."""
+"""The kinds by name (`Task.kind`)."""
 
 
 def kind_of(task: Task, data: DataSettings | None = None, evaluation: EvaluationSettings | None = None) -> TaskKind:
-    """A task's kind, bound to the task and to how its examples and predictions are read (None: by the defaults)."""
+    """The kind of a task.
+
+    Args:
+        data: how examples are read; None for the defaults.
+        evaluation: how predictions are read; None for the defaults.
+    """
     kind = KINDS[task.kind]
     return kind(
         task,

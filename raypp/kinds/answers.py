@@ -1,4 +1,4 @@
-"""From logits of tokens to answers in words: the best spans of every window, and the best of an example's windows."""
+"""Turns logits of tokens into answers: the best spans of each window, and the best over an example's windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raypp.evaluation.predictions import Predictions
 
 Spans = list[tuple[float, int, int]]
-"""Score, first token and last token of a span; the best first."""
+"""(score, first token, last token) of each span; the highest score first."""
 
 
 @dataclass(frozen=True)
@@ -26,37 +26,37 @@ class Candidate:
 
     text: str
     score: float
-    """The logit of its start plus that of its end."""
+    """The logit of its start plus the logit of its end."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers to one question."""
+    """A model's answer to one question."""
 
     row: int
     """The example's position in the source."""
     id: str
     text: str
-    """"" where it says that the context has no answer."""
+    """The answer; empty if the model finds none in the context."""
     gold: tuple[str, ...] | None
-    """The answers that are right; none where the context has none, None where that is unknown."""
+    """The right answers; empty if the context has none, None if they are unknown."""
     candidates: tuple[Candidate, ...]
-    """The best parts of the context, best first; different texts."""
+    """The best parts of the context, the best one first; their texts differ."""
     no_answer_score: float
-    """Least over the windows: the logits of "no answer here" as start and as end."""
+    """The first token's logit as start plus its logit as end; the lowest sum over the windows."""
 
     @property
     def score(self) -> float:
-        """That of the best part of the context; -inf where a context has no tokens."""
+        """Score of the best candidate; -inf if there is none."""
         return self.candidates[0].score if self.candidates else -math.inf
 
     @property
     def no_answer_probability(self) -> float:
-        """Of no answer against the best part of the context."""
+        """Probability of no answer against the best candidate."""
         return float(1 / (1 + np.exp(np.clip(self.score - self.no_answer_score, -500, 500))))
 
     def candidate_records(self) -> list[dict[str, Any]]:
-        """The candidates as JSON, with their probabilities among themselves."""
+        """The candidates as JSON objects; their probabilities sum to 1."""
         scores = np.array([candidate.score for candidate in self.candidates])
         weights = np.exp(scores - scores.max(initial=-math.inf)) if len(scores) else scores
         return [
@@ -66,18 +66,18 @@ class Answer:
 
 
 def best_answers(predictions: Predictions, settings: AnswerSettings, unanswerable: bool) -> Iterator[Answer]:
-    """The answer to every question of a split, in the order of its rows.
+    """The answer to each question of a split, in the order of its rows.
 
     Args:
-        predictions: logits [tokens, 2] as start and as end.
-        unanswerable: whether there may be none. There is none where its score is above the best candidate's by more
-            than the threshold.
+        predictions: with logits [tokens, 2], as start and as end.
+        unanswerable: whether a question may have no answer. Then the answer is empty if the score of no answer exceeds
+            the best candidate's by more than `settings.null_threshold`.
     """
     features = predictions.features
     assert isinstance(features, Features), "as evaluation_data made them"
     assert features.reference is not None, "features of question answering keep their contexts"
     columns = [flatten(features.reference.column(name), np.int32)[0] for name in ("token_starts", "token_ends")]
-    places = np.stack(columns, axis=1)
+    positions = np.stack(columns, axis=1)
     starts = np.flatnonzero(features.reference.column("window").to_numpy() == 0)
     ends = np.append(starts[1:], len(features))
     examples = features.reference.select(["id", "context", "answers"]).take(starts)
@@ -86,10 +86,10 @@ def best_answers(predictions: Predictions, settings: AnswerSettings, unanswerabl
         no_answer = math.inf
         for window in range(start, end):
             tokens = slice(features.offsets[window], features.offsets[window + 1])
-            logits, place = predictions.logits[tokens], places[tokens]
+            logits, position = predictions.logits[tokens], positions[tokens]
             no_answer = min(no_answer, float(logits[0].sum()))
-            for score, first, last in best_spans(logits, place[:, 0] >= 0, settings.n_best, settings.max_tokens):
-                text = example["context"][place[first, 0] : place[last, 1]].strip()
+            for score, first, last in best_spans(logits, position[:, 0] >= 0, settings.n_best, settings.max_tokens):
+                text = example["context"][position[first, 0] : position[last, 1]].strip()
                 if text:
                     found[text] = max(score, found.get(text, -math.inf))
         best = sorted(found.items(), key=lambda item: -item[1])[: settings.n_best]
@@ -106,22 +106,22 @@ def best_answers(predictions: Predictions, settings: AnswerSettings, unanswerabl
 
 
 def best_spans(logits: npt.NDArray[Any], allowed: npt.NDArray[np.bool_], count: int, max_tokens: int) -> Spans:
-    """The spans of highest score (logit of the start plus logit of the end), exactly.
+    """The spans with the highest scores (logit of the start plus logit of the end), exactly.
 
     Args:
         logits: [tokens, 2].
-        allowed: [tokens]: what may be in a span; one run of tokens.
-        count: spans at most.
-        max_tokens: of a span.
+        allowed: [tokens]: the tokens that may be in a span; neighbors.
+        count: maximum number of spans.
+        max_tokens: maximum length of a span.
     """
-    places = np.flatnonzero(allowed)
-    if not len(places):
+    tokens = np.flatnonzero(allowed)
+    if not len(tokens):
         return []
-    begin = int(places[0])
-    # scores[i, length]: the span of `length` + 1 tokens from the i-th on.
-    room = np.full(max_tokens - 1, -np.inf)
-    ends = np.concatenate([logits[places, 1].astype(np.float64), room])
-    scores = logits[places, 0, None].astype(np.float64) + np.lib.stride_tricks.sliding_window_view(ends, max_tokens)
+    begin = int(tokens[0])
+    # scores[i, length] is the score of the span with `length` + 1 tokens that starts at the i-th allowed token.
+    beyond = np.full(max_tokens - 1, -np.inf)
+    ends = np.concatenate([logits[tokens, 1].astype(np.float64), beyond])
+    scores = logits[tokens, 0, None].astype(np.float64) + np.lib.stride_tricks.sliding_window_view(ends, max_tokens)
     flat = scores.ravel()
     best = np.argpartition(-flat, min(count, len(flat)) - 1)[:count]
     best = best[np.argsort(-flat[best], kind="stable")]

@@ -1,4 +1,4 @@
-"""Classification: one of several labels for a sentence or a pair of sentences."""
+"""Classification: a sentence or a pair of sentences has one of several labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("raypp")
 
 @dataclass(frozen=True)
 class Classification(Sentences):
-    """A logit for each label."""
+    """The model gives a logit for each label."""
 
     def label(self, value: object, column: object, spellings: Mapping[str, int]) -> int:
         return class_of(value, column, spellings)
@@ -39,18 +39,18 @@ class Classification(Sentences):
         }
 
     def keeps_head(self, config: Any) -> bool:
-        """Whether it was trained for these labels in this order, or for labels without names."""
+        """Whether the model's labels are those of the task in the same order, or have no names."""
         names = label_names(config)
         return _are_generic(names) or names == list(self.task.labels)
 
     def output_order(self, config: Any, field: str) -> list[int]:
-        """By the labels' names, whether they are written large or small; where the model has none, in the task's
-        order."""
+        """Labels are matched by name, whatever their case; a model without names has them in the task's order."""
         names, labels = label_names(config), self.task.labels
         if len(names) == len(labels) and _are_generic(names):
             if len(names) > 2:
                 _warn_of_order(
-                    f"{field}: the model's labels have no names; taken for {', '.join(labels)}, in this order"
+                    f"{field}: the model's labels have no names; raypp takes them for {', '.join(labels)}, "
+                    "in this order"
                 )
             return list(range(len(names)))
         wanted, given = [label.lower() for label in labels], [name.lower() for name in names]
@@ -58,8 +58,8 @@ class Classification(Sentences):
             wanted, given = list(labels), names
         if sorted(wanted) != sorted(given):
             raise ConfigError(
-                f"{field}: the model's labels {names} are not the labels of {self.task.name}, {list(labels)}; they are "
-                "matched by name (id2label in its config.json)"
+                f"{field}: the model's labels {names} are not the labels of {self.task.name}, {list(labels)}; "
+                "labels are matched by name (id2label in the model's config.json)"
             )
         return [given.index(label) for label in wanted]
 
@@ -84,14 +84,14 @@ class Classification(Sentences):
         return self.task.labels[int(logits.argmax())]
 
     def submission(self, logits: np.ndarray) -> str:
-        """By the label's number or name, as GLUE's samples of the task have it."""
+        """Labels are written by number or name, as in GLUE's sample submissions of the task."""
         classes = require_finite(logits).argmax(axis=1).tolist()
         return submission_text(classes if self.task.digit_labels else [self.task.labels[index] for index in classes])
 
 
 @functools.cache
 def _warn_of_order(text: str) -> None:
-    """Once, however often the model is looked at."""
+    """Logs a warning once, however often the model is opened."""
     logger.warning(text)
 
 

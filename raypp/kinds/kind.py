@@ -1,4 +1,4 @@
-"""The interface of a task's kind, and what all kinds have in common."""
+"""`TaskKind`: the interface of all kinds of tasks, with the parts that most of them share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raypp.config import Columns, DataSettings, EvaluationSettings
 from raypp.store import content_key
 from raypp.tasks import Task
 
-# torch and transformers are imported where they are used: processes that only read or tokenize do without them.
+# torch and transformers are imported where they are used, because processes that only read or tokenize need neither.
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -28,76 +28,86 @@ if TYPE_CHECKING:
 
 # Settings of an experiment that only some kinds read.
 KIND_SETTINGS = frozenset({"data.stride", "data.window_blocks", "distillation.soft_tokens", "evaluation.answers"})
-# Raised when the same input would give other features than before.
+# Must be raised when the same input would give other features than before.
 FEATURES_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class TaskKind(ABC):
-    """One task as its kind has it. Pickles, so that it travels to workers."""
+    """A task together with the settings of its data and evaluation. It can be pickled and sent to workers."""
 
     task: Task
     data: DataSettings
     """How examples are read."""
     evaluation: EvaluationSettings
-    """How predictions are."""
+    """How predictions are read."""
 
     auto_class: ClassVar[str]
-    """The class of transformers that opens a model of this kind."""
+    """Name of the transformers class that opens a model of this kind."""
     usual_max_length: ClassVar[int] = 128
-    """Tokens of an example where nothing is said: of a model that is only evaluated."""
+    """Maximum length, in tokens, for a model that is only evaluated and has no experiment."""
     own_settings: ClassVar[frozenset[str]] = frozenset()
-    """Of KIND_SETTINGS, those that matter."""
+    """The settings in KIND_SETTINGS that this kind reads."""
 
     stores_teacher_logits: ClassVar[bool] = True
-    """Whether a teacher's logits are computed once and kept; else it runs beside the student."""
+    """Whether the teacher's logits are computed once and stored. If not, the teacher runs during training."""
 
     cuts_texts: ClassVar[bool] = False
-    """Whether a row of the source gives several examples or none, so that their number follows from `tokenize`."""
+    """Whether a row of the source gives any number of examples, so that it is only known after `tokenize`."""
 
     def misfit_of(self, config: Any) -> str | None:
-        """What makes models of this configuration unfit for the task, though the Auto class opens them."""
+        """Why a model of this configuration cannot learn the task although the Auto class opens it; None if it can."""
         return None
 
     def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
-        """What of a tokenizer, that of `field`, and of the settings does not suit the task."""
+        """Why a tokenizer or the settings do not suit the task, as messages.
+
+        Args:
+            field: the setting that names the tokenizer's model.
+        """
         if tokenizer.pad_token_id is None:
-            return [f"{field}: the tokenizer has no padding token, so it cannot make batches; allowed: one that has"]
+            return [
+                f"{field}: the tokenizer has no padding token, which batches need; allowed: a tokenizer that has one"
+            ]
         return []
 
-    # --- raw examples: a value for each of `columns`, then the label ---
+    # --- raw examples: one value for each of `columns`, then the label ---
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns of a raw example's texts."""
+        """Names of a raw example's texts."""
 
     @property
     @abstractmethod
     def column_settings(self) -> tuple[str, ...]:
-        """The fields of `data.source.columns` that say where the user's own files keep the texts."""
+        """The fields of `data.source.columns` that name the columns of the user's files with the texts."""
 
     label_column: ClassVar[str] = "label"
-    """The column of the label where the task is published, and the field of `data.source.columns` for it."""
+    """The label's column in the published data set, and the field of `data.source.columns` for it."""
     label_type: ClassVar[pa.DataType] = pa.int64()
-    """Of a raw example's label."""
+    """Type of a raw example's label."""
 
     def schema(self) -> pa.Schema:
-        """The columns of raw examples: `row` counts from 0; a label is null in a split without labels."""
+        """The columns of raw examples. `row` counts from 0; the label is null in a split without labels."""
         texts = [pa.field(name, pa.string(), nullable=False) for name in self.columns]
         return pa.schema([pa.field("row", pa.int64(), nullable=False), *texts, pa.field("label", self.label_type)])
 
     def file_columns(self, columns: Columns) -> tuple[str, ...]:
-        """The columns of the user's own files that hold the texts."""
+        """The columns of the user's files with the texts."""
         values = [getattr(columns, name) for name in self.column_settings]
         return tuple(name for value in values for name in ([value] if isinstance(value, str) else value))
 
     @abstractmethod
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
-        """The texts of a raw example as a source gives them; `columns` are the source's names, for messages.
+        """The texts of a raw example.
+
+        Args:
+            values: the texts as the source has them.
+            columns: the source's names of these columns, for messages.
 
         Raises:
-            BadValueError: no text where one is needed.
+            BadValue: a value is not a text, or a required text is empty.
         """
 
     @abstractmethod
@@ -105,17 +115,19 @@ class TaskKind(ABC):
         """The label of a raw example.
 
         Args:
-            spellings: how the source writes each of `task.labels`, to its number.
+            value: the label as the source has it.
+            column: the source's name of its column, for messages.
+            spellings: the number of each label, by the text that the source writes for it.
 
         Raises:
-            BadValueError: no such label.
+            BadValue: the value is not a label of this task.
         """
 
     all_are_trainable: ClassVar[bool] = True
-    """Whether every raw example can be trained on."""
+    """Whether every labelled raw example can be trained on."""
 
     def is_trainable(self, example: Sequence[Any]) -> bool:
-        """Whether this one can; those that cannot are left out of the training split and counted."""
+        """Whether this raw example can be trained on. The training split skips and counts those that cannot."""
         return True
 
     # --- features ---
@@ -124,14 +136,18 @@ class TaskKind(ABC):
     """Whether each example makes one row of features."""
 
     def features_key(self, *, raw_fingerprint: str, tokenizer_fingerprint: str) -> str:
-        """Content key of a split's features: everything that determines them. The raw one says how many rows are
-        read."""
+        """Content key of a split's features, from everything that determines them.
+
+        Args:
+            raw_fingerprint: `RawData.fingerprint` of the split, which includes the number of rows that are read.
+            tokenizer_fingerprint: see `data.tokenization`.
+        """
         return content_key(
             format=FEATURES_FORMAT, raw=raw_fingerprint, tokenizer=tokenizer_fingerprint, **self.features_settings()
         )
 
     def features_settings(self) -> dict[str, Any]:
-        """What of task and settings determines features."""
+        """The parts of the task and the settings that determine features."""
         task = self.task
         return {
             "kind": task.kind,
@@ -142,7 +158,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-        """Raw examples as features (`raypp.data.features`), not padded."""
+        """Raw examples as a table of features (`data.features.features_schema`), not padded."""
 
     # --- a run's data ---
 
@@ -154,17 +170,17 @@ class TaskKind(ABC):
         train: Artifact,
         teacher_logits: Artifact | None,
     ) -> TrainingData:
-        """The training split, from the store: in memory, with the teacher's logits beside each row if there are any."""
+        """The training split, read from the store into memory, with the teacher's logits if they are stored."""
         from raypp.data.features import Features
         from raypp.data.training import InMemory
 
-        features = replace(Features.from_table(train.read_table()), reference=None)  # nobody reads answers in training
+        features = replace(Features.from_table(train.read_table()), reference=None)  # only evaluation reads answers
         if teacher_logits is not None:
             features = features.with_teacher_logits(teacher_logits.read_table(), self.outputs_per_token)
         return InMemory(features, experiment.train, micro_batches)
 
     def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> EvaluationExamples:
-        """A split to evaluate, from the table that `tokenize` made of it, sorted by row."""
+        """A split for evaluation, from its table of features, sorted by row."""
         from raypp.data.features import Features
 
         return Features.from_table(table)
@@ -172,57 +188,95 @@ class TaskKind(ABC):
     # --- the model ---
 
     def auto_model(self) -> Any:
-        """The class of `auto_class`."""
+        """The transformers class that opens a model of this kind."""
         import transformers
 
         return getattr(transformers, self.auto_class)
 
     @abstractmethod
     def head_settings(self) -> dict[str, Any]:
-        """What the model's configuration says of its head."""
+        """Fields of the model's configuration that describe its head."""
 
     @abstractmethod
     def keeps_head(self, config: Any) -> bool:
-        """Whether a head that stands in the folder of this configuration was trained for this task."""
+        """Whether the head of a saved model with this configuration was trained for this task."""
 
     @abstractmethod
     def output_order(self, config: Any, field: str) -> list[int]:
-        """Where the task's outputs stand among those of a fine-tuned model: `outputs[..., order]` is in task order.
+        """Positions of the task's outputs among a fine-tuned model's: `outputs[..., order]` is in the task's order.
 
         Raises:
-            ConfigError: naming `field`, if the model has other outputs.
+            ConfigError: the model has other outputs; names `field`.
         """
 
     outputs_per_token: ClassVar[bool] = False
-    """Whether a model answers token by token."""
+    """Whether the model gives an output for each token."""
 
     def run(self, model: Any, batch: Mapping[str, Tensor], **asked: Any) -> Any:
-        """A model's answer to a batch, of which it reads what it knows."""
+        """Runs a model on those tensors of a batch that its `forward` accepts.
+
+        Args:
+            batch: from `Examples.collate`.
+            asked: further arguments of `forward`, such as `output_hidden_states=True`.
+
+        Returns:
+            transformers' output object.
+        """
         from raypp.models.loading import model_inputs
 
         return model(**model_inputs(model, batch), **asked)
 
     @abstractmethod
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of a model's answer to a batch: logits [rows, outputs]; token by token, [rows, width, outputs];
-        of a language model, [targets, vocabulary]."""
+        """The logits in a model's answer to a batch, from `run`.
+
+        Returns:
+            [rows, outputs]; question answering: [rows, width, 2]; language modeling: [chosen tokens, vocabulary].
+        """
 
     def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of outputs as the batch's predictions: the same, or numbers for each row, [rows, numbers]."""
+        """The batch's predictions, which evaluation keeps.
+
+        Args:
+            outputs: from `outputs`.
+
+        Returns:
+            The outputs themselves; language modeling: [rows, 2].
+        """
         return outputs
 
-    # --- losses: sums over rows, of a language model over targets; float32 scalars ---
+    # --- losses: sums over rows or, for a language model, over tokens; float32 scalars with gradient. `outputs` are
+    # those of `outputs`, and `batch` comes from `Examples.collate` ---
 
     @abstractmethod
     def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Of outputs and the batch's labels."""
+        """Loss of the outputs on the labels, summed over rows or, for a language model, over targets.
+
+        Args:
+            outputs: [rows, outputs]; question answering: [rows, width, 2]; language modeling: [chosen tokens,
+                vocabulary].
+            batch: `labels`: [rows], class numbers or values; question answering: [rows, 2], the first and last token;
+                language modeling: [rows, width], token ids. Question answering also reads `attention_mask` [rows,
+                width], and language modeling `chosen` [rows, width].
+        """
 
     @abstractmethod
     def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
-        """Of outputs and the batch's teacher logits."""
+        """Loss of the outputs on the softened teacher logits, summed over rows or, for a language model, over tokens.
+
+        Args:
+            outputs: as in `hard_loss_sum`.
+            batch: `teacher_logits`, shaped as the outputs; question answering also reads `attention_mask`.
+            temperature: above 0; regression does not use it.
+        """
 
     def logits_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Of outputs and the batch's teacher logits, whatever the temperature."""
+        """Squared error of the outputs to the teacher logits, its mean over a row's outputs, summed over rows.
+
+        Args:
+            outputs: as in `hard_loss_sum`.
+            batch: as in `soft_loss_sum`.
+        """
         from raypp.distillation.losses import logits_mse_sum
 
         return logits_mse_sum(outputs, batch["teacher_logits"])
@@ -231,17 +285,26 @@ class TaskKind(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """The task's metrics over the labelled rows of a split, the headline first; all of them finite.
+        """The task's metrics over the labelled rows of a split, the headline metric first. All are finite.
 
         Raises:
-            ValueError: there are no labelled rows.
+            ValueError: no row has a label.
             FloatingPointError: a prediction is not finite.
         """
 
     @abstractmethod
     def table(self, predictions: Mapping[str, Predictions]) -> str:
-        """Tab-separated text with a line for every row: split, row, label, prediction and what it follows from."""
+        """The predictions of some splits as tab-separated text with a header and one line per row: split, row, label,
+        prediction and the numbers that it follows from."""
 
     @abstractmethod
     def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
-        """Writes one split's predictions, without labels as the task's leaderboard takes them; returns the files."""
+        """Writes the predictions of one split; those of an unlabelled split in the format of the task's leaderboard.
+
+        Returns:
+            The files.
+
+        Raises:
+            ConfigError: the split does not fit the format (question answering: an id occurs twice).
+            FloatingPointError: a prediction is not finite.
+        """

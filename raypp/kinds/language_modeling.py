@@ -1,7 +1,7 @@
-"""Language modelling: text without labels, of which a model predicts masked tokens (MLM) or each next one (CLM).
+"""Language modeling: a model learns from plain text to predict masked tokens (MLM) or each next token (CLM).
 
-What is trained on is streamed from the store (`raypp.corpus`). A model's head, a product with the whole vocabulary, is
-computed only where its output is used, which for MLM is a seventh of the tokens.
+The training text is streamed from the store (`raypp.corpus`). The model's head multiplies with the whole vocabulary, so
+it is computed only for the *chosen* tokens, whose output is used; for MLM they are a seventh of all.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ if TYPE_CHECKING:
     from raypp.evaluation.predictions import Predictions
     from raypp.store import Artifact
 
-# Encoders that AutoModelForCausalLM opens all the same, and which predict what they see unless they are made decoders.
+# Encoders that AutoModelForCausalLM opens, too. Unless they are made decoders, they see the tokens that they predict.
 BIDIRECTIONAL = (
     *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
     *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta"),
     *("xlm-roberta-xl", "xmod"),
 )
 EVALUATION_SEED = 0
-"""Of the masks of every evaluation, whatever a run's own."""
+"""Seed of the masks in every evaluation, whatever the run's own seed is."""
 
 
 @dataclass(frozen=True)
 class LanguageModeling(TaskKind):
-    """What both have in common."""
+    """What MLM and CLM share."""
 
-    stores_teacher_logits = False  # the whole vocabulary at every target, and other targets in each epoch
+    stores_teacher_logits = (
+        False  # too many: a row of the vocabulary's size per target, and other targets in each epoch
+    )
 
     cuts_texts = True
     rows_are_examples = False
@@ -55,9 +57,11 @@ class LanguageModeling(TaskKind):
     def problems_with(self, tokenizer: PreTrainedTokenizerBase, field: str) -> list[str]:
         problems = []
         if self.task.masking is not None and tokenizer.mask_token_id is None:
-            problems.append(f"{field}: the tokenizer has no mask token; allowed: one that has, or objective: causal")
+            problems.append(
+                f"{field}: the tokenizer has no mask token; allowed: a tokenizer that has one, or objective: causal"
+            )
         if self.data.max_length < SHORTEST:
-            problems.append(f"data.max_length: blocks have {SHORTEST} tokens at least, got {self.data.max_length}")
+            problems.append(f"data.max_length: blocks have at least {SHORTEST} tokens, got {self.data.max_length}")
         return problems
 
     @property
@@ -69,7 +73,7 @@ class LanguageModeling(TaskKind):
         return ()
 
     def schema(self) -> pa.Schema:
-        """The row and its text; text has no label."""
+        """The columns row and text; there is no label."""
         return pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
 
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
@@ -82,7 +86,7 @@ class LanguageModeling(TaskKind):
         return {"blocks": BLOCKS_FORMAT, "max_length": self.data.max_length}
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-        """Blocks, of which a text gives several, one or none."""
+        """Blocks (`corpus.blocks.SCHEMA`); a text gives any number of them."""
         return cut_texts(batch, tokenizer, self.data.max_length)[0]
 
     def training_data(
@@ -99,8 +103,8 @@ class LanguageModeling(TaskKind):
         return StreamedBlocks(experiment, micro_batches, train, masker)
 
     def evaluation_data(self, table: pa.Table, vocabulary: Vocabulary) -> BlockExamples:
-        """Blocks in memory, masked alike whatever the run's seed and the smoothing: all models are measured by the same
-        targets."""
+        """Blocks in memory. Their masks depend on neither the run's seed nor its smoothing, so that all models are
+        measured on the same targets."""
         masker = self._masker(EVALUATION_SEED, np.ones(vocabulary.size, np.int64), vocabulary)
         table = table.sort_by([("row", "ascending"), ("piece", "ascending")])
         return BlockExamples(Blocks.from_table(table), masker)
@@ -116,15 +120,15 @@ class LanguageModeling(TaskKind):
         return {}
 
     def keeps_head(self, config: Any) -> bool:
-        """Any language model's."""
+        """Any head is kept."""
         return True
 
     def output_order(self, config: Any, field: str) -> list[int]:
-        """That of `predicted`."""
+        """The order of `predicted`, which does not depend on the model."""
         return [0, 1]
 
     def run(self, model: Any, batch: Mapping[str, Tensor], **asked: Any) -> Any:
-        """The product with the vocabulary is taken of the chosen tokens only, as rows of length 1."""
+        """Runs the model; its head gets the chosen tokens alone, as [chosen tokens, 1, hidden size]."""
         chosen = batch["chosen"]
 
         def choose(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -137,19 +141,23 @@ class LanguageModeling(TaskKind):
             handle.remove()
 
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits [chosen tokens, vocabulary]."""
+        """Logits [chosen tokens, vocabulary].
+
+        Raises:
+            RunFailed: the model computed its head for other tokens as well.
+        """
         logits: Tensor = output.logits
         if logits.shape[:2] != (int(batch["chosen"].sum()), 1):
             raise RunFailed(
-                f"the model's head does not take chosen tokens alone: logits of shape {tuple(logits.shape)} for "
-                f"{int(batch['chosen'].sum())} tokens"
+                f"the model's head cannot be computed for chosen tokens alone: it gave logits of shape "
+                f"{tuple(logits.shape)} for {int(batch['chosen'].sum())} tokens"
             )
         return logits.squeeze(1)
 
     def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         from raypp.distillation.losses import hard_cross_entropy_sum
 
-        return hard_cross_entropy_sum(outputs, batch["labels"][batch["chosen"]])  # passes NOT_PREDICTED over
+        return hard_cross_entropy_sum(outputs, batch["labels"][batch["chosen"]])  # ignores NOT_PREDICTED
 
     def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
         from raypp.distillation.losses import soft_cross_entropy_sum
@@ -157,7 +165,7 @@ class LanguageModeling(TaskKind):
         return soft_cross_entropy_sum(outputs, batch["teacher_logits"], temperature)
 
     def predicted(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Of each row the mean negative log-likelihood of its targets, in nats, and their number; float32 [rows, 2]."""
+        """The mean negative log-likelihood of each row's targets, in nats, and their number; float32 [rows, 2]."""
         import torch
         from torch.nn import functional
 
@@ -171,7 +179,8 @@ class LanguageModeling(TaskKind):
         """Perplexity: exp of the mean negative log-likelihood over all targets of the split.
 
         Raises:
-            FloatingPointError: a likelihood is not finite, or their perplexity is not.
+            ValueError: there is no target.
+            FloatingPointError: a likelihood is not finite, or the perplexity is too large for a number.
         """
         losses, counts = predictions.logits.astype(np.float64).T
         if not np.isfinite(losses).all():
@@ -201,24 +210,24 @@ class LanguageModeling(TaskKind):
 
 @dataclass(frozen=True)
 class MaskedLanguageModeling(LanguageModeling):
-    """MLM."""
+    """MLM: some tokens are masked, and the model predicts them."""
 
     auto_class = "AutoModelForMaskedLM"
 
     def misfit_of(self, config: Any) -> str | None:
         if config.model_type == "mobilebert":
-            return "has a head that does not take chosen tokens alone; allowed: another family"
+            return "has a head that cannot be computed for chosen tokens alone; allowed: another family"
         return None
 
 
 @dataclass(frozen=True)
 class CausalLanguageModeling(LanguageModeling):
-    """CLM."""
+    """CLM: the model predicts each next token."""
 
     auto_class = "AutoModelForCausalLM"
 
     def misfit_of(self, config: Any) -> str | None:
         looks_back = getattr(config, "causal" if config.model_type == "xlm" else "is_decoder", False)
         if config.model_type in BIDIRECTIONAL and not looks_back:
-            return "sees the tokens that follow, and so those that it is to predict; allowed: objective: masked"
+            return "sees the tokens that follow, which it would have to predict; allowed: objective: masked"
         return None

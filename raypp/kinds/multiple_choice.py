@@ -1,7 +1,7 @@
-"""Multiple choice: which of several endings goes on from a context (SWAG, Zellers et al. 2018).
+"""Multiple choice: which of several endings continues a context (SWAG, Zellers et al. 2018).
 
-A row has a sequence for each choice, `[CLS] context [SEP] start ending [SEP]`; a model gives each one logit, and the
-softmax over a row's choices makes it a classification of the row.
+A row has one sequence per choice, `[CLS] context [SEP] start ending [SEP]`. The model gives each sequence one logit. A
+softmax over a row's logits makes the row a classification.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MultipleChoice(Classification):
-    """A logit for each choice, whose number is its label."""
+    """The model gives a logit for each choice; the label is the number of the right one."""
 
     auto_class = "AutoModelForMultipleChoice"
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """The columns of the choices."""
+        """Names of the choices' columns."""
         return tuple(f"ending{index}" for index in range(len(self.task.labels)))
 
     @property
@@ -41,7 +41,7 @@ class MultipleChoice(Classification):
         return ("sent1", "sent2", "endings")
 
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
-        """Context and start, of which one may be empty, and the endings, of which none may."""
+        """Context, start and endings, unchanged. Context or start may be empty, but not both; no ending may."""
         texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
         if not any(text.strip() for text in texts[:2]):
             named = " and ".join(map(str, columns[:2]))
@@ -54,7 +54,7 @@ class MultipleChoice(Classification):
         return texts
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-        """Of a choice that is longer than `max_length` the context is cut, so that its ending survives."""
+        """A sequence of more than `max_length` tokens loses tokens of its context, so that its ending survives."""
         contexts, starts = (batch.column(name).to_pylist() for name in ("sent1", "sent2"))
         choices = zip(*(batch.column(name).to_pylist() for name in self.endings), strict=True)
         firsts = [context for context in contexts for _ in self.endings]
@@ -73,9 +73,9 @@ class MultipleChoice(Classification):
         return {}
 
     def keeps_head(self, config: Any) -> bool:
-        """Any head of a multiple choice, of however many choices: its logit is that of one."""
+        """Any multiple-choice head is kept: it computes one logit per choice, so their number does not matter."""
         return any(name.endswith("ForMultipleChoice") for name in config.architectures or ())
 
     def output_order(self, config: Any, field: str) -> list[int]:
-        """That of the endings."""
+        """The order of the endings."""
         return list(range(len(self.endings)))

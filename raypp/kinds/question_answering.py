@@ -1,8 +1,8 @@
-"""Question answering: which words of a context answer a question, if any do (SQuAD, Rajpurkar et al. 2016, 2018).
+"""Question answering: which words of a context, if any, answer a question (SQuAD, Rajpurkar et al. 2016, 2018).
 
-A context that is longer than the model reads is read in windows, `[CLS] question [SEP] part of the context [SEP]`, each
-a row of features. A model gives each token a logit as the answer's start and one as its end; the first token stands for
-"no answer here" (Devlin et al. 2019, sections 4.2 and 4.3).
+A context that is too long for the model is read in windows, `[CLS] question [SEP] part of the context [SEP]`. Each
+window is a row of features. The model gives each token two logits, as the start and as the end of the answer; the first
+token means "no answer in this window" (Devlin et al. 2019, sections 4.2 and 4.3).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from raypp.evaluation.predictions import Predictions
 
-START, END = 0, 1  # of the two outputs of a token
-NO_LOGIT = -1e30  # of padding: its probability is 0, and 0 times its logarithm too
+START, END = 0, 1  # positions of a token's two outputs
+NO_LOGIT = -1e30  # for padding: its probability is 0, and so is 0 times the logarithm of it
 
 
 @dataclass(frozen=True)
 class QuestionAnswering(TaskKind):
-    """Two logits for each token: how likely the answer starts, and ends, with it."""
+    """The model gives two logits for each token: as the start and as the end of the answer."""
 
     auto_class = "AutoModelForQuestionAnswering"
     label_column = "answers"
@@ -57,7 +57,7 @@ class QuestionAnswering(TaskKind):
         return self.columns
 
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
-        """As they are; only a question may be empty."""
+        """Id, question and context, unchanged; only the question may be empty."""
         texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
         for place in (0, 2):
             if not texts[place].strip():
@@ -65,7 +65,10 @@ class QuestionAnswering(TaskKind):
         return texts
 
     def label(self, value: object, column: object, spellings: Mapping[str, int]) -> list[dict[str, object]]:
-        """The answers, as SQuAD's files have them (a list of text and answer_start) or as the hub has (two lists)."""
+        """The answers, each with text and start.
+
+        SQuAD's files have a list of objects with text and answer_start; the hub has one object with two lists.
+        """
         answers = value
         if isinstance(value, Mapping) and set(value) == {"text", "answer_start"}:
             texts, starts = value["text"], value["answer_start"]
@@ -76,13 +79,13 @@ class QuestionAnswering(TaskKind):
                 f"{column} is {str(value)[:100]!r}; allowed: texts, each with its answer_start in the context"
             )
         if not answers and not self.task.unanswerable:
-            raise BadValueError(
-                f"{column} is empty; allowed: at least one answer, since {self.task.name} has one for each"
+            raise BadValue(
+                f"{column} is empty; allowed: at least one answer, because {self.task.name} has one for every question"
             )
         return [{"text": answer["text"], "start": answer["answer_start"]} for answer in answers]
 
     def is_trainable(self, example: Sequence[Any]) -> bool:
-        """Whether the first answer stands where it is said to stand."""
+        """Whether the first answer is at its stated position in the context."""
         *_, context, answers = example
         return not answers or context.startswith(answers[0]["text"], answers[0]["start"])
 
@@ -90,8 +93,8 @@ class QuestionAnswering(TaskKind):
         problems = super().problems_with(tokenizer, field)
         if not tokenizer.is_fast:
             problems.append(
-                f"{field}: {type(tokenizer).__name__} does not tell where its tokens stand in a text, which question "
-                "answering needs; give a model with a fast tokenizer (tokenizer.json)"
+                f"{field}: {type(tokenizer).__name__} does not give the positions of tokens in a text, which question "
+                "answering needs; allowed: a model with a fast tokenizer (tokenizer.json)"
             )
         return problems
 
@@ -99,8 +102,7 @@ class QuestionAnswering(TaskKind):
         return {**super().features_settings(), "stride": self.data.stride}
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-        """A row for each window. Of the examples, windows have the place of every token in the context, and the first
-        window has id, context and answers."""
+        """One row per window, with the columns that `data.windows.WINDOW_FIELDS` describes."""
         examples = batch.to_pylist()
         pairs = [(example["question"], example["context"]) for example in examples]
         encodings = backend_of(tokenizer, None).encode_batch(pairs) if pairs else []
@@ -116,21 +118,21 @@ class QuestionAnswering(TaskKind):
         return {"num_labels": 2}
 
     def keeps_head(self, config: Any) -> bool:
-        """Any head of question answering."""
+        """Any question-answering head is kept."""
         return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
 
     def output_order(self, config: Any, field: str) -> list[int]:
-        """Start and end."""
+        """Start, then end, in every model."""
         return [START, END]
 
     def outputs(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits [rows, width, 2]; those of padding mean nothing."""
+        """Logits [rows, width, 2]; meaningless at padding."""
         import torch
 
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
     def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The mean of the cross entropies of start and end over a window's tokens, summed over rows."""
+        """The mean of two cross entropies, of the start and of the end over a window's tokens, summed over rows."""
         from raypp.distillation.losses import hard_cross_entropy_sum
 
         logits, labels = _only_real(outputs, batch), batch["labels"]
@@ -138,7 +140,7 @@ class QuestionAnswering(TaskKind):
         return (start + end) / 2
 
     def soft_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
-        """The mean of the soft losses of start and end over a window's tokens, summed over rows."""
+        """The mean of two soft losses, of the start and of the end over a window's tokens, summed over rows."""
         from raypp.distillation.losses import soft_cross_entropy_sum
 
         logits, teacher = _only_real(outputs, batch), _only_real(batch["teacher_logits"], batch)
@@ -148,7 +150,7 @@ class QuestionAnswering(TaskKind):
         return (start + end) / 2
 
     def logits_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The squared error, its mean over a window's tokens and both sides, summed over rows."""
+        """Squared error, its mean over the logits of a window's real tokens, summed over rows."""
         from raypp.distillation.losses import hidden_mse_sum
 
         return hidden_mse_sum(outputs, batch["teacher_logits"], batch["attention_mask"])
@@ -159,7 +161,7 @@ class QuestionAnswering(TaskKind):
         return answer_metrics(texts, gold, self.task.unanswerable)
 
     def answers(self, predictions: Predictions) -> Iterator[Answer]:
-        """The answer to each question, best over its windows.
+        """The best answer to each question over its windows.
 
         Raises:
             FloatingPointError: a logit is not finite.
@@ -177,12 +179,18 @@ class QuestionAnswering(TaskKind):
         return "\n".join(lines) + "\n"
 
     def write(self, split: str, predictions: Predictions, folder: Path) -> list[Path]:
-        """The files that SQuAD's evaluation reads (answers by id and, for a data set with questions that have none,
-        the probability of that), and the best candidates."""
+        """Writes the files that SQuAD's evaluation script reads, and the best candidates.
+
+        The script reads answers by id and, if questions may have no answer, the probability that there is none.
+
+        Raises:
+            ConfigError: an id occurs twice.
+            FloatingPointError: a logit is not finite.
+        """
         answers = list(self.answers(predictions))
         if len({answer.id for answer in answers}) < len(answers):
             raise ConfigError(
-                f"data.source: an id stands twice in {split}, so that answers cannot be told by their ids"
+                f"data.source: an id occurs twice in {split}; allowed: unique ids, by which answers are written"
             )
         content: dict[str, dict[str, Any]] = {
             "predictions.json": {answer.id: answer.text for answer in answers},

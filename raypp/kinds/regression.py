@@ -1,4 +1,4 @@
-"""Regression: one real number for a sentence or a pair of sentences."""
+"""Regression: a sentence or a pair of sentences has a real number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regression(Sentences):
-    """One output: the number."""
+    """The model gives one output, the number."""
 
     label_type = pa.float32()
 
@@ -34,14 +34,15 @@ class Regression(Sentences):
         return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
 
     def keeps_head(self, config: Any) -> bool:
-        """Any head of one output."""
+        """Any head is kept: `output_order` refuses one with several outputs."""
         return True
 
     def output_order(self, config: Any, field: str) -> list[int]:
         names = label_names(config)
         if len(names) != 1:
             raise ConfigError(
-                f"{field}: {self.task.name} is a regression task, but the model has {len(names)} outputs {names}"
+                f"{field}: {self.task.name} is a regression task, but the model has {len(names)} outputs {names}; "
+                "allowed: 1"
             )
         return [0]
 
@@ -66,7 +67,7 @@ class Regression(Sentences):
         return f"{logits[0]:.6g}"
 
     def submission(self, logits: np.ndarray) -> str:
-        """With 3 decimals and clipped to the range, where the task has one."""
+        """With a value range, values are clipped to it and have 3 decimals."""
         values = require_finite(logits)[:, 0].tolist()
         if self.task.value_range is None:
             return submission_text([f"{value:.6g}" for value in values])

@@ -1,4 +1,4 @@
-"""What classification and regression share: an example is one sentence or two, a model gives one vector of outputs."""
+"""What classification and regression share: an example is one sentence or a pair, and the model gives one vector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sentences(TaskKind):
-    """One sentence or a pair, and one vector of outputs."""
+    """An example is one sentence or a pair; the model gives one vector of outputs."""
 
     auto_class = "AutoModelForSequenceClassification"
 
@@ -38,9 +38,9 @@ class Sentences(TaskKind):
         return self.columns
 
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
-        """The two sentences (the second is None where there is one), as they are.
+        """The two sentences, unchanged; the second is None if the task has only one.
 
-        One side of a pair may be empty (two questions of QQP's training file are); a row without any text may not.
+        One sentence of a pair may be empty (as two questions in QQP's training file are), but not both.
         """
         texts = [text_of(value, column) for value, column in zip(values, columns, strict=True)]
         if not any(text.strip() for text in texts):
@@ -48,10 +48,11 @@ class Sentences(TaskKind):
         return texts[0], texts[1] if len(texts) == 2 else None
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-        """More than `max_length` tokens, special ones included, are cut: of a pair, from the longer sentence first."""
+        """Examples are cut to `max_length` tokens, special tokens included; a pair loses tokens of its longer sentence
+        first."""
         schema = features_schema(self.label_type, has_token_types(tokenizer))
         texts = [batch.column(name).to_pylist() for name in self.columns]
-        assert all(text is not None for column in texts for text in column), "a source never yields a missing sentence"
+        assert all(text is not None for column in texts for text in column), "a source yields no missing sentence"
         encoded = encode(tokenizer, texts, self.data.max_length)
         columns = {"row": batch.column("row"), "label": batch.column("label").cast(self.label_type)}
         columns |= {n: pa.array(encoded[n], schema.field(n).type) for n in schema.names if n not in columns}
@@ -83,15 +84,18 @@ class Sentences(TaskKind):
 
     @abstractmethod
     def format_label(self, label: np.generic) -> str:
-        """A label as the table of predictions has it."""
+        """A label as the table of predictions shows it."""
 
     @abstractmethod
     def format_prediction(self, logits: np.ndarray) -> str:
-        """What logits [outputs] predict, as the table of predictions has it."""
+        """The prediction of logits [outputs], as the table of predictions shows it."""
 
     @abstractmethod
     def submission(self, logits: np.ndarray) -> str:
-        """A GLUE submission file of logits [rows, outputs], of all rows of a test split in the source's order.
+        """The text of a GLUE submission file.
+
+        Args:
+            logits: [rows, outputs], for all rows of a test split in the source's order.
 
         Raises:
             FloatingPointError: a prediction is not finite.
@@ -99,5 +103,5 @@ class Sentences(TaskKind):
 
 
 def submission_text(predictions: Sequence[object]) -> str:
-    """Numbered predictions as GLUE's sample submissions write them."""
+    """Predictions in the format of GLUE's sample submissions: numbered, tab-separated."""
     return "index\tprediction\n" + "".join(f"{index}\t{value}\n" for index, value in enumerate(predictions))

@@ -44,5 +44,6 @@ def test_labels_without_names_are_taken_as_they_come_and_that_is_said(caplog: py
         for _ in range(2):
             assert order(TASKS["mnli"], "LABEL_0", "LABEL_1", "LABEL_2") == [0, 1, 2]
     assert [record.message for record in caplog.records] == [
-        "teacher.model: the model's labels have no names; taken for entailment, neutral, contradiction, in this order"
+        "teacher.model: the model's labels have no names; raypp takes them for entailment, neutral, contradiction, "
+        "in this order"
     ]

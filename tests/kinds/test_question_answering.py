@@ -192,7 +192,7 @@ def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
     from transformers import ByT5Tokenizer
 
     (problem,) = kind_with(64).problems_with(ByT5Tokenizer(), "student.model")
-    assert problem.startswith("student.model: ByT5Tokenizer does not tell where its tokens stand in a text")
+    assert problem.startswith("student.model: ByT5Tokenizer does not give the positions of tokens in a text")
 
 
 def test_the_hub_has_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
