@@ -1,8 +1,8 @@
-"""Global batches: which rows are learned from at which step, and how they are cut into shares.
+"""Global batches: which rows each step trains on, and how they are cut into shares.
 
-A pure function of (lengths, seed, epoch, size of a batch): without state, and ignorant of workers, so a run sees the
-same batches after a resume, and on one worker or eight. Rows are shuffled by sorting the bit generator's raw numbers,
-which numpy promises never to change; of its `permutation` it does not.
+Batches are a pure function of (lengths, seed, epoch, batch size). They depend on no state and on no number of workers,
+so a run sees the same batches after a resume, and on one worker or eight. Rows are shuffled by sorting the raw numbers
+of the bit generator: numpy promises never to change these, but does not promise that of its `permutation`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Indices = npt.NDArray[np.int64]
 
 WIDTH_MULTIPLE = 8
 """Batches are padded to a multiple of this many tokens, which suits matrix units."""
-# Rows are sorted by length within so many global batches: enough for batches of even length, few enough to mix well.
+# Rows are sorted by length within pools of this many global batches: enough to make the lengths in a batch similar, few
+# enough to mix well.
 POOL_BATCHES = 64
-# What a stream of random numbers is for, so that no two uses share one.
+# Purposes of random numbers. Each has a stream of its own.
 _ROW_ORDER, _BATCH_ORDER, _WINDOW = 0, 1, 3
 
 
@@ -31,7 +32,7 @@ class GlobalBatch:
     """The examples of one optimizer step."""
 
     indices: Indices
-    """Places in `lengths`, by rising length."""
+    """Indices of the rows, by rising length."""
     micro_batches: int
     """Number of shares."""
 
@@ -40,9 +41,9 @@ class GlobalBatch:
 
     @property
     def shares(self) -> list[Indices]:
-        """The fixed shares: neighbours in length, so that each is padded little.
+        """Row indices of each share. A share's rows have similar lengths, so that it needs little padding.
 
-        Sizes differ by at most one, the larger ones first; with fewer rows than shares, the last ones are empty.
+        Sizes differ by at most one, the larger ones first; with fewer rows than shares, the last shares are empty.
         """
         size, larger = divmod(len(self.indices), self.micro_batches)
         ends = [share * size + min(share, larger) for share in range(self.micro_batches + 1)]
@@ -53,7 +54,7 @@ def batch_counter(settings: TrainSettings, lengths: npt.ArrayLike) -> Callable[[
     """A function from an epoch to the number of its global batches.
 
     Args:
-        lengths: tokens of each row, [rows]; where batches are cut by rows, only their number matters.
+        lengths: tokens of each row, [rows]; only their number matters when `batch_size` is set.
     """
     lengths = np.asarray(lengths)
     if settings.batch_size is not None:
@@ -65,17 +66,17 @@ def batch_counter(settings: TrainSettings, lengths: npt.ArrayLike) -> Callable[[
 def plan_epoch(
     lengths: npt.ArrayLike, settings: TrainSettings, epoch: int, micro_batches: int, window: int | None = None
 ) -> list[GlobalBatch]:
-    """All global batches of an epoch: every row once, rows of similar length together, in a shuffled order.
+    """All global batches of an epoch: every row once, rows of similar length together, batches in a shuffled order.
 
-    The rows are shuffled and, in pools of some batches, sorted by length and cut into batches, whose order is shuffled
-    again.
+    The rows are shuffled, sorted by length within pools of `POOL_BATCHES` batches, and cut into batches; then the
+    batches are shuffled.
 
     Args:
         lengths: tokens of each row, [rows].
-        settings: the seed, and the size of a global batch: its rows, or its tokens.
+        settings: the seed, and the size of a global batch in rows or in tokens.
         epoch: counted from 0.
-        micro_batches: shares of a global batch.
-        window: number of the part of an epoch whose rows these are, where it is streamed; each has orders of its own.
+        micro_batches: number of shares of a global batch.
+        window: for streamed data, the number of the part of the epoch with these rows. Each part has its own orders.
     """
     lengths = np.asarray(lengths)
     key = (settings.seed, epoch) if window is None else (settings.seed, epoch, _WINDOW, window)
@@ -91,11 +92,11 @@ def plan_epoch(
 def _cut_by_rows(
     order: Indices, lengths: npt.NDArray[np.int64], batch_size: int, key: tuple[int, ...]
 ) -> list[Indices]:
-    """Batches of so many rows. What fills none is the end of the first shuffle (a random choice, not the longest rows)
-    and makes the last, smaller batch."""
+    """Batches of `batch_size` rows. The remainder is the end of the first shuffle, so a random choice and not the
+    longest rows; it makes the last, smaller batch."""
     whole = len(order) - len(order) % batch_size
     pool = np.arange(len(order)) // (POOL_BATCHES * batch_size)
-    pool[whole:] = len(order)  # a pool of their own, the last
+    pool[whole:] = len(order)  # the remainder is a pool of its own, the last
     order = order[np.lexsort((lengths[order], pool))]
     batches = order[:whole].reshape(-1, batch_size)[shuffled(whole // batch_size, *key, _BATCH_ORDER)]
     return [*batches, *([order[whole:]] if whole < len(order) else [])]
@@ -104,34 +105,36 @@ def _cut_by_rows(
 def _cut_by_tokens(
     order: Indices, lengths: npt.NDArray[np.int64], batch_tokens: int, key: tuple[int, ...]
 ) -> list[Indices]:
-    """Batches of as many rows as are at most so many tokens when all are padded to the longest; at least one row."""
+    """Batches of as many rows as fit into `batch_tokens` when padded to the longest of them; at least one row."""
     widths = padded_length(lengths)
     pool = np.cumsum(widths[order]) // (POOL_BATCHES * batch_tokens)
     order = order[np.lexsort((lengths[order], pool))]
     widths, pool = widths[order], np.sort(pool)
     batches, start = [], 0
     while start < len(order):
-        # Within a pool lengths rise, so what a batch of the first n rows takes rises with n.
+        # Lengths rise within a pool, so the padded size of the first n rows rises with n.
         end = min(start + max(1, batch_tokens // int(widths[start])), int(np.searchsorted(pool, pool[start], "right")))
         tokens = widths[start:end] * np.arange(1, end - start + 1)
         size = max(1, int(np.searchsorted(tokens, batch_tokens, "right")))
         batches.append(order[start : start + size])
         start += size
-    return [batches[place] for place in shuffled(len(batches), *key, _BATCH_ORDER)]
+    return [batches[index] for index in shuffled(len(batches), *key, _BATCH_ORDER)]
 
 
 def shuffled(count: int, *key: int) -> Indices:
-    """The numbers from 0 in an order that the key (seed, epoch, what it is for, …) decides."""
+    """The numbers 0 to count - 1, in an order that depends on the key (seed, epoch, purpose, …) alone."""
     keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(keys, kind="stable")
 
 
 def plan_tokens(lengths: npt.ArrayLike, max_tokens: int, max_rows: int | None = None) -> list[Indices]:
-    """Batches of places in `lengths`, every row once, longest first (what does not fit in memory fails at once).
+    """Batches as indices into `lengths`: every row once, the longest first, so that one too large for memory fails at
+    once.
 
     Args:
-        max_tokens: tokens of a batch at most, when padded; a longer row is a batch of its own.
-        max_rows: rows of a batch at most; None: as many as fill it.
+        lengths: tokens of each row, [rows].
+        max_tokens: maximum size of a padded batch, in tokens; a longer row is a batch by itself.
+        max_rows: maximum number of rows in a batch; None for no limit.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(-lengths, kind="stable")

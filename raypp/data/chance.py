@@ -1,4 +1,5 @@
-"""Seeded choices that every Python version makes alike, and the checksum that assigns word combinations to splits."""
+"""Seeded choices that are the same in every Python version, and the checksum that assigns word combinations to
+splits."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ T = TypeVar("T")
 
 
 class Chance:
-    """A stream of choices. Built on `Random.random` alone: Python promises only that method's numbers for ever."""
+    """A stream of random choices, made from `Random.random` alone: Python promises never to change its numbers."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed)
@@ -26,6 +27,6 @@ class Chance:
 
 
 def split_of(*words: str) -> str:
-    """The one split that may use this combination of content words: 80% train, 10% dev, 10% test."""
+    """The only split that may use this combination of content words: 80% train, 10% dev, 10% test."""
     slot = zlib.crc32(" ".join(words).encode()) % 10
     return "dev" if slot == 0 else "test" if slot == 1 else "train"

@@ -1,7 +1,7 @@
 """Features: tokenized examples as ragged columns, and the padded batches that a model reads.
 
-A task's kind makes them (`TaskKind.tokenize`), a function from an Arrow table to an Arrow table, so that it can run
-anywhere; nothing is padded until the rows of a share are known (`Features.collate`).
+`TaskKind.tokenize` makes them, a function from Arrow table to Arrow table. Padding is added when the rows of a
+share are known (`Features.collate`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def features_schema(
     """Columns of a features table.
 
     Args:
-        label: type of the column `label`, which is null where there is none.
+        label: type of the column `label`, whose values are null in a split without labels.
         has_token_types: whether the model reads token types.
-        several_sequences: whether a row has several sequences (the choices of a multiple choice). Then they stand one
-            after the other, and `sequence_lengths` has the tokens of each.
-        windows: whether a row is a window of an example, which may have several, with `WINDOW_FIELDS` beside.
+        several_sequences: whether a row has several sequences, as in multiple choice. Then `input_ids` has one sequence
+            after the other, and `sequence_lengths` has the number of tokens of each.
+        windows: whether a row is a window of an example, which adds the columns `WINDOW_FIELDS`.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -50,7 +50,12 @@ def features_schema(
 
 
 def joined_sequences(encoded: Encoded, sequences: int, schema: pa.Schema) -> dict[str, pa.Array]:
-    """The columns of a features table whose rows have so many sequences each, from all sequences in order."""
+    """The columns of a features table with several sequences per row.
+
+    Args:
+        encoded: all sequences, in the order of their rows.
+        sequences: number of sequences in each row.
+    """
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
     row_ends = np.concatenate([[0], np.cumsum(lengths.reshape(-1, sequences).sum(axis=1))]).astype(np.int32)
     joined = {
@@ -67,33 +72,33 @@ def joined_sequences(encoded: Encoded, sequences: int, schema: pa.Schema) -> dic
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A split in memory: flat arrays. Every worker reads the whole of it from the store (`TaskKind.training_data`)."""
+    """A split in memory, as flat arrays. Every worker reads the whole split from the store."""
 
     rows: npt.NDArray[np.int64]
-    """[n]: position of each example in the source, rising; the windows of one example follow each other."""
+    """[n]: position of each example in the source, rising. The windows of an example have the same position."""
     offsets: npt.NDArray[np.int64]
     """[n * sequences + 1]: sequence i is input_ids[offsets[i]:offsets[i + 1]]."""
     input_ids: npt.NDArray[np.int32]
     """[tokens]."""
     token_type_ids: npt.NDArray[np.int8] | None
-    """[tokens]; None for models that have none."""
+    """[tokens]; None for a model that reads none."""
     labels: npt.NDArray[Any]
-    """[n], int64 (of a class) or float32 (a value), or [n, 2], int64 (first and last token); 0 where `labelled` is
-    False."""
+    """[n], int64 class numbers or float32 values; question answering: [n, 2], int64, the first and last token. 0 where
+    `labelled` is False."""
     labelled: npt.NDArray[np.bool_]
-    """[n]."""
+    """[n]: whether each example has a label."""
     sequences: int = 1
-    """Sequences of each example: 1, or as many as it has choices."""
+    """Number of sequences per example: 1, or the number of choices."""
     reference: pa.Table | None = None
-    """[n]: what answers are read from, of tasks that answer in words (`WINDOW_FIELDS`); None for others."""
+    """[n] rows of `WINDOW_FIELDS`, from which answers are read; None for tasks other than question answering."""
     teacher_logits: npt.NDArray[np.float32] | None = None
-    """[n, outputs], or [tokens, outputs] (`logits_per_token`)."""
+    """[n, outputs] or, with `logits_per_token`, [tokens, outputs]; None without a teacher."""
     logits_per_token: bool = False
-    """Whether the teacher answers token by token."""
+    """Whether the teacher gives outputs for each token."""
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Features:
-        """Reads a features table that is sorted by `row`, as `Artifact.read_table` gives it."""
+        """Reads a features table that is sorted by `row`, as from `Artifact.read_table`."""
         rows, label, reference = table.column("row").to_numpy(), table.column("label"), None
         labels = label.fill_null(0).to_numpy()
         rises = np.diff(rows) > 0
@@ -101,13 +106,13 @@ class Features:
             reference = table.select([field.name for field in WINDOW_FIELDS])
             rises |= (np.diff(rows) == 0) & (np.diff(table.column("window").to_numpy()) == 1)
             labels = np.stack([labels, table.column("label_end").fill_null(0).to_numpy()], axis=1)
-        assert rises.all(), "rows are sorted, and none is there twice"
+        assert rises.all(), "rows are sorted and unique"
         ids, lengths = flatten(table.column("input_ids"), np.int32)
         sequences = 1
         if "sequence_lengths" in table.schema.names:
             lengths, counts = flatten(table.column("sequence_lengths"), np.int32)
             sequences = int(counts[0]) if len(counts) else 1
-            assert (counts == sequences).all(), "every row has as many sequences"
+            assert (counts == sequences).all(), "all rows have the same number of sequences"
         token_types = (
             flatten(table.column("token_type_ids"), np.int8)[0] if "token_type_ids" in table.schema.names else None
         )
@@ -127,13 +132,13 @@ class Features:
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
-        """Tokens of each example, int64 [n]."""
+        """Number of tokens of each example, int64 [n]."""
         return np.diff(self.offsets[:: self.sequences])
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """What each example counts for where batches are made, int64 [n]: its tokens or, with several sequences, what
-        these take as one padded batch."""
+        """Size of each example when batches are planned, in tokens, int64 [n]. Several sequences of an example count as
+        padded."""
         if self.sequences == 1:
             return self.tokens
         longest = np.diff(self.offsets).reshape(-1, self.sequences).max(axis=1)
@@ -149,21 +154,26 @@ class Features:
         return Counts(rows=len(indices), targets=len(indices), outputs=len(indices))
 
     def with_teacher_logits(self, table: pa.Table, per_token: bool = False) -> Features:
-        """The same features with a teacher's logits, from a table of row and logits that is sorted by `row`.
+        """A copy of these features with a teacher's logits.
 
         Args:
-            per_token: whether these are, row by row, the logits of one token after the other.
+            table: columns row and logits (a list), sorted by `row`.
+            per_token: whether each list has the logits of one token after the other.
         """
-        assert np.array_equal(table.column("row").to_numpy(), self.rows), "logits are of the rows they were made from"
+        assert np.array_equal(table.column("row").to_numpy(), self.rows), "the logits belong to these rows"
         logits, widths = flatten(table.column("logits"), np.float32)
-        places = self.tokens if per_token else np.ones(len(self), np.int64)
-        assert (widths * places[0] == widths[0] * places).all(), "every row, or every token, has as many logits"
-        logits = logits.reshape(places.sum(), -1)
+        outputs = self.tokens if per_token else np.ones(len(self), np.int64)
+        assert (widths * outputs[0] == widths[0] * outputs).all(), "all rows, or all tokens, have as many logits"
+        logits = logits.reshape(outputs.sum(), -1)
         return replace(self, teacher_logits=logits, logits_per_token=per_token)
 
     def output_indices(self, indices: npt.NDArray[np.int64], per_token: bool) -> npt.NDArray[np.int64]:
-        """Where a model's outputs for the examples at `indices` belong: at these places or, with an output for each
-        token, at those of their tokens, one example after the other."""
+        """Positions of the outputs for the examples at `indices` among the outputs for all examples.
+
+        Args:
+            per_token: whether the model gives an output for each token. Then these are the positions of all tokens of
+                the examples, one example after the other; otherwise they are the indices themselves.
+        """
         if not per_token:
             return indices
         lengths = self.tokens[indices]
@@ -178,18 +188,19 @@ class Features:
         multiple_of: int = WIDTH_MULTIPLE,
         max_padded: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The examples at `indices` (places in these arrays, at least one) as one padded batch.
+        """The examples at `indices` (at least one) as one padded batch.
 
         Args:
-            multiple_of: width is the longest example's, rounded up to this; matrix units like multiples of 8.
-            max_padded: … but no more than this, since the model has no further positions.
+            pad_id: the padding token.
+            multiple_of: the width is the length of the longest sequence, rounded up to a multiple of this.
+            max_padded: maximum width, the number of the model's positions; None for no limit.
 
         Returns:
-            input_ids, attention_mask and, if there are any, token_type_ids: int64 [rows, width], with several sequences
-            [rows, sequences, width]; labels [rows] or [rows, 2] if the whole split is labelled; teacher_logits
-            [rows, outputs] or, token by token, [rows, width, outputs] if there is a teacher.
+            input_ids, attention_mask and, if the model reads them, token_type_ids: int64 [rows, width], with several
+            sequences [rows, sequences, width]; labels [rows] or [rows, 2] if the whole split is labelled;
+            teacher_logits [rows, outputs] or [rows, width, outputs] if there is a teacher.
         """
-        import torch  # here, because processes that only tokenize do without it
+        import torch  # here, because processes that only tokenize do not need it
 
         indices = np.asarray(indices, np.int64)
         sequences = indices
@@ -202,7 +213,9 @@ class Features:
         longest = int(lengths.max())
         width = -(-longest // multiple_of) * multiple_of
         if max_padded is not None:
-            assert longest <= max_padded, f"{longest} tokens, but at most {max_padded} fit: truncate to fewer"
+            assert longest <= max_padded, (
+                f"an example has {longest} tokens, but the model at most {max_padded} positions"
+            )
             width = min(width, max_padded)
         mask = np.arange(width) < lengths[:, None]
         tokens = (starts[:, None] + np.arange(width))[mask]
@@ -228,7 +241,12 @@ class Features:
 
 
 def flatten(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Values and lengths of a list column. Chunk by chunk: all together may be more than 32-bit offsets can count."""
+    """The values and the lengths of a list column.
+
+    Returns:
+        All values, [sum of lengths], and the length of each list, int64 [rows]. They are read chunk by chunk, because
+        all values together may be more than 32-bit offsets can count. `dtype` is the values' type if there is no row.
+    """
     values = [chunk.flatten().to_numpy() for chunk in column.chunks]
     lengths = [chunk.value_lengths().to_numpy() for chunk in column.chunks]
     return np.concatenate([np.empty(0, dtype), *values]), np.concatenate([np.empty(0, np.int64), *lengths])

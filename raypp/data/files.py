@@ -1,7 +1,6 @@
-"""The user's own files: Parquet, CSV, TSV or JSON lines, with a mapping of columns.
+"""The user's own files: Parquet, CSV, TSV or JSON lines. `data.source.columns` names their columns.
 
-CSV and TSV have a header. A label is a name of `task.labels` or its number; the columns' names and the values are
-otherwise taken as they are.
+CSV and TSV files have a header. A label is a name in `task.labels` or its number.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ DELIMITED = (".csv", ".tsv")
 COLUMNS = "data.source.columns"
 
 Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
-"""The place of each record, for messages, and its values by column."""
+"""(place for messages, values by column) of each record."""
 
 
 class FilesData(RawData):
-    """One file for train, one for dev, and perhaps one for test, whose labels may be absent."""
+    """One file for train, one for dev, and optionally one for test, in which labels may be absent."""
 
     def __init__(
         self, kind: TaskKind, source: FilesSource, max_train_rows: int | None, required: tuple[str, ...]
@@ -52,9 +51,11 @@ class FilesData(RawData):
         for split, file in self.files.items():
             problems += problems_of_file(split, file, READERS, needed=split in (*required, "test"))
         others = Columns.model_fields.keys() - {*kind.column_settings, kind.label_column}
-        # What a run has recorded is every column, also those that nobody named.
+        # A recorded experiment has all columns, so only a name other than the default is the user's.
         strange = sorted(name for name in others if getattr(source.columns, name) != getattr(Columns(), name))
-        problems += [f"data.source.columns.{name}: {kind.task.name} has none; leave it out" for name in strange]
+        problems += [
+            f"data.source.columns.{name}: {kind.task.name} has no such column; leave it out" for name in strange
+        ]
         problems += problems_of_quotes(source.quotes, self.files.values())
         if problems:
             raise ConfigError(problems)
@@ -77,7 +78,7 @@ class FilesData(RawData):
 
     def identity(self, split: str) -> dict[str, object]:
         identity = {**file_identity(self.files[split], self.quotes), "columns": [*self.columns, self.label]}
-        # Only where they matter, so that the features of all other tasks stay what they were.
+        # Only where it matters, so that the fingerprints of all other tasks stay as they were.
         if booleans_are_names(self.task):
             identity["booleans"] = "by name"
         if not self.kind.all_are_trainable:
@@ -89,19 +90,31 @@ class FilesData(RawData):
 
 
 def value_in(record: dict[str, object], column: str, setting: str) -> object:
-    """A record's value; BadValueError where it has no such column, naming the setting that says so."""
+    """A record's value in a column.
+
+    Args:
+        setting: the setting that names the column, for the message.
+
+    Raises:
+        BadValue: the record has no such column.
+    """
     if column not in record:
         raise BadValueError(f"no column {column!r} ({setting}); there are: {', '.join(record)}")
     return record[column]
 
 
 def ending(file: Location) -> str:
-    """What a file's name ends in, which tells its format."""
+    """The ending of a file's name, which determines its format: `.csv`."""
     return "." + file.name.rsplit(".", 1)[-1].lower()
 
 
 def problems_of_file(field: str, file: Location, endings: Collection[str], *, needed: bool = True) -> list[str]:
-    """What is wrong with a file that is not even opened yet; `field` is its setting in data.source."""
+    """Why a file cannot be read, as messages, found without reading it.
+
+    Args:
+        field: the setting in data.source that names the file.
+        needed: whether the file has to exist.
+    """
     if ending(file) not in endings:
         return [f"data.source.{field}: {str(file)!r} cannot be read; allowed: a name that ends in {', '.join(endings)}"]
     try:
@@ -112,14 +125,17 @@ def problems_of_file(field: str, file: Location, endings: Collection[str], *, ne
 
 
 def problems_of_quotes(quotes: Quotes, files: Iterable[Location]) -> list[str]:
-    """What is wrong with a setting that no file reads."""
+    """Refuses `data.source.quotes` if it applies to none of the files."""
     if quotes == "csv" or any(ending(file) in DELIMITED for file in files):
         return []
-    return [f"data.source.quotes: none of the files is one of {', '.join(DELIMITED)}, got {quotes}; leave it out"]
+    return [
+        f"data.source.quotes: applies only to {', '.join(DELIMITED)} files, and there is none, got {quotes}; leave it "
+        "out"
+    ]
 
 
 def file_identity(file: Location, quotes: Quotes) -> dict[str, object]:
-    """What determines the records of a file."""
+    """Everything that determines the records of a file."""
     plain = {"quotes": quotes} if quotes == "plain" and ending(file) in DELIMITED else {}
     return {"file": file.sha256(), "format": ending(file), **plain}
 
@@ -128,8 +144,8 @@ def read_records(file: Location, quotes: Quotes, columns: Collection[str]) -> Re
     """The records of a file whose name ends in one of `READERS`.
 
     Args:
-        quotes: what double quotes mean in CSV and TSV.
-        columns: those that are wanted. What has others, too, need not be read; where one is absent, all are.
+        quotes: meaning of double quotes in CSV and TSV files.
+        columns: the columns that are wanted. If the file has all of them, records may lack its other columns.
 
     Raises:
         ConfigError: a record cannot be read.
@@ -154,7 +170,7 @@ def _delimited(file: Location, quotes: Quotes, columns: Collection[str], delimit
     if spread:
         logger.warning(
             "%s: %d fields in double quotes hold tabs or line ends (the first ends in line %d); if quotes are "
-            "characters like others there, data.source.quotes: plain reads them so",
+            "ordinary characters in this file, set data.source.quotes: plain",
             *(file, len(spread), spread[0]),
         )
 
@@ -166,21 +182,21 @@ def _json_lines(file: Location, quotes: Quotes, columns: Collection[str]) -> Rec
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ConfigError(
-                f"{place}: {error.msg} at position {error.pos + 1}; allowed: one JSON object a line"
+                f"{place}: {error.msg} at position {error.pos + 1}; allowed: one JSON object per line"
             ) from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{place}: {line[:100]}; allowed: one JSON object a line")
+            raise ConfigError(f"{place}: {line[:100]}; allowed: one JSON object per line")
         yield place, record
 
 
 def _parquet(file: Location, quotes: Quotes, columns: Collection[str]) -> Records:
     try:
         with file.filesystem.open_input_file(file.path) as stream:
-            row, name = 0, str(file)  # once: it is for every row
+            row, name = 0, str(file)  # formatted once, not for every row
             parquet = pq.ParquetFile(stream)
             wanted = sorted(columns) if set(columns) <= set(parquet.schema_arrow.names) else None
             for group in range(parquet.num_row_groups):
-                # One by one: what pyarrow reads ahead stays in memory until the last group asked for is read.
+                # One group at a time: pyarrow keeps what it reads ahead until the last of the requested groups is read.
                 for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
                     for record in batch.to_pylist():
                         row += 1
@@ -195,4 +211,4 @@ READERS: dict[str, Callable[[Location, Quotes, Collection[str]], Records]] = {
     ".jsonl": _json_lines,
     ".parquet": _parquet,
 }
-"""How to read a file, by the ending of its name."""
+"""The reader of each format, by the ending of the file's name."""

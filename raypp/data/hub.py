@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, by way of the `datasets` package and its cache."""
+"""A data set of the Hugging Face hub, read with the `datasets` package and its cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 FIELD = "data.source.repository"
 NO_LABEL = -1
-"""How the hub's GLUE marks a row without label."""
+"""The hub's GLUE has this in place of an unknown label."""
 
 
 class HubData(RawData):
-    """The splits that belong to the task, from where it is published or from a copy with the same columns."""
+    """The task's splits, from the repository where it is published or from a copy with the same columns."""
 
     def __init__(
         self, kind: TaskKind, source: HubSource, max_train_rows: int | None, required: tuple[str, ...]
@@ -54,7 +54,7 @@ class HubData(RawData):
                     raise bad.at(f"{self.describe(split)}, row {row}") from None
 
     def identity(self, split: str) -> dict[str, object]:
-        """The rows themselves: the same whatever cache, revision name or `datasets` version they came by."""
+        """A hash of the rows, so that it does not depend on cache, revision name or `datasets` version."""
         digest = hashlib.sha256()
         for example in self.examples(split):
             digest.update(repr(example).encode())
@@ -74,7 +74,11 @@ def _hub_split(split: str) -> str:
 
 
 def load_dataset(repository: str, configuration: str | None, revision: str | None) -> Any:
-    """All splits of a data set; ConfigError where it cannot be loaded."""
+    """All splits of a data set, a `datasets.DatasetDict`.
+
+    Raises:
+        ConfigError: the data set cannot be loaded.
+    """
     import datasets
 
     try:
@@ -82,13 +86,17 @@ def load_dataset(repository: str, configuration: str | None, revision: str | Non
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         asked = f"{repository} ({configuration}){f' at revision {revision}' if revision else ''}"
         raise ConfigError(
-            f"{FIELD}: {asked} cannot be loaded: {str(error).rstrip('.')}. Check the name, or connect once so that it "
-            f"is cached, or give data.source.kind: official (or files, or text) and the files in a folder"
+            f"{FIELD}: {asked} cannot be loaded: {str(error).rstrip('.')}. Check the name, or connect to the hub "
+            f"once so that it is cached, or give files (data.source.kind: official, files or text)"
         ) from error
 
 
 def _labels(task: Task, data: Any) -> dict[str, int]:
-    """What each of the hub's label numbers is in the task's order; refuses other names."""
+    """The task's number of each label, by the hub's number as text.
+
+    Raises:
+        ConfigError: the hub's labels are not those of the task.
+    """
     feature = next(iter(data.values())).features.get("label")
     names = getattr(feature, "names", None)
     if names is None:

@@ -1,4 +1,4 @@
-"""The lines of a text file on any filesystem, or its rows of cells, streamed, each with its number."""
+"""The numbered lines of a text file on any filesystem, or its rows of cells, streamed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Row = TypeVar("Row", bound=Sized)
 
 BYTE_ORDER_MARK = "\ufeff"
 
-csv.field_size_limit(1 << 24)  # a text may be longer than 128 KiB, but what no quote closes is not to fill memory
+csv.field_size_limit(1 << 24)  # more than the default 128 KiB, but a quote that is never closed must not fill memory
 
 
 def numbered_lines(file: Location) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines with their ends, of a UTF-8 file (a byte-order mark is dropped).
+    """The lines of a UTF-8 file with their ends, and their numbers from 1. A byte-order mark is dropped.
 
-    Only a newline ends a line: sentences do hold U+2028, U+0085 and other characters that `str.splitlines` splits at.
+    Only a newline ends a line: sentences contain U+2028, U+0085 and other characters at which `str.splitlines` splits.
 
     Raises:
         ConfigError: the file cannot be opened or read, or a line is not UTF-8.
@@ -29,17 +29,17 @@ def numbered_lines(file: Location) -> Iterator[tuple[int, str]]:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"{file}, line {number}: byte {line[error.start]:#04x} at position {error.start + 1} is no UTF-8; "
+                f"{file}, line {number}: byte {line[error.start]:#04x} at position {error.start + 1} is not UTF-8; "
                 f"allowed: UTF-8 text"
             ) from error
         yield number, text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
 
 
 def delimited_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, quoted as RFC 4180 says, and the number of the line it ends at.
+    """The cells of each row, with quotes as in RFC 4180, and the number of the line in which the row ends.
 
     Raises:
-        ConfigError: as `numbered_lines`, or quotes that are not in pairs.
+        ConfigError: see `numbered_lines`; or quotes are not in pairs.
     """
     rows = csv.reader((line for _, line in numbered_lines(file)), delimiter=delimiter, strict=True)
     ended = 0
@@ -48,17 +48,17 @@ def delimited_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[s
             ended = rows.line_num
             yield ended, row
     except csv.Error as error:
-        # A quote that nothing closes may be found at the file's end only.
+        # A quote that is never closed may be found only at the end of the file.
         place = f"line {ended + 1}" + (f" (read to line {rows.line_num})" if rows.line_num > ended + 1 else "")
-        allowed = f"fields apart by {delimiter!r}, in double quotes where they hold one"
+        allowed = f"fields separated by {delimiter!r}, in double quotes if they contain it"
         raise ConfigError(f"{file}, {place}: {error}; allowed: {allowed}") from error
 
 
 def split_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line, quotes being characters like others, and its number; an empty line has none.
+    """The cells of each line, and its number. Quotes are ordinary characters, and an empty line has no cells.
 
     Raises:
-        ConfigError: as `numbered_lines`.
+        ConfigError: see `numbered_lines`.
     """
     for number, line in numbered_lines(file):
         cells = without_end(line)
@@ -66,12 +66,12 @@ def split_rows(file: Location, delimiter: str) -> Iterator[tuple[int, list[str]]
 
 
 def without_end(line: str) -> str:
-    """The line without the newline that ends it, in either form; all else stays, spaces too."""
+    """The line without its newline (LF or CRLF). Spaces stay."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
 def without_empty_end(rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """Numbered rows without the empty ones at the end of the file, where an empty line means nothing."""
+    """Numbered rows without the empty rows at the end of the file."""
     empty = []
     for row in rows:
         if not row[1]:

@@ -1,5 +1,7 @@
-"""The files of a task as they are published: GLUE's are tab-separated, quotes plain characters, each with its own
-habits; SWAG's are CSV; of SQuAD's see squad.py."""
+"""The files of a task as they are published.
+
+GLUE's files are tab-separated, and quotes in them are ordinary characters; SWAG's are CSV; squad.py reads SQuAD's JSON.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ FIELD = "data.source.directory"
 logger = logging.getLogger("raypp")
 
 
-class TruncatedRowError(BadValueError):
-    """A row that lacks fields."""
+class CutRow(BadValue):
+    """A row with too few fields, or without its label."""
 
 
 class OfficialData(RawData):
-    """A folder of official files (`train.tsv`, `dev.tsv`, …); which columns they have says the task's row."""
+    """A folder of official files (`train.tsv`, `dev.tsv`, …), with the columns that the task table gives."""
 
     def __init__(
         self, kind: TaskKind, source: OfficialSource, max_train_rows: int | None, required: tuple[str, ...]
@@ -39,7 +41,7 @@ class OfficialData(RawData):
         try:
             if not self.folder.is_folder():
                 raise ConfigError(
-                    f"{FIELD}: {source.directory!r} is no folder; give the one that holds {task.title}'s files"
+                    f"{FIELD}: {source.directory!r} is not a folder; allowed: the folder with {task.title}'s files"
                 )
             there = tuple(split for split in task.splits if self._file(task.official_file(split)).is_file())
             if missing := [_names(task.official_file(split)) for split in required if split not in there]:
@@ -75,9 +77,9 @@ class OfficialData(RawData):
                     )
                 texts = self.kind.texts([cells[i] for i in sentences], names)
                 value = None if label is None else self.kind.label(cells[label], "label", labels)
-            except BadValueError as bad:
-                # A test row is never skipped: the submission would be one line short.
-                if isinstance(bad, TruncatedRowError) and self.task.skips_cut_rows and label is not None:
+            except BadValue as bad:
+                # A test row is never skipped, because the submission would be one line short.
+                if isinstance(bad, CutRow) and self.task.skips_cut_rows and label is not None:
                     skipped += 1
                     continue
                 raise bad.at(f"{file}, line {number}") from None
@@ -101,13 +103,13 @@ class OfficialData(RawData):
         return other if other.is_file() else file
 
     def _tell(self, split: str, file: Location, skipped: int, long: int) -> None:
-        """Records what was read over, and warns of it once a file."""
+        """Records the number of skipped rows, and logs warnings once per file."""
         known = split in self.skipped_rows
         self.skipped_rows[split] = skipped
         if skipped and not known:
-            logger.warning("%s: skipped %d rows that lack fields; GLUE's own readers skip them too", file, skipped)
+            logger.warning("%s: skipped %d rows with too few fields, as GLUE's own readers do", file, skipped)
         if long and not known:
-            logger.warning("%s: %d rows have more fields than the header; the last ones are not used", file, long)
+            logger.warning("%s: %d rows have more fields than the header; their last fields are not used", file, long)
 
 
 def _names(spec: OfficialFile) -> str:
@@ -115,7 +117,7 @@ def _names(spec: OfficialFile) -> str:
 
 
 def _rows(file: Location) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line, with its number."""
+    """The cells of each line, and its number."""
     if _is_csv(file):
         yield from without_empty_end(delimited_rows(file, ","))
         return
@@ -129,19 +131,19 @@ def _is_csv(file: Location) -> bool:
 
 
 def _start(cells: list[str]) -> str:
-    """What a message quotes of a row."""
+    """The beginning of a row, for a message."""
     return repr("\t".join(cells)[:100])
 
 
 def _fixed(spec: OfficialFile) -> tuple[int, list[int], int | None]:
-    """Width, positions of the sentences and of the label in a file without header."""
+    """The number of columns, and the positions of the sentences and of the label, in a file without header."""
     positions = [int(column) for column in spec.sentences]
     label = None if spec.label is None else int(spec.label)
     return max(*positions, label or 0) + 1, positions, label
 
 
 def _positions(spec: OfficialFile, file: Location, names: list[str]) -> tuple[int, list[int], int | None]:
-    """The same in a file with header: columns move between splits, so they are found by name."""
+    """The same in a file with a header, found by name because the positions differ between splits."""
     wanted = [*spec.sentences, *([] if spec.label is None else [spec.label])]
     if absent := [column for column in wanted if column not in names]:
         raise ConfigError(f"{file}, line 1: no column {', '.join(map(repr, absent))}; the header has: {names}")

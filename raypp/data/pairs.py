@@ -1,9 +1,9 @@
 """The grammars of the synthetic pair tasks: `paraphrase` (same meaning or not) and `similarity` (how much is shared).
 
-Both tell who did what to whom and when; `paraphrase` also tells how many they were, and `similarity` where it was. The
-second sentence says it with synonyms, in the passive or in another order. In a paraphrase nothing else changes; if it
-is none, one thing does (roles, number, negation, a person, the deed or the time) while most words stay. Similarity is
-the number of shared parts of five, a related part counting half.
+A sentence says who did what to whom and when; in `paraphrase` also how many people there were, and in `similarity` also
+where it was. The second sentence uses synonyms, the passive or another order. In a paraphrase nothing else changes. In
+a pair that is none, one thing changes (roles, number, negation, a person, the deed or the time), and most words stay.
+Similarity is the number of the five parts that the sentences share; a related part counts half.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Concepts = tuple[tuple[str, ...], ...]
 
 
 def _concepts(text: str) -> Concepts:
-    """Concepts apart by commas, each a list of synonyms apart by slashes; neighbours (0, 1), (2, 3) … are related."""
+    """Concepts are separated by commas and their synonyms by slashes; neighbors (0, 1), (2, 3), … are related."""
     return tuple(tuple(concept.strip().split("/")) for concept in text.split(","))
 
 
@@ -28,7 +28,7 @@ PEOPLE = _concepts(
     "worker/employee, detective/investigator, burglar/robber, farmer/grower, gardener/landscaper, sailor/mariner, "
     "pilot/aviator, tourist/traveler, stranger/outsider"
 )
-# Past tense and past participle are the same word in all of them.
+# All of these verbs have the same word as past tense and past participle.
 DEEDS = _concepts(
     "helped/assisted, rescued/saved, attacked/assaulted, arrested/detained, praised/commended, comforted/consoled, "
     "blamed/accused, mocked/ridiculed, hired/employed, invited/welcomed, fired/dismissed, ignored/disregarded, "
@@ -49,17 +49,17 @@ TIMES = _concepts(
 )
 NUMBERS = _concepts("two/2, three/3, four/4, five/5, six/6, seven/7, nine/9, ten/10")
 
-# {t} time, {a} agent, {v} deed, {p} patient, {l} place, {w} was or were (as the patient asks).
+# {t} time, {a} agent, {v} deed, {p} patient, {l} place, {w} was or were (by the patient's number).
 FRAMES = ("{a} {v} {p}{l} {t}", "{t} , {a} {v} {p}{l}", "it was {a} who {v} {p}{l} {t}", "{p} {w} {v} by {a}{l} {t}")
 
 PARTS = {"agent": PEOPLE, "deed": DEEDS, "patient": PEOPLE, "time": TIMES, "place": PLACES}
-# Swapped roles are rare: a small encoder takes far more than some thousand pairs to tell them apart.
+# Swapped roles are rare, because a small encoder needs far more than some thousand pairs to tell them apart.
 CHANGES = ("roles", *3 * ("negation", "agent", "patient", "deed", "time"), *4 * ("number",))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Who did what to whom: positions in the tables above; None for what is not told."""
+    """Who did what to whom: indices into the tables above; None for a part that is not told."""
 
     agent: int
     deed: int
@@ -71,7 +71,7 @@ class Fact:
     negated: bool = False
 
     def belongs_to(self, split: str) -> bool:
-        """Whether the split may tell it; which of the two did it does not matter, so that roles can be swapped."""
+        """Whether the split may tell this fact. Who of the two acted does not matter, so that roles can be swapped."""
         if self.agent == self.patient:
             return False
         people = sorted((PEOPLE[self.agent][0], PEOPLE[self.patient][0]))
@@ -79,7 +79,7 @@ class Fact:
 
 
 def write_paraphrase(chance: Chance, split: str, row: int) -> Example:
-    """One pair of the split; odd rows are paraphrases."""
+    """One pair of sentences of the split; odd rows are paraphrases."""
     label = row % 2
     first = replace(
         _fact(chance, split),
@@ -93,7 +93,7 @@ def write_paraphrase(chance: Chance, split: str, row: int) -> Example:
 
 
 def write_similarity(chance: Chance, split: str, row: int) -> Example:
-    """One pair of the split and the number of parts it shares, 0 to 5 in steps of 0.5 (a related part counts 0.5)."""
+    """One pair of sentences of the split, and the number of parts they share, from 0 to 5 in steps of 0.5."""
     first = _fact(chance, split)
     shared_on_average = (row % 6) / 5
     while True:
@@ -124,7 +124,7 @@ def _changed(chance: Chance, split: str, fact: Fact) -> Fact:
     """The fact with one thing changed."""
     change = chance.pick(CHANGES)
     if change == "roles":
-        # The number stays where it was ("three doctors" become one) or, the hardest change of all, goes with its noun.
+        # The number stays in its place ("three doctors" become one) or, the hardest change of all, moves with its noun.
         many_agents = fact.many_agents if chance.happens(0.7) else not fact.many_agents
         return replace(fact, agent=fact.patient, patient=fact.agent, many_agents=many_agents)
     if change == "negation":
@@ -138,11 +138,11 @@ def _changed(chance: Chance, split: str, fact: Fact) -> Fact:
         if changed.belongs_to(split):
             return changed
         if change in ("agent", "patient", "deed") and chance.happens(0.05):
-            change = "time"  # the split may hold no such neighbour of this fact
+            change = "time"  # this split may have no other fact with that part changed
 
 
 def _say(chance: Chance, fact: Fact) -> str:
-    """The fact as a sentence: any frame, any synonyms."""
+    """The fact as a sentence, in a random frame with random synonyms."""
 
     def person(index: int, many: bool) -> str:
         noun = chance.pick(PEOPLE[index])
@@ -166,7 +166,7 @@ def _index(chance: Chance, table: Concepts) -> int:
 
 
 def _unrelated(chance: Chance, table: Concepts, index: int) -> int:
-    """Another concept of the table, not the one related to this one."""
+    """Another concept of the table that is not related to this one."""
     while True:
         other = _index(chance, table)
         if other // 2 != index // 2:

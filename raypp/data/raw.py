@@ -1,4 +1,4 @@
-"""Raw examples in one shape, whatever the source: Arrow batches of rows with text and a nullable label."""
+"""Raw examples from any source in one form: Arrow batches of rows with texts and a nullable label."""
 
 from __future__ import annotations
 
@@ -18,59 +18,68 @@ if TYPE_CHECKING:
     from raypp.kinds import TaskKind
 
 BATCH_ROWS, BATCH_CHARACTERS = 10_000, 1 << 24
-"""Rows of a batch, at most, and the characters of text at which it ends: what bounds the memory of reading."""
+"""Maximum number of rows in a batch, and the number of characters at which a batch ends. They limit memory."""
 
 logger = logging.getLogger("raypp")
 
 FORMAT_VERSION = 1
-"""Part of every fingerprint: raise it when the same input begins to give other rows."""
+"""Part of every fingerprint. It must be raised when the same input would give other rows."""
 
 Example = tuple[Any, ...]
-"""The texts that the task's kind has (`TaskKind.columns`), and the label (None where there is none)."""
+"""The texts of `TaskKind.columns`, then the label, which is None if it is unknown."""
 
 
 class RawData(ABC):
-    """The splits of a task from one source."""
+    """The splits of a task, from one source."""
 
     def __init__(self, kind: TaskKind, splits: tuple[str, ...], max_train_rows: int | None) -> None:
         self.kind = kind
         self.task = kind.task
         self.splits = splits
-        """The splits that are there."""
+        """The splits that the source has."""
         self.max_train_rows = max_train_rows
         self.skipped_rows: dict[str, int] = {}
-        """Known bad rows left out, of each split that was read to its end in this process."""
+        """Number of skipped rows, by split, for the splits that this process has read to the end."""
         self._fingerprints: dict[str, str] = {}
 
     @abstractmethod
     def examples(self, split: str) -> Iterator[Example]:
-        """All examples of a split that is there, in the source's order; ConfigError at a row that cannot be read."""
+        """All examples of an available split, in the source's order.
+
+        Raises:
+            ConfigError: a row cannot be read.
+        """
 
     @abstractmethod
     def identity(self, split: str) -> dict[str, object]:
-        """What determines the split's rows, besides the task: content hashes, columns, seeds."""
+        """Everything but the task that determines the split's rows: content hashes, columns, seeds."""
 
     @abstractmethod
     def describe(self, split: str) -> str:
-        """Where the split comes from, for messages."""
+        """The origin of the split, for messages."""
 
     def read(self, split: str) -> Iterator[pa.RecordBatch]:
-        """The split's rows in batches of `TaskKind.schema`, at most BATCH_ROWS each; train is cut to `max_train_rows`.
+        """The split's rows in batches with the schema `TaskKind.schema`; train is cut to `max_train_rows`.
 
         Raises:
-            ConfigError: the split is not there or empty, or a row cannot be read (names file, line, value, allowed).
+            ConfigError: the split is absent or empty, or a row cannot be read; names file, line, value and what is
+                allowed.
         """
         self._require(split)
         return self._batches(split)
 
     def check_first_row(self, split: str) -> None:
-        """ConfigError if the split is not there, is empty, or does not even begin well."""
+        """Reads the first row.
+
+        Raises:
+            ConfigError: the split is absent or empty, or its first row cannot be read.
+        """
         self._require(split)
         if next(self.examples(split), None) is None:
             raise self._empty(split)
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 of everything that determines the split's rows; reads the files once."""
+        """SHA-256 of everything that determines the split's rows. Reads the files, once."""
         self._require(split)
         if split not in self._fingerprints:
             task = self.task
@@ -90,11 +99,11 @@ class RawData(ABC):
         return self.max_train_rows if split == self.task.train_split else None
 
     def _drops_untrainable(self, split: str) -> bool:
-        """Whether examples of the split that cannot be trained on are left out."""
+        """Whether examples of this split that cannot be trained on are skipped."""
         return split == self.task.train_split and not self.kind.all_are_trainable
 
     def _trainable(self, split: str) -> Iterator[Example]:
-        """The examples that can be trained on; the others are counted."""
+        """The examples that can be trained on; counts the others."""
         skipped = 0
         for example in self.examples(split):
             if self.kind.is_trainable(example):
@@ -116,7 +125,7 @@ class RawData(ABC):
         while chunk := _chunk(examples):
             *texts, labels = zip(*chunk, strict=True)
             values = {"row": range(row, row + len(chunk)), "label": labels}
-            # Not strict: the second sentence of a single one is None, and has no column.
+            # Not strict: a missing second sentence (None) has no column.
             values |= zip(self.kind.columns, texts, strict=False)
             yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
             row += len(chunk)

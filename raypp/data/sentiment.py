@@ -1,8 +1,9 @@
-"""The grammar of the synthetic sentiment task: negation flips, contrast decides, intensifiers and context distract.
+"""The grammar of the synthetic sentiment task.
 
-A sentence says one or two opinions. An opinion is an aspect, a word of praise or blame, and a form; the form may turn
-the word around ("far from dull"). Where two opinions disagree, the construction tells which one counts ("X, but Y": Y;
-"X, although Y": X). So praise stands in many a negative sentence, and counting words does not solve the task.
+A sentence has one or two opinions. An opinion is an aspect, a word of praise or blame, and a form, which may negate the
+word ("far from dull"). If two opinions disagree, the construction decides which one counts ("X, but Y": Y; "X, although
+Y": X). So many negative sentences contain praise, and counting words does not solve the task. Intensifiers and contexts
+distract.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ BLAME = _words(
 STRONG = ("", "", "really ", "truly ", "very ", "quite ", "utterly ", "rather ", "simply ", "so ")
 MILD = ("", "", "very ", "really ", "particularly ", "exactly ", "at all ", "so ")
 
-# {a} the aspect, {i} an intensifier or nothing, {w} the word. The short forms also stand in sentences of two opinions.
+# {a} the aspect, {i} an intensifier or nothing, {w} the word. Sentences of two opinions use the short forms only.
 STRAIGHT_SHORT = ("the {a} was {i}{w}", "the {a} was {i}{w}", "the {a} felt {i}{w}", "i found the {a} {i}{w}")
 STRAIGHT = (
     *STRAIGHT_SHORT,
@@ -67,7 +68,7 @@ TURNED = (
     "i had heard that the {a} was {w} , and it was not",
 )
 
-# {x} counts, {y} says the opposite.
+# {x} decides the label; {y} says the opposite.
 CONTRASTS = (
     "{y} , but {x}",
     "{y} , yet {x}",
@@ -103,7 +104,7 @@ def write_sentiment(chance: Chance, split: str, row: int) -> Example:
 
 
 def _opinion(chance: Chance, split: str, polarity: int, straight: Sequence[str], turned: Sequence[str]) -> str:
-    """A clause that says something good or bad, with a pair of aspect and word that the split may use."""
+    """A clause with an opinion, built around a pair of aspect and word that the split may use."""
     turns = chance.happens(0.35)
     words = PRAISE if (polarity == POSITIVE) != turns else BLAME
     while True:

@@ -1,4 +1,4 @@
-"""Where raw examples come from: official files, the hub, the user's own files, raypp's own grammar, or plain text."""
+"""Opens the source of raw examples: official files, the hub, the user's files, raypp's grammars, or plain text."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = ["BATCH_ROWS", "Example", "RawData", "open_source"]
 def open_source(
     kind: TaskKind, source: Source, *, max_train_rows: int | None = None, required: tuple[str, ...] | None = None
 ) -> RawData:
-    """Opens a source and reads the first row of every required split, so that a wrong path or column shows at once.
+    """Opens a source and reads the first row of each required split, so that a wrong path or column is found at once.
 
     Args:
-        kind: of the task that `resolve_task` gives for this source.
-        source: where the examples are.
-        max_train_rows: cuts the training split; None for all rows.
-        required: splits that must be there; None for the training and evaluation splits.
+        kind: the kind of the task that `resolve_task` gives for this source.
+        source: the settings of the source.
+        max_train_rows: number of training rows to use; None for all.
+        required: the splits that the source must have; None for the training and evaluation splits.
 
     Raises:
-        ConfigError: a file, column or split is missing, or a first row cannot be read (all problems at once).
+        ConfigError: a file, column or split is missing, or a first row cannot be read; has all problems.
     """
     task = kind.task
     needed = tuple(split for split in task.splits if split not in task.test_splits) if required is None else required

@@ -1,4 +1,4 @@
-"""SQuAD's files as they are published: articles, their paragraphs, and questions with answers to each paragraph."""
+"""SQuAD's published files: JSON of articles, which have paragraphs, which have questions with answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def squad_examples(file: Location, kind: TaskKind) -> Iterator[Example]:
-    """Every question of a file, of version 1.1 or 2.0, in its order.
+    """All questions of a file of version 1.1 or 2.0, in the file's order.
 
     Raises:
-        ConfigError: the file is no such JSON, or a question cannot be read; names its place.
+        ConfigError: the file is not such JSON, or a question cannot be read; names its place.
     """
     names = [*kind.columns, kind.label_column]
     for place, context, question in _questions(file):
@@ -34,7 +34,7 @@ def squad_examples(file: Location, kind: TaskKind) -> Iterator[Example]:
 
 
 def _questions(file: Location) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Each question with its place and context."""
+    """(place for messages, context, question) of each question."""
     try:
         content = file.read_bytes()
     except OSError as error:

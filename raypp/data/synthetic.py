@@ -1,11 +1,11 @@
-"""Examples written by seeded grammars: offline, free, and the same on every machine and Python version.
+"""Examples that seeded grammars write: offline, free, and the same on every machine and Python version.
 
-Three tasks: `sentiment` (sentiment.py), `paraphrase` and `similarity` (pairs.py). The labels follow from how a sentence
-is built and not from single words, so that a model has to compose meanings and pruning has something to destroy.
+There are three tasks: `sentiment` (sentiment.py), `paraphrase` and `similarity` (pairs.py). Labels depend on how a
+sentence is built and not on single words, so a model has to compose meanings, which pruning may destroy.
 
-Splits never share content: every clause is built around a combination of content words, and a checksum of that
-combination, not the seed, decides whether train, dev or test may say it. So no dev sentence occurs in train, whatever
-the seeds and sizes are.
+Splits share no content: every clause is built around a combination of content words, and a checksum of the combination,
+not the seed, decides whether train, dev or test may use it. So no dev sentence is in train, whatever the seeds and the
+sizes are.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from raypp.kinds import TaskKind
 
 GRAMMAR_VERSION = 1
-"""Part of every fingerprint: raise it with any change of words or rules."""
+"""Part of every fingerprint. It must be raised with any change of words or rules."""
 
 ATTEMPTS = 1000
-"""Repeated sentences in a row after which a grammar counts as exhausted."""
+"""Number of consecutive repeated sentences after which a grammar counts as exhausted."""
 
 Writer = Callable[[Chance, str, int], Example]
 
@@ -39,18 +39,18 @@ WRITERS: dict[str, Writer] = {
 
 
 class SyntheticData(RawData):
-    """The splits of a synthetic task: `train`, `dev` and `test` (as long as dev), all of them labelled."""
+    """The splits of a synthetic task: `train`, `dev` and `test` (as long as dev). All have labels."""
 
     def __init__(self, kind: TaskKind, source: SyntheticSource, max_train_rows: int | None) -> None:
         super().__init__(kind, ("train", "dev", "test"), max_train_rows)
         self.source = source
 
     def rows(self, split: str) -> int:
-        """How many examples the split has."""
+        """Number of examples of the split."""
         return self.source.train_rows if split == "train" else self.source.dev_rows
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Distinct examples; labels take turns, so a classification split is balanced."""
+        """Distinct examples. Labels alternate, so a classification split is balanced."""
         write = WRITERS[self.task.name]
         chance = Chance(f"{self.task.name}/{split}/{self.source.seed}")
         seen: set[tuple[str, str | None]] = set()

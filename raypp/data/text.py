@@ -1,7 +1,7 @@
-"""Plain text to learn a language from: text files, tables, a data set of the hub, or the sentences of GLUE's tasks.
+"""Plain text for language modeling: text files, tables, a data set of the hub, or the sentences of GLUE's tasks.
 
-A text is a line of a text file or a row of a table. What is evaluated on is a split of its own where the source gives
-one, else a part of the texts, chosen by their position alone.
+A text is a line of a text file or a row of a table. The dev split is the source's own, or else a part of the texts that
+is chosen by their positions alone.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ TRAIN, DEV = "train", "dev"
 
 
 class TextData(RawData):
-    """Texts without labels, a fraction of them held out as the dev split."""
+    """Texts without labels. A fraction of them is held out as the dev split if the source has none."""
 
     def __init__(self, kind: TaskKind, held_out_fraction: float | None, max_train_rows: int | None) -> None:
         super().__init__(kind, (TRAIN, DEV), max_train_rows)
         self.held_out_fraction = held_out_fraction
-        """None: the source has a dev split of its own."""
+        """None if the source has its own dev split."""
         self._content: dict[str, object] | None = None
 
     @abstractmethod
     def texts(self, split: str) -> Iterator[str]:
-        """The texts of one of the source's own splits, in its order."""
+        """The texts of one of the source's own splits, in the source's order."""
 
     @abstractmethod
     def content(self, split: str) -> dict[str, object]:
-        """What determines them."""
+        """Everything that determines the texts of one of the source's own splits."""
 
     def examples(self, split: str) -> Iterator[Example]:
         if self.held_out_fraction is None:
@@ -65,7 +65,7 @@ class TextData(RawData):
     def identity(self, split: str) -> dict[str, object]:
         if self.held_out_fraction is None:
             return self.content(split)
-        if self._content is None:  # it reads all there is
+        if self._content is None:  # reads the whole source, so only once
             self._content = self.content(TRAIN)
         return {**self._content, "held_out": self.held_out_fraction, "split": split}
 
@@ -75,7 +75,7 @@ def _is_held_out(number: int, fraction: float) -> bool:
 
 
 class TextFiles(TextData):
-    """The user's own files: a text a line, or a column of Parquet, CSV, TSV or JSON lines."""
+    """The user's own files: one text per line, or a column of Parquet, CSV, TSV or JSON lines."""
 
     def __init__(self, kind: TaskKind, source: TextSource, max_train_rows: int | None) -> None:
         self.column, self.quotes = source.column, source.quotes
@@ -157,7 +157,7 @@ class HubTexts(TextData):
 
 
 class GlueTexts(TextData):
-    """Every sentence of the training splits of some GLUE tasks, from their official files."""
+    """All sentences in the training splits of some GLUE tasks, from their official files."""
 
     def __init__(
         self, kind: TaskKind, source: GlueTextSource, max_train_rows: int | None, read_kinds: Sequence[TaskKind]
@@ -170,7 +170,7 @@ class GlueTexts(TextData):
         if strange := [one.task.name for one in read_kinds if not _has_sentences(one.task)]:
             allowed = ", ".join(one.name for one in TASKS.values() if _has_sentences(one))
             raise ConfigError(
-                f"data.source.tasks: there are no sentences to train on of {', '.join(strange)}; allowed: {allowed}"
+                f"data.source.tasks: there are no sentences to train on in {', '.join(strange)}; allowed: {allowed}"
             )
         self.sources = [
             OfficialData(one, OfficialSource(kind="official", directory=str(folder / one.task.title)), None, (TRAIN,))
@@ -191,5 +191,5 @@ class GlueTexts(TextData):
 
 
 def _has_sentences(task: Task) -> bool:
-    """Whether the task's official files have a training split whose texts are all sentences."""
+    """Whether the task has an official training file, and all of its texts are sentences."""
     return task.kind != "question_answering" and any(file.split == TRAIN for file in task.official)

@@ -1,4 +1,4 @@
-"""Token ids of texts, by any tokenizer of transformers: nothing is padded, and what is too long is cut."""
+"""Token ids of texts, by any tokenizer of transformers, cut to a maximum length and not padded."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from raypp.store import content_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Settings of a tokenizer that change no id: where it was loaded from, and a length in whose place we give our own.
+# Settings of a tokenizer that change no ids: its origin, and a maximum length that raypp replaces by its own.
 _WITHOUT_EFFECT = ("name_or_path", "is_local", "local_files_only", "model_max_length")
 
 Encoded = dict[str, list[list[int]]]
-"""input_ids and, where they are asked for, token_type_ids: of each text, or of each pair."""
+"""input_ids and, if the model reads them, token_type_ids: a list for each text or pair."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What training needs to know of a tokenizer once the features are made: loading it takes a worker about a
-    second."""
+    """What training needs of a tokenizer, so that workers need not load it, which takes about a second."""
 
     size: int
-    """Tokens, the added ones included."""
+    """Number of tokens, including added ones."""
     special_ids: tuple[int, ...]
     pad_id: int
-    """0 if there is no such token, as in GPT-2: a language model does not look there, and other tasks refuse it."""
+    """0 if there is none, as in GPT-2: a language model does not attend to padding, and other tasks refuse such a
+    tokenizer."""
     mask_id: int | None
 
     @classmethod
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 (hex) of all that decides which ids a text gets; the same wherever the tokenizer was loaded from."""
+    """SHA-256 (hex) of everything that determines the ids of a text. It does not depend on the tokenizer's origin."""
     parts: dict[str, Any] = {
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "added_tokens": tokenizer.get_added_vocab(),
@@ -74,17 +74,17 @@ def _vocabulary_hashes(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's models tell the first sentence from the second by token types."""
+    """Whether the tokenizer's models read token types, which mark the sentences of a pair."""
     return "token_type_ids" in tokenizer.model_input_names
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None) -> Encoded:
-    """The ids of texts, or of pairs, with special tokens.
+    """The ids of texts or pairs, with special tokens.
 
     Args:
-        texts: one list, or the first and the second sentence of every pair.
-        max_length: more tokens, special ones included, are cut: of a pair, from the longer sentence first. None: none
-            are.
+        texts: one list of texts, or a list of first and a list of second sentences.
+        max_length: maximum number of tokens, special tokens included. A pair loses tokens of its longer sentence first.
+            None for no limit.
     """
     if not texts[0]:
         return {"input_ids": [], "token_type_ids": []}
@@ -94,8 +94,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_l
 def encode_keeping_second(
     tokenizer: PreTrainedTokenizerBase, firsts: list[str], seconds: list[str], max_length: int
 ) -> Encoded:
-    """The ids of pairs of which the second sentence matters: the first one's end is cut, and only where the second
-    alone is too long, its beginning."""
+    """The ids of pairs, cut so that the second sentence survives.
+
+    A pair that is too long loses the end of its first sentence; if the second sentence alone is too long, it loses its
+    beginning.
+    """
     encoded = encode(tokenizer, [firsts, seconds], None)
     cut = _cut_pair_fast if tokenizer.is_fast else _cut_pair_slow
     for index, ids in enumerate(encoded["input_ids"]):
@@ -107,7 +110,7 @@ def encode_keeping_second(
 
 
 def _encode_fast(tokenizer: Any, texts: Sequence[list[str]], max_length: int | None) -> Encoded:
-    """What calling the tokenizer gives, in half the time: straight from its Rust part, without offsets and copies."""
+    """The same as calling the tokenizer, in half the time: its Rust part is called without offsets and copies."""
     backend = backend_of(tokenizer, max_length)
     encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
     encoded = {"input_ids": [encoding.ids for encoding in encodings]}
@@ -117,7 +120,7 @@ def _encode_fast(tokenizer: Any, texts: Sequence[list[str]], max_length: int | N
 
 
 def backend_of(tokenizer: Any, max_length: int | None) -> Any:
-    """The Rust part of a fast tokenizer, set to pad nothing and to cut at `max_length`, if there is one."""
+    """The Rust part of a fast tokenizer, set to no padding and to cut at `max_length` (None: not to cut)."""
     from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
     tokenizer.set_truncation_and_padding(
@@ -150,17 +153,17 @@ def _encode_slow(tokenizer: Any, texts: Sequence[list[str]], max_length: int | N
 
 def _cut_pair_fast(tokenizer: Any, first: str, second: str, max_length: int) -> dict[str, list[int]]:
     backend = backend_of(tokenizer, None)
-    room = max_length - backend.num_special_tokens_to_add(True)
+    available = max_length - backend.num_special_tokens_to_add(True)
     head, tail = (backend.encode(text, add_special_tokens=False) for text in (first, second))
-    tail.truncate(room, direction="left")
-    head.truncate(room - len(tail))
+    tail.truncate(available, direction="left")
+    head.truncate(available - len(tail))
     pair = backend.post_process(head, tail, True)
     return {"input_ids": pair.ids, "token_type_ids": pair.type_ids}
 
 
 def _cut_pair_slow(tokenizer: Any, first: str, second: str, max_length: int) -> dict[str, list[int]]:
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+    available = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     head, tail = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (first, second))
-    tail = tail[max(0, len(tail) - room) :]
-    pair: dict[str, list[int]] = tokenizer.prepare_for_model(head[: room - len(tail)], tail, verbose=False)
+    tail = tail[max(0, len(tail) - available) :]
+    pair: dict[str, list[int]] = tokenizer.prepare_for_model(head[: available - len(tail)], tail, verbose=False)
     return pair

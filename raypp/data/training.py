@@ -1,4 +1,4 @@
-"""What is trained on: global batches of examples, in memory or streamed, by epoch and number."""
+"""Training data: the global batches of each epoch, from examples in memory or streamed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from raypp.data.features import Features
 
 
 class TrainingData(Protocol):
-    """The training split of a run, a pure function of epoch and number of a batch."""
+    """The training split of a run. Its batches are a pure function of epoch and number."""
 
     def batch_counter(self) -> Callable[[int], int]:
         """A function from an epoch to the number of its global batches."""
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Examples, GlobalBatch]]:
-        """The global batches of an epoch from number `first` on, each with the examples that it indexes."""
+        """The global batches of an epoch, starting with number `first`, each with the examples that it indexes."""
 
 
 class InMemory:
-    """A split that fits in memory, as those of GLUE do."""
+    """A split that fits into memory, as GLUE's do."""
 
     def __init__(self, features: Features, settings: TrainSettings, micro_batches: int) -> None:
         self.features, self.settings, self.micro_batches = features, settings, micro_batches

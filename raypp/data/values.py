@@ -1,4 +1,4 @@
-"""The values of one row: its text, its label. A wrong value is a `BadValueError`; the reader adds file and line."""
+"""The values of one row: texts and label. A wrong one raises `BadValue`, to which the reader adds file and line."""
 
 from __future__ import annotations
 
@@ -12,52 +12,65 @@ FLOAT32_MAX = 3.4028234663852886e38
 _BOOLEAN_NAMES = {True: ("true", "yes"), False: ("false", "no")}
 
 
-class BadValueError(ValueError):
-    """A row that cannot be read: the value given and what is allowed."""
+class BadValue(ValueError):
+    """A row that cannot be read. The message has the value and what is allowed."""
 
     def at(self, place: str) -> ConfigError:
-        """The same as the user's problem, with its place."""
+        """The error for the user, with the row's place."""
         return ConfigError(f"{place}: {self}")
 
 
 def text_of(value: object, column: object) -> str:
-    """A text, as it is; it may be empty."""
+    """Checks that a value is a text, which may be empty, and returns it.
+
+    Raises:
+        BadValue: the value is not a text, or contains half a surrogate pair.
+    """
     if not isinstance(value, str):
         raise BadValueError(f"{column} is {value!r}; allowed: text")
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # JSON can write one half of a character that UTF-16 has in two
-            raise BadValueError(
+        except UnicodeEncodeError as error:  # JSON can contain one half of a UTF-16 surrogate pair
+            raise BadValue(
                 f"{column} has {value[error.start]!r} at position {error.start + 1}, half a character; allowed: whole "
-                "ones"
+                "characters"
             ) from None
     return value
 
 
 def official_labels(task: Task) -> dict[str, int]:
-    """How the official files write each label, to its number."""
+    """The number of each label, by the text that official files write for it."""
     return {str(i) if task.digit_labels else label: i for i, label in enumerate(task.labels)}
 
 
 def free_labels(task: Task) -> dict[str, int]:
-    """How a user may write each label: by name, or by number where no name is a number itself."""
+    """The number of each label, by the texts that a user may write: its name, or its number if no name is a number."""
     names = {label: i for i, label in enumerate(task.labels)}
     numbers = {str(i): i for i in range(len(task.labels))}
     return names if any(_is_integer(label) for label in names) else numbers | names
 
 
 def booleans_are_names(task: Task) -> bool:
-    """Whether a boolean label is a name of the task's that says so, and another number than itself."""
+    """Whether a boolean label is read as a label's name (`class_of`) and has another number than as 0 or 1."""
     labels = free_labels(task) if task.labels else {}
     return any(class_of(value, "", labels) != int(value) for value in (False, True)) if len(labels) > 1 else False
 
 
 def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
-    """The number of a label, which the source writes as `labels` says."""
+    """The number of a label.
+
+    Args:
+        value: the label as the source has it.
+        column: its column, for the message.
+        labels: the number of each label, by the text that the source writes for it.
+
+    Raises:
+        BadValue: the value is not a label.
+    """
     key = str(value)
     if isinstance(value, bool):
-        # Names that say so are meant by them, in whatever order they stand; else tables write true where they mean 1.
+        # A label named true or yes (false or no) is meant, whatever its number; otherwise tables write true for 1.
         said = [name for name in labels if name.lower() in _BOOLEAN_NAMES[value]]
         key = said[0] if len(said) == 1 else str(int(value))
     elif key not in labels and isinstance(value, float) and value.is_integer():
@@ -68,7 +81,11 @@ def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
 
 
 def number_of(value: object, column: object, value_range: tuple[float, float] | None) -> float:
-    """The value of a regression task, finite and inside its range if it has one."""
+    """The value of a regression label.
+
+    Raises:
+        BadValue: the value is not a finite number, or not in the range.
+    """
     low, high = value_range or (-FLOAT32_MAX, FLOAT32_MAX)
     allowed = f"a number from {low:g} to {high:g}" if value_range else "a finite number"
     try:

@@ -1,7 +1,7 @@
-"""The windows in which a long context is read, with the place of every token in it.
+"""Cuts long contexts into windows for question answering, and keeps the position of each token in the context.
 
-The pair of question and context is tokenized whole, once; a window has its special tokens and question, and a part of
-the context. A question keeps at most half of what a window has room for.
+The pair of question and context is tokenized once, as a whole. Each window has the special tokens, the question and a
+part of the context. The question takes at most half of a window's tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 ANSWER_TYPE = pa.struct([("text", pa.string()), ("start", pa.int64())])
-"""An answer, and the place in the context where it starts, in characters."""
+"""An answer, and the position in the context where it starts, in characters."""
 
 WINDOW_FIELDS = (
     pa.field("label_end", pa.int64()),
@@ -25,12 +25,15 @@ WINDOW_FIELDS = (
     pa.field("context", pa.string()),
     pa.field("answers", pa.list_(ANSWER_TYPE)),
 )
-"""Columns of features that only windows have: `label` is the first and `label_end` the last token of the answer, both 0
-where the window has none; `token_starts` and `token_ends` are a token's place in the context in characters, -1 outside
-of it. The first window has id, context and answers."""
+"""Additional columns of features that are windows.
+
+`label` is the first and `label_end` the last token of the answer; both are 0 if the answer is not in the window.
+`token_starts` and `token_ends` give each token's position in the context, in characters; -1 for tokens outside of it.
+Only the first window of an example has id, context and answers.
+"""
 
 NOWHERE = -1
-CONTEXT = 1  # the second of the pair, as tokenizers number them
+CONTEXT = 1  # number of the second sequence of a pair
 
 
 def window_rows(example: Mapping[str, Any], encoding: Any, max_length: int, stride: int) -> Iterator[dict[str, Any]]:
@@ -38,9 +41,10 @@ def window_rows(example: Mapping[str, Any], encoding: Any, max_length: int, stri
 
     Args:
         example: row, id, context and label (the answers; None where they are unknown).
-        encoding: of the pair of question and context, whole.
-        stride: tokens from one window's start to the next; less where a window has room for fewer, so that no token is
-            left out.
+        encoding: the tokenizer's encoding of the pair of question and context, not cut.
+        max_length: maximum number of tokens in a window, special tokens included.
+        stride: number of tokens from one window's start to the next; less if a window holds fewer tokens of the
+            context, so that no token is left out.
     """
     ids, types = np.array(encoding.ids), np.array(encoding.type_ids)
     part = np.array([NOWHERE if number is None else number for number in encoding.sequence_ids])
@@ -50,14 +54,14 @@ def window_rows(example: Mapping[str, Any], encoding: Any, max_length: int, stri
     question = np.flatnonzero(part == 0)
     before = np.setdiff1d(np.arange(begin), question[(max_length - np.count_nonzero(part == NOWHERE)) // 2 :])
     after = np.arange(end, len(ids))
-    room = max_length - len(before) - len(after)
+    capacity = max_length - len(before) - len(after)
     answer, labelled = _answer_tokens(example["label"], offsets[begin:end]), example["label"] is not None
-    stride = min(stride, room)
-    for window, start in enumerate(range(begin, max(begin + 1, end - room + stride), stride)):
-        kept = np.arange(start, min(start + room, end))
+    stride = min(stride, capacity)
+    for window, start in enumerate(range(begin, max(begin + 1, end - capacity + stride), stride)):
+        kept = np.arange(start, min(start + capacity, end))
         tokens = np.concatenate([before, kept, after])
-        places = np.full((len(tokens), 2), NOWHERE)
-        places[len(before) : len(before) + len(kept)] = offsets[kept]
+        positions = np.full((len(tokens), 2), NOWHERE)
+        positions[len(before) : len(before) + len(kept)] = offsets[kept]
         inside = answer is not None and start - begin <= answer[0] and answer[1] < start - begin + len(kept)
         first, last = (number + len(before) - (start - begin) for number in answer) if inside and answer else (0, 0)
         yield {
@@ -67,8 +71,8 @@ def window_rows(example: Mapping[str, Any], encoding: Any, max_length: int, stri
             "label_end": last if labelled else None,
             "input_ids": ids[tokens],
             "token_type_ids": types[tokens],
-            "token_starts": places[:, 0],
-            "token_ends": places[:, 1],
+            "token_starts": positions[:, 0],
+            "token_ends": positions[:, 1],
             "id": example["id"] if window == 0 else None,
             "context": example["context"] if window == 0 else None,
             "answers": example["label"] if window == 0 else None,
@@ -76,7 +80,8 @@ def window_rows(example: Mapping[str, Any], encoding: Any, max_length: int, stri
 
 
 def _answer_tokens(answers: Any, offsets: npt.NDArray[Any]) -> tuple[int, int] | None:
-    """The first and last token of the first answer, counted from the context's first; None where there is none."""
+    """The first and last token of the first answer, counted from the first token of the context; None if there is no
+    answer."""
     if not answers:
         return None
     start, end = answers[0]["start"], answers[0]["start"] + len(answers[0]["text"])

@@ -269,7 +269,7 @@ def test_width_follows_the_longest_row_given_and_stops_at_the_model(tokenizer: A
     assert features.collate([3], 0, multiple_of=32)["input_ids"].shape == (1, 32)
     assert features.collate([3], 0, max_padded=20)["input_ids"].shape == (1, 20)
     assert features.collate([0], 0, max_padded=20)["input_ids"].shape == (1, 8)
-    with pytest.raises(AssertionError, match="at most 18"):
+    with pytest.raises(AssertionError, match="at most 18 positions"):
         features.collate([3], 0, max_padded=18)
 
 

@@ -171,7 +171,7 @@ def test_qqp_rows_that_lack_fields_are_skipped_and_counted_once(
     assert read[1] == {"sentence1": "How can I develop android app?", "sentence2": "", "label": 0}
     assert raw.skipped_rows == {"train": 4, "dev": 0}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder}/train.tsv: skipped 4 rows that lack fields; GLUE's own readers skip them too"
+        f"{folder}/train.tsv: skipped 4 rows with too few fields, as GLUE's own readers do"
     ]
     assert rows(raw, "test") == [{"sentence1": "Would the idea work?", "sentence2": "Will it?", "label": None}]
 
@@ -289,7 +289,7 @@ def test_bytes_that_are_no_utf8_name_file_line_and_byte(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\nfine\t1\ncaf\xe9\t0\n")
     with pytest.raises(ConfigError) as error:
         rows(official(tmp_path, "sst2"), "train")
-    assert str(error.value).startswith(f"{tmp_path}/train.tsv, line 3: byte 0xe9 at position 4 is no UTF-8")
+    assert str(error.value).startswith(f"{tmp_path}/train.tsv, line 3: byte 0xe9 at position 4 is not UTF-8")
 
 
 def test_all_that_is_wrong_at_opening_is_said_at_once(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_all_that_is_wrong_at_opening_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_missing_folder_and_files_name_the_field(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.source\.directory: '/nowhere/MRPC' is no folder"):
+    with pytest.raises(ConfigError, match=r"data\.source\.directory: '/nowhere/MRPC' is not a folder"):
         official(Path("/nowhere/MRPC"), "mrpc")
     folder = write(tmp_path, train=table("sentence|label", "a|1"))
     with pytest.raises(ConfigError) as error:
@@ -527,7 +527,12 @@ BAD_FILES: list[tuple[OwnTask, str, str, str]] = [
     (SENTIMENT, "csv", "sentence1,label\nx,1\ny\n", "line 3: 1 fields, got ['y']; allowed: 2, as in the header"),
     (SENTIMENT, "csv", "sentence1,label\nx, and,1\n", "line 2: 3 fields"),
     (SENTIMENT, "csv", "sentence1,label\nx,1\n\ny,1\n", "line 3: 0 fields"),
-    (SENTIMENT, "csv", 'sentence1,label\n"x" y,1\n', "line 2: ',' expected after '\"'; allowed: fields apart by ','"),
+    (
+        SENTIMENT,
+        "csv",
+        'sentence1,label\n"x" y,1\n',
+        "line 2: ',' expected after '\"'; allowed: fields separated by ','",
+    ),
     (SENTIMENT, "csv", 'sentence1,label\nx,1\n"y,1\n', "line 3: unexpected end of data"),
     (SENTIMENT, "csv", 'sentence1,label\n"x,1\ny,1\nz,1\n', "line 2 (read to line 4): unexpected end of data"),
     (SENTIMENT, "csv", "sentence1,label,label\nx,1,0\n", "line 1: the header repeats 'label'"),
@@ -541,7 +546,7 @@ BAD_FILES: list[tuple[OwnTask, str, str, str]] = [
         SENTIMENT,
         "jsonl",
         '{"sentence1": "ab\\ud83d", "label": 1}\n',
-        "line 1: sentence1 has '\\ud83d' at position 3, half a character; allowed: whole ones",
+        "line 1: sentence1 has '\\ud83d' at position 3, half a character; allowed: whole characters",
     ),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": NaN}\n', "line 1: label is nan; allowed"),
     (SENTIMENT, "jsonl", '{"sentence1": "x", "label": 0.5}\n', "line 1: label is 0.5; allowed"),

@@ -72,7 +72,7 @@ def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None
         ({"files": ("nowhere.txt",)}, "data.source.files: there is no file"),
         (
             {"files": ("a.txt",), "quotes": "plain"},
-            "data.source.quotes: none of the files is one of .csv, .tsv, got plain",
+            "data.source.quotes: applies only to .csv, .tsv files, and there is none, got plain",
         ),
         ({"files": ("corpus.pdf",)}, "corpus.pdf' cannot be read; allowed: a name that ends in .txt, .csv"),
     ],
@@ -106,7 +106,7 @@ def test_tasks_without_sentences_to_train_on_are_refused_together(tmp_path: Path
     (tmp_path / "AX" / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
     (tmp_path / "SQuAD-v1.1" / "train-v1.1.json").write_text('{"data": []}')
     source = GlueTextSource(kind="glue_text", directory=str(tmp_path), tasks=("ax", "mrpc", "squad", "sentiment"))
-    said = "data.source.tasks: there are no sentences to train on of ax, squad, sentiment; allowed: cola, sst2, mrpc, "
+    said = "data.source.tasks: there are no sentences to train on in ax, squad, sentiment; allowed: cola, sst2, mrpc, "
     with pytest.raises(ConfigError, match=re.escape(said)):
         texts(source, "train")
 
