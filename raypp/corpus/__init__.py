@@ -1,1 +1,1 @@
-"""Text for language modelling: cut into blocks, streamed in a seeded order, masked on the fly. No Ray here."""
+"""Text for language modeling: cut into blocks, streamed in a seeded order, and masked when it is read."""

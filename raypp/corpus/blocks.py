@@ -1,8 +1,8 @@
-"""Blocks: a corpus as sequences of tokens, as the original distiller cut it.
+"""Blocks: a corpus as sequences of tokens, cut as the original distiller did.
 
-A text that is longer than a block is cut into several, each with the tokenizer's special tokens around it. Blocks of
-fewer than `SHORTEST` tokens teach little, and those that are half unknown tokens (another script, noise) teach
-nothing: both are dropped and counted.
+A text that is longer than a block is cut into several blocks, each with the tokenizer's special tokens around it.
+Blocks are dropped and counted if they have fewer than `SHORTEST` tokens or if half of their tokens are unknown (another
+script, noise), because a model learns little from them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from raypp.data.tokenization import backend_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Raised when the same text would be cut into other blocks than before.
+# Must be raised when the same text would be cut into other blocks than before.
 BLOCKS_FORMAT = 1
 SHORTEST = 12
-"""Tokens that a block has at least, special ones included."""
+"""Minimum number of tokens in a block, special tokens included."""
 TOKEN_COUNTS = "token_counts.json"
-"""Beside the blocks in the store: how often each token stands in them, by id."""
+"""Name of the file next to the blocks in the store, with the number of occurrences of each token, by id."""
 MOST_UNKNOWN = 0.5
-"""A block whose part of unknown tokens is not below this is dropped."""
+"""A block is dropped if this part of its tokens, or more, is unknown."""
 
 SCHEMA = pa.schema(
     [
@@ -38,24 +38,24 @@ SCHEMA = pa.schema(
         pa.field("input_ids", pa.list_(pa.int32())),
     ]
 )
-"""Columns of a table of blocks: the text's row in the source, the block's number in the text, its tokens."""
+"""Columns of a table of blocks: the text's position in the source, the block's number in the text, its tokens."""
 
 
 @dataclass(frozen=True)
 class CutReport:
-    """What became of the texts; reports of parts add up."""
+    """Number of texts, blocks and tokens. The reports of parts can be added."""
 
     texts: int = 0
     cut_texts: int = 0
     """Texts longer than a block."""
     blocks: int = 0
-    """Blocks that are kept."""
+    """Kept blocks."""
     tokens: int = 0
-    """Tokens in them, special ones included."""
+    """Tokens in the kept blocks, special tokens included."""
     short_blocks: int = 0
-    """Dropped for being short."""
+    """Blocks dropped because they are short."""
     unknown_blocks: int = 0
-    """Dropped for their unknown tokens."""
+    """Blocks dropped because of their unknown tokens."""
 
     def __add__(self, other: CutReport) -> CutReport:
         mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -70,41 +70,49 @@ class CutReport:
 
 
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The ids before and after each block: those that the tokenizer itself puts around a text; where it puts none
-    (GPT-2's), its tokens for the beginning and the end of a text."""
+    """The special tokens before and after each block: those that the tokenizer puts around a text or, if it puts none
+    (as GPT-2's), its tokens for the beginning and the end of a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     if len(whole) == len(bare):
         first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
         return [] if first is None else [first], [] if last is None else [last]
-    start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    start = next(index for index in range(len(whole)) if whole[index : index + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]
 
 
 def cut_texts(
     batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[pa.Table, CutReport]:
-    """Texts (row, text) as blocks of at most `max_length` tokens, special ones included, and what was dropped."""
+    """Cuts texts into blocks.
+
+    Args:
+        batch: columns row and text.
+        max_length: maximum number of tokens in a block, special tokens included.
+
+    Returns:
+        A table of blocks (`SCHEMA`), and the report.
+    """
     prefix, suffix = special_frame(tokenizer)
-    room = max_length - len(prefix) - len(suffix)
+    capacity = max_length - len(prefix) - len(suffix)
     ids, lengths = _encode(tokenizer, batch.column("text").to_pylist())
-    pieces = np.maximum(1, -(-lengths // room))  # an empty text has one, which is too short
+    pieces = np.maximum(1, -(-lengths // capacity))  # an empty text has one, which is too short
     texts = np.repeat(np.arange(len(lengths)), pieces)
     number = np.arange(len(texts)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    starts = (np.cumsum(lengths) - lengths)[texts] + number * room
-    inner = np.minimum(lengths[texts] - number * room, room)
+    starts = (np.cumsum(lengths) - lengths)[texts] + number * capacity
+    inner = np.minimum(lengths[texts] - number * capacity, capacity)
 
     framed = inner + len(prefix) + len(suffix)
     begins = np.cumsum(framed) - framed
     owner = np.repeat(np.arange(len(texts)), framed)
-    place = np.arange(len(owner)) - begins[owner] - len(prefix)
-    is_inner = (place >= 0) & (place < inner[owner])
+    offset = np.arange(len(owner)) - begins[owner] - len(prefix)  # from the block's first token of text
+    is_inner = (offset >= 0) & (offset < inner[owner])
     flat = np.empty(len(owner), np.int32)
-    flat[is_inner] = ids[(starts[owner] + place)[is_inner]]
-    for offset, token in enumerate(prefix):
-        flat[begins + offset] = token
-    for offset, token in enumerate(suffix):
-        flat[begins + len(prefix) + inner + offset] = token
+    flat[is_inner] = ids[(starts[owner] + offset)[is_inner]]
+    for index, token in enumerate(prefix):
+        flat[begins + index] = token
+    for index, token in enumerate(suffix):
+        flat[begins + len(prefix) + inner + index] = token
 
     unknown_id = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     unknown = np.bincount(owner[flat == unknown_id], minlength=len(texts))
@@ -133,7 +141,7 @@ def cut_texts(
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """All tokens of all texts in a row, without special ones and whole, and how many each has."""
+    """The tokens of all texts, one text after the other, without special tokens, and the number of tokens of each."""
     if tokenizer.is_fast:
         encoded = [each.ids for each in backend_of(tokenizer, None).encode_batch_fast(texts, add_special_tokens=False)]
     else:
@@ -143,18 +151,18 @@ def _encode(tokenizer: Any, texts: list[str]) -> tuple[npt.NDArray[np.int32], np
 
 
 def count_tokens(table: pa.Table, vocabulary: int) -> npt.NDArray[np.int64]:
-    """How often each token stands in a table of blocks, int64 [vocabulary]."""
+    """Number of occurrences of each token in a table of blocks, int64 [vocabulary]."""
     return np.bincount(flatten(table.column("input_ids"), np.int32)[0], minlength=vocabulary)
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks in memory: flat arrays."""
+    """Blocks in memory, as flat arrays."""
 
     rows: npt.NDArray[np.int64]
-    """[n]: the text's position in the source."""
+    """[n]: position of each block's text in the source."""
     pieces: npt.NDArray[np.int64]
-    """[n]: the block's number in its text."""
+    """[n]: number of each block in its text."""
     offsets: npt.NDArray[np.int64]
     """[n + 1]: block i is input_ids[offsets[i]:offsets[i + 1]]."""
     input_ids: npt.NDArray[np.int32]
@@ -162,7 +170,7 @@ class Blocks:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Blocks:
-        """The blocks of a table, in its order."""
+        """The blocks of a table (`SCHEMA`), in the table's order."""
         ids, lengths = flatten(table.column("input_ids"), np.int32)
         return cls(
             rows=table.column("row").to_numpy(),
@@ -176,12 +184,15 @@ class Blocks:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each block, int64 [n]."""
+        """Number of tokens of each block, int64 [n]."""
         return np.diff(self.offsets)
 
     def padded(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """The blocks at `indices` (at least one): tokens, 0 after the end, and which of them are real; int64 and bool
-        [rows, width], the longest block's length rounded up."""
+        """The blocks at `indices` (at least one), padded to the longest block's length, rounded up.
+
+        Returns:
+            Tokens, int64 [rows, width], 0 at padding; and whether each is real, bool [rows, width].
+        """
         starts, lengths = self.offsets[indices], self.lengths[indices]
         width = int(padded_length(lengths.max()))
         is_real = np.arange(width) < lengths[:, None]

@@ -1,8 +1,8 @@
-"""Random numbers by place: each is a function of its coordinates (seed, epoch, row, position), without any state.
+"""Random numbers without state: each is a function of its coordinates (seed, epoch, row, position).
 
-So what is drawn for a token does not depend on the batch that it is in, on the worker that draws, or on what was drawn
-before. Each coordinate is absorbed by SplitMix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable
-pseudorandom number generators"), which is a bijection of 64 bits.
+So a token's random number does not depend on its batch, on the worker that draws it, or on earlier draws. Each
+coordinate is mixed in with SplitMix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"), which is a bijection of 64 bits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1C
 
 
 def uniform(*coordinates: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """A number between 0 and 1 (both excluded) for each place, of the coordinates' common shape.
+    """A uniform random number between 0 and 1 (both excluded) for each tuple of coordinates.
 
     Args:
-        coordinates: integers from 0, or arrays of them, in this order.
+        coordinates: integers from 0, or arrays of them; they are broadcast to one shape. Their order matters.
+
+    Returns:
+        float64, of that shape.
     """
     state = np.zeros(1, np.uint64)  # an array, whose products wrap around without a warning
     for coordinate in coordinates:

@@ -1,4 +1,4 @@
-"""Blocks with their targets: what a batch of language modelling is made of."""
+"""Blocks together with the tokens to predict: the examples of language modeling."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BlockExamples:
-    """Blocks in memory and what of them is predicted in one epoch."""
+    """Blocks in memory, with the targets of one epoch."""
 
     blocks: Blocks
     masker: Masker | None
-    """None: the next token is predicted everywhere."""
+    """Chooses the targets; None for causal language modeling, which predicts each next token."""
     epoch: int = 0
     all_tokens: bool = False
-    """Whether a model's output is needed at every real token, and not at the targets alone."""
+    """Whether the model's output is needed at all real tokens, not only at the targets."""
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """int64 [n]: position of the text in the source; several blocks may be of one."""
+        """int64 [n]: position of each block's text in the source. Several blocks may have the same text."""
         return self.blocks.rows
 
     @property
     def pieces(self) -> npt.NDArray[np.int64]:
-        """int64 [n]: number of the block in its text."""
+        """int64 [n]: number of each block in its text."""
         return self.blocks.pieces
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """bool [n], True: a text is its own label."""
+        """bool [n], all True: a text is its own label."""
         return np.ones(len(self.blocks), bool)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each block, int64 [n]."""
+        """Number of tokens of each block, int64 [n]."""
         return self.blocks.lengths
 
     @property
     def tokens(self) -> npt.NDArray[np.int64]:
-        """The same."""
+        """The same as `lengths`."""
         return self.lengths
 
     def loss_counts(self, indices: npt.NDArray[np.int64]) -> Counts:
@@ -75,12 +75,12 @@ class BlockExamples:
         """The blocks at `indices` (at least one) as one padded batch.
 
         Args:
-            pad_id: stands after the end of a block.
-            max_padded: the width at most, since the model has no further positions.
+            pad_id: the padding token.
+            max_padded: maximum width, the number of the model's positions; None for no limit.
 
         Returns:
             input_ids, attention_mask and labels (NOT_PREDICTED where there is no target), int64 [rows, width]; chosen,
-            bool [rows, width]: where a model's output is needed.
+            bool [rows, width], the tokens at which the model's output is needed.
         """
         import torch
 

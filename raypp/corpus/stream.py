@@ -1,8 +1,8 @@
-"""The order in which a corpus is read: row groups in a shuffled order, shuffled again inside a window.
+"""The order in which a corpus is read: its row groups are shuffled, and blocks are shuffled again within a window.
 
-A pure function of (sizes of the row groups, seed, epoch, batch size): what is read at a step is known without reading
-what came before, so a run resumes exactly, and one window is in memory at a time. A window holds whole batches, so the
-number of batches does not depend on where windows end.
+The order is a pure function of (sizes of the row groups, seed, epoch, batch size). So the blocks of a step are known
+without reading those before it, and a run resumes exactly. One window is in memory at a time. It holds whole batches,
+so the number of batches does not depend on the size of windows.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ import numpy as np
 
 from raypp.data.batches import shuffled
 
-_GROUP_ORDER = 2  # what a stream of random numbers is for, beside those of data/batches.py
+_GROUP_ORDER = 2  # purpose of random numbers, next to those in data/batches.py
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring blocks of one row group."""
+    """Consecutive blocks of one row group."""
 
     group: int
-    """The row group, counted over the whole corpus in the source's order."""
+    """Number of the row group in the whole corpus, in the source's order."""
     start: int
+    """The first block, counted within the row group."""
     stop: int
+    """The block after the last one."""
 
 
 @dataclass(frozen=True)
 class StreamOrder:
-    """The order of one run."""
+    """The order in which one run reads the corpus."""
 
     group_sizes: Sequence[int]
-    """Blocks in each row group, in the source's order."""
+    """Number of blocks in each row group, in the source's order."""
     seed: int
     batch_size: int
-    """Blocks in a global batch."""
+    """Number of blocks in a global batch."""
     window_blocks: int
-    """Blocks in memory at a time, at most (but a batch at least)."""
+    """Maximum number of blocks in a window; a window holds at least one batch."""
 
     @property
     def num_blocks(self) -> int:
@@ -45,21 +47,21 @@ class StreamOrder:
 
     @property
     def window_batches(self) -> int:
-        """Batches in a window; the last one of an epoch may have fewer."""
+        """Number of batches in a window; the last window of an epoch may have fewer."""
         return max(1, self.window_blocks // self.batch_size)
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return -(-self.num_blocks // self.batch_size)
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch."""
+        """Number of windows in an epoch."""
         return -(-self.num_batches // self.window_batches)
 
     def spans(self, epoch: int, window: int) -> list[Span]:
-        """What a window holds. Those of an epoch together hold every block once."""
+        """The blocks of a window. The windows of an epoch together hold every block once."""
         order = shuffled(len(self.group_sizes), self.seed, epoch, _GROUP_ORDER)
         sizes = np.asarray(self.group_sizes, np.int64)[order]
         ends = np.cumsum(sizes)

@@ -1,4 +1,4 @@
-"""Blocks streamed from the store for training: a window in memory, the next one read meanwhile."""
+"""Streams blocks from the store for training: one window is in memory while the next one is read."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from raypp.store import Artifact
 
 GROUP_BLOCKS = 512
-"""Blocks of a row group, at most: what is read at once."""
+"""Maximum number of blocks in a row group, which is read at once."""
 
 
 class StreamedBlocks:
-    """The training data of a language model, whatever its size."""
+    """The training data of a language model, of any size (`data.training.TrainingData`)."""
 
     def __init__(self, experiment: Experiment, micro_batches: int, artifact: Artifact, masker: Masker | None) -> None:
         settings, distillation = experiment.train, experiment.distillation
         assert settings.batch_size is not None, "blocks are batched by number"
         self.settings, self.micro_batches, self.artifact, self.masker = settings, micro_batches, artifact, masker
         self.all_tokens = distillation is not None and distillation.soft_tokens == "all"
-        # In the source's order, by name of the part and number in it.
+        # (name of the part, number in it, blocks) of each row group, in the source's order.
         self.groups = [
             (name, group, min(GROUP_BLOCKS, rows - group * GROUP_BLOCKS))
             for name, rows in artifact.extra["part_blocks"]
@@ -44,8 +44,8 @@ class StreamedBlocks:
         return lambda _: self.order.num_batches
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[BlockExamples, GlobalBatch]]:
-        """The global batches of an epoch from number `first` on, each with the window that it is of."""
-        window, place = divmod(first, self.order.window_batches)
+        """The global batches of an epoch, starting with number `first`, each with its window's examples."""
+        window, skipped = divmod(first, self.order.window_batches)
         with ThreadPoolExecutor(1, thread_name_prefix="corpus") as thread:
             upcoming = thread.submit(self._window, epoch, window)
             for number in range(window, self.order.num_windows):
@@ -53,8 +53,8 @@ class StreamedBlocks:
                 if number + 1 < self.order.num_windows:
                     upcoming = thread.submit(self._window, epoch, number + 1)
                 plan = plan_epoch(examples.lengths, self.settings, epoch, self.micro_batches, window=number)
-                yield from ((examples, batch) for batch in plan[place:])
-                place = 0
+                yield from ((examples, batch) for batch in plan[skipped:])
+                skipped = 0
 
     def _window(self, epoch: int, window: int) -> BlockExamples:
         spans = self.order.spans(epoch, window)
@@ -62,7 +62,7 @@ class StreamedBlocks:
         return BlockExamples(Blocks.from_table(table), self.masker, epoch, self.all_tokens)
 
     def _read(self, spans: Sequence[Span]) -> list[pa.Table]:
-        """The blocks of spans, in their order; each part is opened once."""
+        """The blocks of each span, in the spans' order. Each part is opened once."""
         wanted: dict[str, list[int]] = {}
         for span in spans:
             name, group, _ = self.groups[span.group]

@@ -1,1 +1,1 @@
-"""Following a teacher: the losses of its logits and of its hidden states."""
+"""Distillation: the losses on a teacher's logits and hidden states."""

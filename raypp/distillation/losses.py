@@ -1,8 +1,9 @@
-"""Soft losses (the teacher's logits), hard losses (the labels), hidden losses (hidden states): sums over rows.
+"""Losses as sums over rows: soft (the teacher's logits), hard (the labels) and hidden (the teacher's hidden states).
 
-A row is an example or, where a model answers token by token, may be a token. Sums, not means: a micro-batch's share of
-the loss is its sum divided by the number of rows in the global batch (`examples.Counts`), so uneven shares weigh right.
-All are computed in float32, whatever the dtype of what they are given, and return a float32 scalar.
+A row is an example or, for a language model, a token. They are sums and not means, because a micro-batch's part of the
+loss is its sum divided by the number of rows in the global batch (`data.examples.Counts`); so shares of different sizes
+get the right weights. All losses are computed in float32, whatever the dtype of their arguments, and return a float32
+scalar.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def soft_cross_entropy_sum(student_logits: Tensor, teacher_logits: Tensor, tempe
     """Soft loss of classification: temperature**2 * KL(teacher || student), summed over rows.
 
     Both distributions are softened by the temperature; its square keeps the gradient's size (Hinton et al. 2015,
-    section 2). Divided by the number of rows it is the original's `batchmean` loss.
+    section 2). Divided by the number of rows, it is the original's `batchmean` loss.
 
     Args:
         student_logits: (rows, classes).
@@ -23,7 +24,7 @@ def soft_cross_entropy_sum(student_logits: Tensor, teacher_logits: Tensor, tempe
         temperature: above 0.
 
     Raises:
-        ValueError: shapes that differ, or a single class, of which the divergence is always 0.
+        ValueError: the shapes differ, or there is a single class, for which the divergence is always 0.
     """
     _same_logits(student_logits, teacher_logits)
     if student_logits.shape[1] < 2:
@@ -34,37 +35,66 @@ def soft_cross_entropy_sum(student_logits: Tensor, teacher_logits: Tensor, tempe
 
 
 def soft_mse_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Soft loss of regression: squared distance to the teacher's value, summed over rows; (rows,) or (rows, 1) each."""
+    """Soft loss of regression: squared error to the teacher's value, summed over rows.
+
+    Args:
+        student_logits: (rows,) or (rows, 1).
+        teacher_logits: (rows,) or (rows, 1); gets no gradient.
+
+    Raises:
+        ValueError: there are several values per row, or the numbers of rows differ.
+    """
     return _squared_error_sum(student_logits, teacher_logits.detach())
 
 
 def logits_mse_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Squared error of (rows, classes) logits, its mean over classes, summed over rows; no gradient to the teacher."""
+    """Squared error of logits, its mean over classes, summed over rows.
+
+    Args:
+        student_logits: (rows, classes).
+        teacher_logits: (rows, classes); gets no gradient.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     _same_logits(student_logits, teacher_logits)
     return (student_logits.float() - teacher_logits.detach().float()).square().mean(dim=1).sum()
 
 
 def hard_cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Hard loss of classification: cross entropy of (rows, classes) logits with (rows,) class numbers, summed."""
+    """Hard loss of classification: cross entropy, summed over rows.
+
+    Args:
+        logits: (rows, classes).
+        labels: (rows,), class numbers; rows with -100 are ignored.
+    """
     return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 def hard_mse_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Hard loss of regression: squared error, summed over rows; logits and labels (rows,) or (rows, 1) each."""
+    """Hard loss of regression: squared error, summed over rows.
+
+    Args:
+        logits: (rows,) or (rows, 1).
+        labels: (rows,) or (rows, 1).
+
+    Raises:
+        ValueError: there are several values per row, or the numbers of rows differ.
+    """
     return _squared_error_sum(logits, labels)
 
 
 def hidden_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Hidden loss of one pair of layers: squared error, its mean over a row's real tokens and the width, summed over
-    rows (Jiao et al. 2020, eq. 8, without its padding).
+    rows (Jiao et al. 2020, eq. 8, without padding).
 
     Args:
         student: (rows, length, width) hidden states.
         teacher: the same shape; gets no gradient.
-        mask: (rows, length), 1 at real tokens and 0 at padding, which counts for nothing.
+        mask: (rows, length), 1 at real tokens and 0 at padding, which is ignored.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes differ.
     """
     student, teacher = _same_states(student, teacher, mask)
     return _token_mean_sum((student - teacher).square().mean(dim=-1), mask)
@@ -72,7 +102,7 @@ def hidden_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def hidden_cosine_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Hidden loss of one pair of layers: 1 - the cosine similarity of a token's two states, its mean over a row's real
-    tokens, summed over rows (Sanh et al. 2019, section 2). Arguments and errors as of `hidden_mse_sum`."""
+    tokens, summed over rows (Sanh et al. 2019, section 2). Arguments and errors as in `hidden_mse_sum`."""
     student, teacher = _same_states(student, teacher, mask)
     return _token_mean_sum(1.0 - functional.cosine_similarity(student, teacher, dim=-1), mask)
 

@@ -1,8 +1,8 @@
-"""The loss of fine-pruning as terms: the hard loss on labels, the soft and the logits loss on the teacher's logits, the
-hidden and the cosine loss on its hidden states.
+"""The training loss as a weighted sum of terms: the hard loss on labels, the soft and the logits loss on the teacher's
+logits, the hidden and the cosine loss on its hidden states.
 
-A term is a sum over a share's rows. It is divided by the term's count over the whole global batch, which is known
-before the forward pass, so that a global batch gives the same gradient however it is cut.
+Each term is summed over a share's rows and divided by the term's count in the whole global batch. The count is known
+before the forward pass, so a global batch gives the same gradient however it is cut into shares.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Objective:
     weights: Mapping[str, float]
     """Weight of each term; a term of weight 0 is not computed."""
     kind: TaskKind
-    """Of the task: how labels and the teacher's logits are compared with outputs."""
+    """The task's kind, which compares outputs with labels and with the teacher's logits."""
     temperature: float = 1.0
     teacher: OnlineTeacher | None = None
-    """Runs beside the student where its stored logits are not enough."""
+    """The teacher that runs during training; None if its stored logits are enough."""
 
     @classmethod
     def build(
         cls, kind: TaskKind, distillation: DistillationSettings | None, teacher: OnlineTeacher | None
     ) -> Objective:
-        """Labels alone (no distillation), or labels and teacher, weighed as the settings say."""
+        """The objective of a run; without distillation, the hard loss alone."""
         if distillation is None:
             return cls({"hard_loss": 1.0}, kind)
         weights = {
@@ -48,21 +48,21 @@ class Objective:
         weights = {name: weight for name, weight in weights.items() if weight}
         online = {"hidden_loss", "cosine_loss"} & weights.keys()
         compared = set() if teacher is None else set(teacher.terms)
-        assert online == compared, "who compares states is beside the student"
+        assert online == compared, "the online teacher compares the hidden states"
         return cls(weights, kind, distillation.temperature, teacher)
 
     @property
     def projections(self) -> nn.ModuleDict:
-        """What is learned beside the model and not delivered with it; often nothing."""
+        """Modules that are trained with the model but not delivered with it; often none."""
         return nn.ModuleDict() if self.teacher is None else self.teacher.projections
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the share's rows, float32 scalars, with gradient.
+        """The terms of a share, each summed over its rows: float32 scalars with gradient.
 
         Args:
-            model: one of the task's kind; for the hidden loss it gives `.hidden_states`, too.
-            batch: the model's inputs (what else it holds is passed over), `labels` and, for the soft loss,
-                `teacher_logits`; for the hidden loss, what the online teacher observed on it.
+            model: a model of the task's kind.
+            batch: from `Examples.collate`: the model's inputs, `labels` and, for the soft and the logits loss,
+                `teacher_logits`; with an online teacher, also the result of `OnlineTeacher.observe`.
         """
         asked = {"output_hidden_states": True} if self.teacher is not None and self.teacher.terms else {}
         outputs = self.kind.run(model, batch, **asked)
@@ -80,11 +80,20 @@ class Objective:
         return terms
 
     def counts(self, counts: Counts) -> dict[str, int]:
-        """What the sum of each term over a global batch is divided by; at least 1, where it is a sum over nothing."""
+        """The divisor of each term's sum over a global batch; at least 1, in case there is nothing to sum.
+
+        Args:
+            counts: the counts of the whole global batch.
+        """
         of_term = {"hard_loss": counts.targets, "soft_loss": counts.outputs, "logits_loss": counts.outputs}
         return {name: max(1, of_term.get(name, counts.rows)) for name in self.weights}
 
     def loss(self, terms: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
-        """The share's part of the global batch's mean loss; the counts are the global batch's, from `counts`."""
+        """A share's part of the global batch's mean loss.
+
+        Args:
+            terms: the share's sums, from `__call__`.
+            counts: the divisors, from `counts`.
+        """
         parts = [self.weights[name] * value / counts[name] for name, value in terms.items()]
         return torch.stack(parts).sum()

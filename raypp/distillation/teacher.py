@@ -1,8 +1,8 @@
-"""The online teacher: it runs beside the student, for losses that its stored logits cannot give.
+"""The online teacher: it runs during training, for losses that its stored logits are not enough for.
 
-It sees the student's own inputs, so both have the same tokenizer. Which of the student's layers follows which of the
-teacher's is a list of pairs, numbered as in Hugging Face's `hidden_states`: 0 is what the embeddings give, m what layer
-m gives.
+It gets the student's inputs, so both need the same tokenizer. A list of pairs says which layer of the student follows
+which layer of the teacher. Layers are numbered as in Hugging Face's `hidden_states`: 0 is the output of the embeddings,
+and m the output of layer m.
 """
 
 from __future__ import annotations
@@ -32,25 +32,32 @@ DISTANCES = {"mse": hidden_mse_sum, "cosine": hidden_cosine_sum}
 
 @dataclass(frozen=True)
 class HiddenStateTerm:
-    """One term on hidden states: which are compared, and how."""
+    """A loss term on hidden states: the layers that are compared, and the distance."""
 
     pairs: LayerPairs
-    """Layer of the student, layer of the teacher."""
+    """(layer of the student, layer of the teacher) of each comparison."""
     kind: Literal["mse", "cosine"]
 
 
 def even_pairs(student_layers: int, teacher_layers: int) -> LayerPairs:
-    """Layer m = 1 … S of the student with layer ceil(m T / S) of the teacher's T: last with last, and evenly below, as
-    in TinyBERT (Jiao et al. 2020, section 3.1), whose S divides T."""
+    """Pairs each layer m = 1 … S of the student with layer ceil(m T / S) of the teacher's T layers.
+
+    The last layers are paired, and the others evenly, as in TinyBERT (Jiao et al. 2020, section 3.1), where S divides
+    T.
+    """
     return tuple((layer, -(-layer * teacher_layers // student_layers)) for layer in range(1, student_layers + 1))
 
 
 def hidden_state_terms(settings: DistillationSettings, student: Any, teacher: Any) -> dict[str, HiddenStateTerm]:
-    """The terms on hidden states that the settings ask for, by name, from the `transformers` configurations of both
-    models.
+    """The terms on hidden states that the settings ask for, by name.
+
+    Args:
+        settings: the weights and pairs.
+        student: the student's `transformers` configuration.
+        teacher: the teacher's.
 
     Raises:
-        ConfigError: a pair names a layer that its model lacks, or a model has no single stack of layers.
+        ConfigError: a pair names a layer that a model does not have, or a model has both encoder and decoder.
     """
     if not (settings.hidden_weight or settings.cosine_weight):
         return {}
@@ -80,16 +87,23 @@ def hidden_state_terms(settings: DistillationSettings, student: Any, teacher: An
 
 
 def load_teacher(settings: TeacherSettings, trained: Location | None, kind: TaskKind) -> PreTrainedModel:
-    """The teacher in `trained`, the model folder of one that was trained first, or (None) the given one."""
+    """Loads the teacher.
+
+    Args:
+        trained: model folder of a teacher that was trained first; None for the model that the settings give.
+
+    Raises:
+        ConfigError: the teacher's model cannot be found or loaded.
+    """
     if trained is None:
-        assert settings.model is not None, "a teacher that is not trained first is given"
+        assert settings.model is not None, "a teacher is trained first or given"
         trained = Location.of(resolve_model(settings.model, settings.revision, "teacher.model"))
     model: PreTrainedModel = load_saved(trained, kind)
     return model
 
 
 class OnlineTeacher:
-    """A frozen teacher, the pairs of layers that are compared, and what is learned to compare them."""
+    """A frozen teacher, with the terms on hidden states and the projections that they learn."""
 
     def __init__(
         self,
@@ -102,32 +116,35 @@ class OnlineTeacher:
         *,
         with_logits: bool = False,
     ) -> None:
-        """Takes a loaded teacher over.
-
+        """
         Args:
-            model: evaluates from now on, and is not trained.
-            kind: of the task.
+            model: a loaded teacher, which is put into evaluation mode and frozen.
+            kind: the task's kind.
             terms: from `hidden_state_terms`.
-            student_width: of the student's hidden states.
-            seed: of the projections' initial weights; each one's follow from it and the pair.
-            device: of teacher and projections.
-            with_logits: whether `observe` gives them, too: there are none in the store.
+            student_width: size of the student's hidden states.
+            seed: seed of the projections' initial weights. Each projection's own seed follows from it and the pair.
+            device: the device for teacher and projections.
+            with_logits: whether `observe` also gives the logits, because the store has none.
         """
         self.model = model.to(device).eval().requires_grad_(False)
         self.kind, self.terms, self.with_logits = kind, terms, with_logits
         self.projections = nn.ModuleDict()
-        """By pair, from the student's width to the teacher's; empty where both are the same."""
+        """By pair, linear maps from the student's width to the teacher's; empty if both are equal."""
         teacher_width = model.config.hidden_size
         if student_width != teacher_width:
             for pair in dict.fromkeys(pair for term in terms.values() for pair in term.pairs):
                 torch.manual_seed(named_seed(seed, f"projection {pair}"))
                 self.projections[_name(pair)] = nn.Linear(student_width, teacher_width)
-            self.projections.to(device)  # made on the CPU, so the same for every device
+            self.projections.to(device)  # made on the CPU, so they are the same on every device
 
-    @torch.no_grad()  # not inference mode: the student's backward pass may keep a teacher's state
+    @torch.no_grad()  # not inference mode, because the student's backward pass may keep a teacher's state
     def observe(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The teacher's hidden states [rows, length, width] on a batch, by the names under which `losses` finds them in
-        the batch, only of the layers that are compared; and, where asked for, its `teacher_logits`."""
+        """Runs the teacher on a batch.
+
+        Returns:
+            Entries to add to the batch: the hidden states of the compared layers, [rows, length, width] each, under the
+            names that `losses` reads; with `with_logits`, also `teacher_logits`, shaped as `TaskKind.outputs`.
+        """
         asked = {"output_hidden_states": True} if self.terms else {}
         output = self.kind.run(self.model, batch, **asked)
         observed = {
@@ -136,13 +153,14 @@ class OnlineTeacher:
         return observed | ({"teacher_logits": self.kind.outputs(output, batch)} if self.with_logits else {})
 
     def losses(self, states: Sequence[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of each term, by name, the mean over its pairs of the distance between both models' states, summed over rows.
+        """The terms by name: for each, the mean over its pairs of the distance between both models' states, summed over
+        rows; float32 scalars.
 
         Args:
-            states: the student's, [rows, length, width] each.
-            batch: with `attention_mask` [rows, length] or [rows, sequences, length] and what `observe` gave.
+            states: the student's hidden states, [rows, length, width] each (multiple choice: [rows * choices, …]).
+            batch: `attention_mask`, [rows, length] or [rows, sequences, length], and the entries from `observe`.
         """
-        mask = batch["attention_mask"].flatten(0, -2)  # of every sequence: a multiple choice has several in a row
+        mask = batch["attention_mask"].flatten(0, -2)  # a row of multiple choice has several sequences
         losses = {}
         for name, term in self.terms.items():
             distances = [
