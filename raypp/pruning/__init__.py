@@ -1,4 +1,4 @@
-"""Movement pruning of any Hugging Face encoder, for raypp's loop or somebody's own: torch only, no Ray.
+"""Movement pruning of any Hugging Face encoder, for raypp's training loop or the user's own. Needs torch but no Ray.
 
 pruner = Pruner(model, settings)                       # replaces the encoder's linear layers in place
 schedule = PruningSchedule(settings, total_steps, warmup_steps)

@@ -1,17 +1,17 @@
-"""The feedback that finds the penalty's lambda for a target density (`pruning.target_density`).
+"""Feedback control that finds the penalty's lambda for a target density (`pruning.target_density`).
 
-What lambda can do is make scores fall, faster or slower, so what is controlled is a speed. Each step says where the
-score is that the target density would be cut at (the level), and that level has to arrive at the final threshold when
-the final warmup begins. The way that is left, over the way that scores can go at most until then (Adam moves a score by
-about its learning rate a step, and the rates are known), is the speed that is needed, as a part of the greatest; the
-level's own movement is the speed there is. The logarithm of lambda moves by their difference. So the control needs no
-model of the gradients, it looks ahead past the delay of Adam's moments, and it rests where the scores arrive.
+Lambda makes scores fall faster or slower, so the controlled quantity is a speed. Each step measures the *level*: the
+score above which the target density of all weights lies. The level has to reach the final threshold when the final
+warmup begins. The needed speed is the level's remaining distance divided by the farthest that scores can move until
+then (Adam moves a score by about its learning rate per step, and the learning rates are known). The current speed is
+the level's own movement. The logarithm of lambda moves by the difference of both. So the control needs no model of the
+gradients, it looks ahead further than the delay of Adam's moments, and it comes to rest when the scores arrive.
 
-The threshold in force is the pruner's (`Pruner.refresh`): it keeps the requested density at every step, and comes to be
-the final threshold by itself in so far as lambda did its work; `prune/density_by_lambda` shows it.
+The pruner chooses the threshold of each step (`TargetSelector`), so that the requested density holds at every step. It
+reaches the final threshold by itself if lambda did its work; `prune/density_by_lambda` shows how far it did.
 
-Density itself would be a worse measure: it is 1 until the first scores reach the threshold, and then the most of them
-pass it within a few steps, with a lambda that was raised all the while.
+The density itself would be a worse measure. It is 1 until the first scores reach the threshold, and lambda would be
+raised all the while; then most scores pass the threshold within a few steps.
 """
 
 from __future__ import annotations
@@ -26,46 +26,47 @@ from raypp.pruning.level import final_score
 from raypp.pruning.schedule import PruningSchedule, SchedulePoint
 from raypp.training.optim import rate_factor
 
-# Sum of all moves of log(lambda) until the final warmup begins, were the speed wrong by 1 all the time: in a tenth of
-# that time lambda can change by e ** 3.
+# How far log(lambda) would move until the final warmup begins if the speed were always wrong by 1. In a tenth of that
+# time, lambda can change by a factor of e ** 3.
 GAIN = 30.0
-# A greater speed than this is not asked for: at the very greatest, all scores fall alike and say nothing any more.
+# The greatest needed speed. At a speed of 1 all scores fall alike, and no longer show which weights matter.
 FASTEST = 0.9
-# How far lambda may go from its first guess, either way. It is never negative: a score that is pushed up by the penalty
-# says as little, and what lambda cannot bring back, the threshold in force does.
+# The greatest factor between lambda and its first guess, up or down. Lambda is never negative: scores that the penalty
+# pushes up show as little, and the pruner's threshold keeps the requested density anyway.
 RANGE = 1e4
+# Weight of the newest speed in its running mean.
 SMOOTHING = 0.2
 
 
 @dataclass
 class ControllerState:
-    """What the controller remembers; plain numbers, so a checkpoint holds them as JSON, exactly."""
+    """The controller's state: plain numbers, which a checkpoint holds exactly, as JSON."""
 
     log_factor: float = 0.0
-    """Logarithm of lambda over its first guess."""
+    """Logarithm of lambda divided by its first guess."""
     speed: float = 0.0
-    """How fast the level falls, smoothed, in learning rates a step."""
+    """The level's smoothed speed of falling, in learning rates per step."""
     level: float | None = None
-    """At the step before."""
+    """The level at the previous step; None before the first one."""
 
 
 class LambdaController:
-    """Moves lambda, step by step. Every worker has the same scores, so every worker has the same lambda."""
+    """Moves lambda at every step. All workers have the same scores, so they have the same lambda."""
 
     def __init__(self, first_lambda: float, goal: float, rates: list[float], arrival: int) -> None:
         """
         Args:
-            first_lambda: where to begin.
-            goal: the score that the level is to arrive at.
+            first_lambda: the first guess of lambda.
+            goal: the score that the level has to reach.
             rates: learning rate of the scores at each step of the run.
-            arrival: the step at which the level is to be there, and then to stay.
+            arrival: the step at which the level has to reach the goal, and from which it has to stay there.
         """
         self.first_lambda, self.goal, self.rates, self.arrival = first_lambda, goal, rates, arrival
         self.state = ControllerState()
         self._way_until = [0.0, *accumulate(rates)]
 
     def observe(self, step: int, level: float) -> None:
-        """Takes the level at a step into account: once per optimizer step, in their order."""
+        """Updates lambda by the level at a step. Called once per optimizer step, in order."""
         state = self.state
         if state.level is not None and self.rates[step - 1] > 0:
             fallen = (state.level - level) / self.rates[step - 1]
@@ -76,13 +77,14 @@ class LambdaController:
         state.level = level
 
     def needed_speed(self, step: int, level: float) -> float:
-        """The part of the greatest speed at which the level arrives in time; during the final warmup, by its end."""
+        """The speed at which the level reaches the goal in time (during the final warmup: by its end), from -FASTEST to
+        FASTEST; 1 is the speed at which all scores move by their learning rate."""
         end = self.arrival if step < self.arrival else len(self.rates)
         reach = self._way_until[end] - self._way_until[step]
         return _within((level - self.goal) / reach, FASTEST) if reach > 0 else 0.0
 
     def at(self, point: SchedulePoint) -> SchedulePoint:
-        """The schedule's point with the lambda that is in force."""
+        """The schedule's point with the controller's lambda."""
         return replace(point, penalty_lambda=self.first_lambda * math.exp(self.state.log_factor))
 
     def state_dict(self) -> dict[str, float | None]:
@@ -93,7 +95,7 @@ class LambdaController:
 
 
 class NoController:
-    """The null object beside it: lambda is what the schedule says."""
+    """Null object: lambda follows the schedule."""
 
     def observe(self, step: int, level: float) -> None:
         pass
@@ -111,7 +113,11 @@ class NoController:
 def build_controller(
     settings: PruningSettings | None, total_steps: int, warmup_steps: int
 ) -> LambdaController | NoController:
-    """The controller of a run with a target density; the null object for any other."""
+    """The controller of a run with a target density; the null object for all other runs.
+
+    Raises:
+        ConfigError: see `PruningSchedule`.
+    """
     if not isinstance(settings, TargetedPruning) or settings.target_density is None:
         return NoController()
     assert settings.penalty is not None, "a target has a penalty"

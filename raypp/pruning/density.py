@@ -1,4 +1,4 @@
-"""How many weights remain, over three denominators; the same numbers before and after folding."""
+"""Counts the remaining weights of a model. The numbers are the same before and after folding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raypp.pruning.linear import MaskedLinear, all_linear_layers, encoder_of, is
 
 @dataclass(frozen=True)
 class LayerDensity:
-    """Remaining and all weights of one pruned linear layer (a shared layer counts once)."""
+    """Number of remaining and of all weights of one pruned linear layer. A shared layer counts once."""
 
     name: str
     kept: int
@@ -22,49 +22,50 @@ class LayerDensity:
 
     @property
     def density(self) -> float:
-        """Remaining part, 0 to 1."""
+        """The remaining part, 0 to 1."""
         return self.kept / self.total
 
 
 @dataclass(frozen=True)
 class DensityReport:
-    """Achieved density; `dataclasses.asdict` of it is JSON."""
+    """Achieved density, as a part of three totals. `dataclasses.asdict` of it is JSON."""
 
     linear: float
     """Remaining / all weights of the pruned linear layers."""
     encoder: float
-    """Non-zero / all parameters of the encoder: biases and norms included, embeddings, pooler and head not."""
+    """Non-zero / all parameters of the encoder, with biases and norms but without embeddings, pooler and head."""
     model: float
-    """Non-zero / all parameters of the whole model, embeddings included."""
+    """Non-zero / all parameters of the whole model, with embeddings."""
     layers: tuple[LayerDensity, ...]
-    """Each pruned layer, in the model's order."""
+    """All pruned layers, in the model's order."""
 
 
 def split_layer_name(name: str) -> tuple[str, str, str]:
-    """Stack, layer number and kind of a matrix: encoder.layer.3.output.dense -> (encoder.layer, 3, output.dense).
+    """Splits a matrix's name: encoder.layer.3.output.dense -> stack encoder.layer, number 3, kind output.dense.
 
-    The last number counts, unless it ends the name. A name without one has neither stack nor number.
+    The number is the last one in the name that is not at its end. A name without a number has an empty stack and
+    number.
     """
     found = re.fullmatch(r"(?:(.*)\.)?(\d+)\.(.+?)", name)
     return (found[1] or "", found[2], found[3]) if found else ("", "", name)
 
 
 def kept_weights(layer: nn.Linear | MaskedLinear) -> Tensor:
-    """Which weights remain, (out, in), bool: those that are not zero, after the mask if there is one."""
+    """Whether each weight remains, that is, is not zero after the mask (if there is one); bool, (out, in)."""
     return (layer.masked_weight() if isinstance(layer, MaskedLinear) else layer.weight) != 0
 
 
 @torch.no_grad()
 def count_density(model: nn.Module, layer_names: Iterable[str] | None = None) -> DensityReport:
-    """Counts what is not zero in a patched model (masks applied) or in a plain, folded one. Scores never count.
+    """Counts the parameters that are not zero in a patched model (after the masks) or in a plain one, without scores.
 
     Args:
         model: any module; the encoder is its `base_model`, if it has one.
-        layer_names: the pruned layers, named inside the encoder; None: the masked layers of a patched model, or in a
-            plain one every linear layer that may be pruned.
+        layer_names: the pruned layers, by their names inside the encoder. None: the masked layers of a patched model,
+            or all linear layers of a plain model that may be pruned.
 
     Raises:
-        ValueError: a name that is no linear layer of the encoder, or no layer at all.
+        ValueError: a name is not a linear layer of the encoder, or there is no layer.
     """
     layers = _layers(model, layer_names)
     body = _encoder_parameters(model)
@@ -81,7 +82,7 @@ def count_density(model: nn.Module, layer_names: Iterable[str] | None = None) ->
                 counts.append(torch.count_nonzero(module.masked_weight()))
             else:
                 counts.append(torch.count_nonzero(parameter))
-    # All counts come to the host together: waiting for the device once per matrix would cost more than counting.
+    # All counts are brought to the host together, because waiting for the device at each matrix would cost more.
     numbers = torch.stack([count.to(counts[0].device) for count in counts]).tolist()
     kept = {id(parameter): int(number) for parameter, number in zip(parameters, numbers, strict=True)}
 
@@ -112,7 +113,7 @@ def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Linea
 
 
 def _encoder_parameters(model: nn.Module) -> set[int]:
-    """Ids of the parameters that the encoder density is over."""
+    """Ids of the parameters that count for the encoder's density."""
     return {
         id(parameter)
         for name, module in encoder_of(model).named_modules()

@@ -1,4 +1,4 @@
-"""Hard concrete gates: how l0's scores become masks between 0 and 1 (Louizos et al. 2018, section 2.2)."""
+"""Hard concrete gates: l0's scores become masks between 0 and 1 (Louizos et al. 2018, section 2.2)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from raypp.cpu import kernels as cpu_kernels
 
-# The stretch interval and the temperature of the distribution.
+# The interval to which a gate is stretched before it is clamped to [0, 1], and the temperature of the distribution.
 GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
-GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest log alpha whose deterministic gate is 0
+GATE_CLOSES = math.log(-GATE_LOW / GATE_HIGH)  # the highest score (log alpha) whose deterministic gate is 0
 NOISE_MARGIN = 1e-4  # keeps log(u) and log(1 - u) finite, as in the original
 
 
 @torch.no_grad()
 def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """L0 regularization's gates (Louizos et al. 2018, equations 10 to 13), and their derivative by `log_alpha`.
+    """The gates of L0 regularization (Louizos et al. 2018, equations 10 to 13), and their derivatives by `log_alpha`.
 
     Args:
         log_alpha: the scores, any shape.
@@ -38,8 +38,8 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tens
     stretch = GATE_HIGH - GATE_LOW
     gate = torch.add(sigmoid.new_full((), GATE_LOW), sigmoid, alpha=stretch)  # new_tensor would wait for the device
     slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(steepness * stretch)
-    # 0 where the gate is clamped, by the derivative of torch's own clamping activation: comparing, and multiplying by
-    # a boolean mask, takes seven times as long.
+    # The slope is 0 where the gate is clamped. The derivative of torch's clamping activation does this seven times as
+    # fast as a comparison and a multiplication by its boolean mask.
     torch.ops.aten.hardtanh_backward.grad_input(slope, gate, 0.0, 1.0, grad_input=slope)
     return gate.clamp_(0.0, 1.0), slope
 
@@ -48,12 +48,12 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tens
 def sample_gates(
     scores: Sequence[Tensor], seeds: Sequence[int], lift: Tensor | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """`hard_concrete` of each matrix, with noise of its seed's own.
+    """Samples the gates of each matrix, with noise from a seed of its own (`hard_concrete`).
 
     Args:
         scores: matrices of any shape, on one device.
         seeds: one per matrix.
-        lift: scalar that is added to all scores first.
+        lift: scalar that is added to all scores first; None for 0.
     """
     matrices = [matrix.detach() for matrix in scores]
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
@@ -66,11 +66,14 @@ def sample_gates(
 
 
 def uniform_noise(matrix: Tensor, seed: int) -> Tensor:
-    """Uniform noise in (0, 1) for one matrix's gates, drawn on the CPU so that it is the same for every device: the bit
-    generator's raw numbers, which numpy promises never to change, 16 bits each."""
+    """Uniform noise in (0, 1) for the gates of one matrix.
+
+    It is drawn on the CPU, so it is the same for every device, and from the bit generator's raw numbers, which numpy
+    promises never to change, 16 bits each.
+    """
     size = matrix.numel()
     raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
     noise = torch.from_numpy(raw).float().mul_(2.0**-16).add_(2.0**-17)
     if matrix.is_cuda:
-        noise = noise.pin_memory()  # else the copy would wait for the device, matrix by matrix
+        noise = noise.pin_memory()  # otherwise the host would wait for the device at each matrix
     return noise.view(matrix.shape).to(matrix.device, non_blocking=True)

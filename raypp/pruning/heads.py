@@ -1,4 +1,4 @@
-"""Which attention heads pruning leaves alive, and how much of each."""
+"""Counts the remaining weights of each attention head, and which heads survive pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raypp.pruning.density import kept_weights, split_layer_name
 from raypp.pruning.linear import MaskedLinear, all_linear_layers, encoder_of
 
-# What the model families call the four matrices of an attention layer, below the part of the name that says attention.
+# Names of the four matrices of an attention layer in the model families, after the part of the name for the attention.
 _ROLES = {
     "query": r"query|query_proj|q_lin|q_proj",
     "key": r"key|key_proj|k_lin|k_proj",
@@ -26,29 +26,29 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """What is left of the heads of one attention layer."""
+    """The remaining weights of the heads of one attention layer."""
 
     stack: str
-    """The dotted name before the layer's number, empty where there is none; of a layer with two attentions, which of
-    them as well."""
+    """The dotted name before the layer's number; empty without a number. It also names the attention if the layer has
+    two."""
     number: str
     """The layer's number."""
     kept: tuple[int, ...]
-    """Remaining weights of each head: its rows of query, key and value, and its columns of the output matrix. Keys and
-    values that several heads share (grouped-query attention) count for each of them."""
+    """Number of remaining weights of each head: its rows of query, key and value, and its columns of the output matrix.
+    Keys and values that several heads share (grouped-query attention) count for each of these heads."""
     total: int
-    """All weights of a head."""
+    """Number of all weights of a head."""
     survives: tuple[bool, ...]
-    """Whether the head can say anything: a weight is left in its values and in its columns of the output. One that
-    cannot adds the same vector (from biases) to every token."""
+    """Whether each head still has an effect: a weight remains in its values and in its columns of the output. Any other
+    head adds the same vector (from biases) to every token."""
 
 
 @torch.no_grad()
 def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
     """The heads of every attention layer of a patched or plain encoder, in the model's order.
 
-    Empty for a model whose configuration names no number of heads, or whose attention has not the four matrices under
-    one of the names known here (a fused one, for example).
+    Empty for a model whose configuration has no number of heads, or whose attention does not have four matrices with
+    names known here (because they are fused, for example).
     """
     encoder = encoder_of(model)
     config = getattr(encoder, "config", None)
@@ -63,12 +63,13 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
         for role, pattern in _ATTENTION.items():
             if match := pattern.fullmatch(kind):
                 found.setdefault((stack, number, match[1]), {})[role] = layer
-                if role == "query":  # a decoder may have another number than its encoder
+                if role == "query":  # a decoder may have another number of heads than its encoder
                     heads[stack, number, match[1]] = _own_heads(encoder, name) or usual_heads
     whole = {
-        place: matrices
-        for place, matrices in found.items()
-        # One whose output reads more than its heads (ConvBERT's, a convolution as well) has no columns of theirs.
+        key: matrices
+        for key, matrices in found.items()
+        # An output matrix that reads more than its heads (ConvBERT's reads a convolution, too) has no columns of a
+        # head.
         if matrices.keys() == _ROLES.keys() and matrices["output"].in_features == matrices["query"].out_features
     }
     per_layer = Counter((stack, number) for stack, number, _ in whole)
@@ -82,7 +83,7 @@ def count_heads(model: nn.Module) -> tuple[AttentionHeads, ...]:
 
 
 def _own_heads(encoder: nn.Module, name: str) -> int | None:
-    """What the attention module of a layer says of its number of heads, as the families call it."""
+    """The number of heads in the attention module of a layer, under the names that the model families use."""
     module = encoder.get_submodule(name.rpartition(".")[0])
     names = ("num_attention_heads", "num_heads", "n_heads")
     return next((value for value in (getattr(module, each, None) for each in names) if isinstance(value, int)), None)
@@ -92,7 +93,7 @@ def _heads(
     stack: str, number: str, heads: int, keys: int, matrices: dict[str, nn.Linear | MaskedLinear]
 ) -> AttentionHeads:
     rows = {"query": kept_weights(matrices["query"]).view(heads, -1)}
-    for role in ("key", "value"):  # head h has those of number h // (heads // keys)
+    for role in ("key", "value"):  # head h uses the keys and values of number h // (heads // keys)
         rows[role] = kept_weights(matrices[role]).view(keys, -1).repeat_interleave(heads // keys, dim=0)
     output = kept_weights(matrices["output"])
     rows["output"] = output.view(len(output), heads, -1).transpose(0, 1).reshape(heads, -1)

@@ -1,4 +1,4 @@
-"""Where the scores lie, against where they have to be at the end: what the control of lambda measures."""
+"""How far the scores are from the final threshold, which the controller of lambda measures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from raypp.config import SigmoidThresholdPruning, TargetedPruning, ThresholdPrun
 from raypp.pruning.gates import GATE_CLOSES
 from raypp.pruning.masks import kept_count, kth_smallest
 
-SAMPLE_SIZE = 2**16  # scores, about, that `score_quantile` looks at
+SAMPLE_SIZE = 2**16  # approximate number of scores that `score_quantile` looks at
 
 
 def final_score(settings: TargetedPruning) -> float:
-    """The score above which the final threshold keeps a weight (l0: above which a deterministic gate is open)."""
+    """The score above which a weight is kept at the end: the final threshold (l0: the score at which a gate closes)."""
     if isinstance(settings, SigmoidThresholdPruning):
         return logit(settings.final_threshold)
     if isinstance(settings, ThresholdPruning):
@@ -25,31 +25,37 @@ def final_score(settings: TargetedPruning) -> float:
 
 
 def score_quantile(scores: Sequence[Tensor], density: float) -> Tensor:
-    """The score above which the part `density` of all scores lies, by a fixed sample of them that is evenly spread over
-    the matrices: next to no work. At a density of 0.03 its standard error is 2% of that density.
+    """Estimates the score above which the part `density` of all scores lies.
+
+    It is exact for a fixed sample of about `SAMPLE_SIZE` scores that is spread evenly over the matrices, so it costs
+    little. At a density of 0.03, the standard error is 2% of the density.
+
+    Args:
+        scores: matrices of any shape, on one device.
+        density: above 0, at most 1.
 
     Returns:
-        A scalar on the scores' device, which is not waited for.
+        A scalar on the scores' device. The host does not wait for the device.
     """
-    # An odd stride meets every column of the usual, even widths.
+    # An odd stride reaches every column of a matrix with an even width.
     stride = sum(matrix.numel() for matrix in scores) // SAMPLE_SIZE | 1
     sample = torch.cat([matrix.detach().reshape(-1)[::stride] for matrix in scores])
     return kth_smallest(sample, sample.numel() - kept_count(density, sample.numel()) + 1)
 
 
 def density_above(scores: Sequence[Tensor], threshold: float) -> float:
-    """The part of all scores that is above a threshold."""
+    """The part of all scores that is above a threshold, 0 to 1."""
     counts = torch.stack([(matrix.detach() > threshold).count_nonzero() for matrix in scores])
     return int(counts.sum()) / sum(matrix.numel() for matrix in scores)
 
 
 def logit(probability: float) -> float:
-    """The score whose sigmoid is `probability`, 0 to 1: sigmoid(score) > p just where score > logit(p)."""
+    """The score whose sigmoid is `probability` (0 to 1): sigmoid(score) > p exactly if score > logit(p)."""
     if probability <= 0:
         return -math.inf
     return math.inf if probability >= 1 else math.log(probability / (1 - probability))
 
 
 def sigmoid(score: float) -> float:
-    """The probability whose `logit` is a score."""
+    """The probability whose `logit` is the score."""
     return 1 / (1 + math.exp(-score)) if score > -700 else 0.0

@@ -1,13 +1,13 @@
-"""The product of a weight and its mask, and both gradients of that product: one function each for every device.
+"""The product of a weight and its mask, and the gradients of that product, on any device.
 
-On a GPU each runs as one kernel (`triton_kernels.py`), which reads and writes every number once, and so does a boolean
-mask's product in float32 or bfloat16 on a CPU (`cpu/kernels.py`). Elsewhere, and where there is no C compiler, plain
-torch does the same in more passes. What is computed does not depend on that: a multiplication also where the mask is 0
-(infinity gives NaN, a negative weight -0.0), in float32 at least, rounded once to the type of the result.
+On a GPU, each is one kernel (`triton_kernels.py`), which reads and writes every number once. On a CPU, so is the
+product with a boolean mask in float32 or bfloat16 (`raypp/cpu/kernels.py`). In all other cases, and without a C
+compiler, plain torch needs more passes. The result is the same: a multiplication also where the mask is 0 (infinity
+gives NaN, and a negative weight -0.0), in at least float32, rounded once to the type of the result.
 
-The selection stays a pass of its own (`masks.py`): whether a comparison with the threshold keeps the requested number
-is known only after counting, and where scores tie, as they do after the first Adam step, its mask is changed then. A
-product made in the same pass would have to be made again.
+The selection (`masks.py`) remains a separate pass. It is known only after counting whether a comparison with the
+threshold keeps the requested number, and if scores tie, as they do after the first Adam step, the mask changes then. A
+product computed in the same pass would have to be computed again.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     Args:
         weight: floating point, of any layout.
         mask: bool or floating point, shaped as the weight, of any layout.
-        out: floating point, of any type: that of the matrix multiplication, so that nothing need convert it;
-            shaped as the weight, contiguous.
+        out: floating point, shaped as the weight, contiguous. Its type is that of the following matrix multiplication,
+            so that no conversion is needed.
     """
     if (kernels := _kernels_for(weight)) is not None:
         kernels.multiply(weight, mask, out)
     elif mask.dtype == torch.bool and (compiled := cpu_kernels.kernels_for(weight, mask, or_bfloat16=out)) is not None:
         compiled.multiply(weight, mask, out)
     elif mask.dtype == torch.bool and out.dtype == weight.dtype:
-        return out.copy_(mask).mul_(weight)  # torch's product of two types makes a converted copy of the mask
+        return out.copy_(mask).mul_(weight)  # torch's product of two types would make a converted copy of the mask
     else:
-        # The promotion matters where weight and result are two low precisions; else torch would round to the first too.
+        # The promotion matters if weight and result have two low precisions: torch would round to both.
         return torch.mul(weight.to(torch.promote_types(weight.dtype, out.dtype)), mask, out=out)
-    # As torch's own in-place operations do: what autograd saved of `out` is no longer what it was.
+    # As torch's own in-place operations do, because `out` may have been saved by autograd.
     torch.autograd.graph.increment_version(out)
     return out
 
@@ -55,17 +55,17 @@ def gradients(
     gate_slope: Tensor | None,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients that the product's gradient gives to the weight and to the scores.
+    """The gradients of the weight and of the scores, from the gradient of the product.
 
     Args:
         gradient: d loss / d product, of any layout.
-        weight: shaped as the gradient; None where the scores need no gradient.
-        mask: shaped as the gradient; None where the weight needs no gradient.
-        gate_slope: d mask / d scores for gates; None for the straight-through estimator, which takes it for 1.
-        dtypes: of the weight and of the scores, and so of their gradients.
+        weight: shaped as the gradient; None if the scores need no gradient.
+        mask: shaped as the gradient; None if the weight needs no gradient.
+        gate_slope: d mask / d scores for gates; None for the straight-through estimator, which replaces it by 1.
+        dtypes: types of the weight and of the scores, which their gradients have, too.
 
     Returns:
-        gradient * mask and gradient * weight * gate_slope.
+        gradient * mask and gradient * weight * gate_slope; None for one that is not needed.
     """
     kernels = _kernels_for(gradient)
     if kernels is not None:
@@ -79,7 +79,7 @@ def gradients(
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     for_weight = None
     if mask is not None:
-        # Converted here, as in `multiply`.
+        # The mask is converted here, as in `multiply`.
         is_bool = mask.dtype == torch.bool
         for_weight = torch.empty_like(wide).copy_(mask).mul_(wide) if is_bool else wide * mask
         for_weight = for_weight.to(dtypes[0])
@@ -92,16 +92,17 @@ def gradients(
 
 
 def _kernels_for(tensor: Tensor) -> ModuleType | None:
-    """The module that computes on this tensor's device with Triton; None where plain torch does."""
+    """The module with Triton kernels for this tensor's device; None if there is none."""
     return _working_kernels() if tensor.is_cuda else None
 
 
 @functools.cache
 def _working_kernels() -> ModuleType | None:
-    """Imported where there is a GPU only: Triton takes long to import, and comes with torch's CUDA builds alone.
+    """Imports the Triton kernels and tries them; None, with a warning that is logged once, if they do not work.
 
-    Triton compiles its connection to the driver on first use, with the machine's C compiler and Python's headers. A
-    machine without them trains all the same, which is said once.
+    Called only with a GPU, because Triton takes long to import and comes only with torch's CUDA builds. On first use it
+    compiles its connection to the driver, with the machine's C compiler and Python's headers; without them, training
+    works with plain torch.
     """
     if importlib.util.find_spec("triton") is None:
         return None
@@ -110,7 +111,7 @@ def _working_kernels() -> ModuleType | None:
     try:
         probe = torch.ones(1, device="cuda")
         triton_kernels.multiply(probe, probe, torch.empty_like(probe))
-    except Exception as error:  # of many kinds: no compiler, a compiler that fails, a GPU too old
-        logger.warning("Triton does not work here, so masks are applied in several passes: %s", error)
+    except Exception as error:  # of many types: no compiler, a compiler that fails, a GPU that is too old
+        logger.warning("Triton does not work on this machine, so masks are applied in several passes: %s", error)
         return None
     return triton_kernels

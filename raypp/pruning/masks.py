@@ -1,8 +1,8 @@
-"""How scores become a mask: so many of the largest, or all above a threshold.
+"""Turns scores into boolean masks: a number of the largest scores, or all scores above a threshold.
 
-Pure functions of tensors. A boolean mask keeps exactly as many weights as was asked for, however many scores tie (after
-the first Adam step scores hold two values only, so ties are the normal case), and depends on nothing but the values,
-their row-major order and a seed: not on memory layout, device or number of threads.
+These are pure functions of tensors. A mask keeps exactly the requested number of weights, however many scores are equal
+(ties are normal: after the first Adam step, scores have only two values). It depends only on the values, their
+row-major order and a seed, but not on memory layout, device or number of threads.
 """
 
 from __future__ import annotations
@@ -17,36 +17,42 @@ from torch import Tensor
 
 from raypp.cpu import kernels as cpu_kernels
 
-HINT_MEMORY = 0.8  # part of an error that the next step still reckons with
+HINT_MEMORY = 0.8  # part of an error that the next step still expects
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
 
 
-def kept_count(density: float, total: int) -> int:
-    """How many of `total` weights a density keeps: int(density * total), but at least 1 (and at most `total`).
+def named_seed(seed: int, name: str) -> int:
+    """A 63-bit seed for one matrix. It depends on `seed` and the matrix's name, but not on the order of matrices."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
-    The product is rounded down after forgiving a relative error of 1e-12, since decimal densities are not exact in
-    binary: 0.29 of 100 weights is 29, although 0.29 * 100 == 28.999999999999996.
+
+def kept_count(density: float, total: int) -> int:
+    """Number of weights that a density keeps: int(density * total), from 1 to `total`.
+
+    A relative error of 1e-12 is forgiven before rounding down, because decimal densities are not exact in binary: 0.29
+    of 100 weights is 29, although 0.29 * 100 == 28.999999999999996.
     """
     return min(max(int(density * total * (1 + 1e-12)), 1), total)
 
 
 def floor_count(density_floor: float, total: int) -> int:
-    """How many of `total` weights a threshold method keeps at least: int(density_floor * total) + 1, as the original.
+    """Minimum number of weights that a threshold method keeps: int(density_floor * total) + 1, as in the original.
 
-    The added one makes it at least the floor's part, and at least one weight where the floor is 0.
+    Because of the added 1, this is at least the floor's part, and at least one weight if the floor is 0.
     """
     return min(int(density_floor * total * (1 + 1e-12)) + 1, total)
 
 
 def tie_order(index: Tensor, seed: int) -> Tensor:
-    """The fixed seeded order in which equal scores are kept, lowest first.
+    """The fixed, seeded order in which equal scores are kept, lowest first.
 
-    A bijective 32-bit integer hash (two xor-shift-multiply rounds) of each flat index, so no two indices are equal.
+    It is a bijective 32-bit hash (two xor-shift-multiply rounds) of each flat index, so no two indices have the same.
 
     Args:
         index: row-major flat indices below 2**32, int64, any shape.
-        seed: its lower 32 bits are used.
+        seed: only its lower 32 bits are used.
 
     Returns:
         int64 values in [0, 2**32), the same on every device.
@@ -62,20 +68,21 @@ def tie_order(index: Tensor, seed: int) -> Tensor:
 
 @dataclass
 class ThresholdHint:
-    """Where a selection's threshold is to be expected: it moves little and much as at the last step, so it is looked
-    for there first. A hint changes the time that a selection takes, never its result.
+    """The expected threshold of a selection, which is searched near there first.
 
-    Of float32 scores on a CPU alone. On a GPU each selection looks at all scores anew; of a hint, `found` is all that
-    is kept there."""
+    A threshold moves little, and much as at the previous step. A hint changes only the time that a selection takes,
+    never its result. It is used for float32 scores on a CPU; on a GPU each selection looks at all scores, and sets only
+    `found`.
+    """
 
     value: float = math.nan
-    """At the last step."""
+    """The threshold at the previous step."""
     move: float = 0.0
-    """From the step before."""
+    """Its change from the step before that."""
     reach: float = 0.0
-    """How far from the expected value to look."""
+    """How far from the expected value to search."""
     found: Tensor | None = None
-    """The last selection's threshold, a scalar on the scores' device; None if it kept all or nothing."""
+    """The previous selection's threshold, a scalar on the scores' device; None if it kept all weights or none."""
 
     @property
     def expected(self) -> float:
@@ -84,7 +91,7 @@ class ThresholdHint:
     def note(self, value: float) -> None:
         """Takes the exact threshold of this step into account."""
         if math.isfinite(self.value) and math.isfinite(value):
-            # Three times the last error, or what is left of a larger one before it: a good guess may have been luck.
+            # Three times the last error, or the rest of a larger earlier one, because a good guess may have been luck.
             self.reach = max(3 * abs(value - self.expected), self.reach * HINT_MEMORY)
             self.move = value - self.value
         else:
@@ -94,28 +101,32 @@ class ThresholdHint:
 
 @dataclass(frozen=True)
 class Selection:
-    """Matrices of which the `count` largest scores are kept, all matrices together."""
+    """Matrices, and the number of the largest scores to keep in all of them together."""
 
     scores: Sequence[Tensor]
-    """Any shapes and memory layouts, on one device, no NaN."""
+    """Matrices of any shape and memory layout, on one device, without NaN."""
     count: int
-    """Weights to keep, 0 to the sum of the matrices' sizes."""
+    """Number of weights to keep, from 0 to the sum of the matrices' sizes."""
     tie_seeds: Sequence[int]
-    """One per matrix; among equal scores the lowest (`tie_order`, place of the matrix) stay."""
+    """One per matrix. Among equal scores, those with the lowest (`tie_order`, index of the matrix) are kept."""
     hint: ThresholdHint | None = None
-    """Kept from step to step by whoever selects."""
+    """The caller passes the same hint at every step; None for none."""
     minimums: Sequence[int] = ()
-    """One per matrix, of which no fewer are kept, together at most `count`; empty for none."""
+    """Minimum number of weights to keep in each matrix; their sum is at most `count`. Empty for no minimums."""
 
 
 def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
-    """The masks of the largest scores (Sanh et al. 2020, section 3: Top_v), selection by selection.
+    """Masks of the largest scores (Sanh et al. 2020, section 3: Top_v), for each selection.
 
-    A device is waited for once and not once per matrix, unless scores tie at a threshold or a matrix falls short of its
-    minimum.
+    The host waits for the device once, and not once per matrix, unless scores tie at a threshold or a matrix would keep
+    fewer than its minimum.
 
     Returns:
-        Bool, contiguous, shaped as the scores; in each selection together exactly `count` True.
+        For each selection, a mask per matrix: bool, contiguous, shaped as the scores. The masks of a selection together
+        have exactly `count` True.
+
+    Raises:
+        ValueError: a count is negative or more than the number of weights.
     """
     if not selections:
         return []
@@ -123,7 +134,7 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     near = _cuts_near(selections, flats)
     cuts = [found or _cut(*whole) for whole, found in zip(zip(selections, flats, strict=True), near, strict=True)]
     counted = [number for cut in cuts for number in cut.kept]
-    if any(isinstance(number, Tensor) for number in counted):  # all counts come to the host together
+    if any(isinstance(number, Tensor) for number in counted):  # all counts are brought to the host together
         device = cuts[0].flats[0].device
         counted = torch.stack([torch.as_tensor(number, device=device) for number in counted]).tolist()
     numbers = iter(counted)
@@ -134,7 +145,7 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
             _drop_last_ties(cut, surplus, selection.tie_seeds)
             if selection.minimums:
                 kept = [int(mask.count_nonzero()) for mask in cut.masks]
-        short = {place for place, least in enumerate(selection.minimums) if kept[place] < least}
+        short = {index for index, least in enumerate(selection.minimums) if kept[index] < least}
         chosen.append(_with_minimums(selection, short) if short else _shaped(cut.masks, selection))
     return chosen
 
@@ -144,7 +155,7 @@ def _shaped(masks: Sequence[Tensor], selection: Selection) -> list[Tensor]:
 
 
 def _with_minimums(selection: Selection, short: set[int]) -> list[Tensor]:
-    """Gives the matrices that would keep too few their minimum, and shares what is left among the others."""
+    """Gives matrices that would keep too few weights their minimum, and selects the rest from the other matrices."""
     scores, seeds, minimums = selection.scores, selection.tie_seeds, selection.minimums
     others = [place for place in range(len(scores)) if place not in short]
     count = selection.count - sum(minimums[place] for place in short)
@@ -164,21 +175,21 @@ def _with_minimums(selection: Selection, short: set[int]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A selection that still keeps every score that ties at its threshold."""
+    """A selection that still keeps all scores equal to its threshold."""
 
     flats: list[Tensor]
-    """The matrices, row-major."""
+    """The matrices, flattened row-major."""
     masks: list[Tensor]
-    """What is at or above the threshold."""
+    """Whether each score is at or above the threshold."""
     threshold: Tensor
-    """The k-th largest of all values, a scalar; without meaning where all or nothing is kept."""
+    """The k-th largest of all scores, a scalar; meaningless if all weights are kept, or none."""
     kept: Sequence[int | Tensor]
-    """How many that are in each matrix, on the host or as int64 scalars on the device."""
+    """Number of scores in each mask, on the host or as int64 scalars on the device."""
 
 
 def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
-    """By looking at all values; those of several matrices (scope global) are copied into one for it, which takes as
-    much memory as they do."""
+    """Makes the cut by looking at all scores. Several matrices (scope global) are copied into one tensor for it, which
+    takes as much memory as they do."""
     k = selection.count
     total = sum(flat.numel() for flat in flats)
     if not 0 <= k <= total:
@@ -192,14 +203,14 @@ def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
     threshold = kth_smallest(flats[0] if len(flats) == 1 else torch.cat(flats), total - k + 1)
     masks = [flat >= threshold for flat in flats]
     if hint is not None:
-        hint.found = threshold.clone()  # of its own: it may be a view of all scores
+        hint.found = threshold.clone()  # because the threshold may be a view of all scores
         if all(_in_numpy(flat) for flat in flats):
             hint.note(float(threshold))
     return _Cut(flats, masks, threshold, [mask.count_nonzero().to(threshold.device) for mask in masks])
 
 
 def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> list[_Cut | None]:
-    """The same, from the few scores near each expected threshold alone; None where the threshold is not among them."""
+    """Makes cuts by looking only at scores near the expected thresholds; None if the threshold is not among them."""
     expecting = {
         place: selection.hint
         for place, selection in enumerate(selections)
@@ -228,8 +239,8 @@ def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -
 def _select_near(
     groups: Sequence[Sequence[Tensor]], counts: Sequence[int], ranges: Sequence[tuple[float, float]]
 ) -> Sequence[tuple[float, list[Tensor], list[int]] | None]:
-    """`Kernels.select_near`; without kernels in numpy, which finds the places of a mask several times faster than
-    torch."""
+    """`Kernels.select_near` or, without kernels, the same in numpy, which finds a mask's indices several times as fast
+    as torch."""
     if (kernels := cpu_kernels.kernels_for(*[flat for group in groups for flat in group])) is not None:
         return kernels.select_near(groups, counts, ranges)
     return [_select_in_numpy(*each) for each in zip(groups, counts, ranges, strict=True)]
@@ -256,9 +267,9 @@ def _select_in_numpy(
 def kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest of `values` [n], k from 1 to n, as a scalar on their device.
 
-    numpy's quickselect takes less than half the time of torch's on a CPU; both give an element, so the same. On a GPU
-    torch.kthvalue searches a whole matrix with one block of threads, and refuses under deterministic algorithms;
-    torch.topk uses many blocks. It gathers the values up to the one looked for, so from the nearer end.
+    On a CPU, numpy's quickselect takes less than half the time of torch's and gives the same element. On a GPU,
+    torch.kthvalue searches a whole matrix with one block of threads and raises an error under deterministic algorithms,
+    but torch.topk uses many blocks. It gathers all values up to the k-th, so it starts from the nearer end.
     """
     if _in_numpy(values):
         return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
@@ -272,10 +283,10 @@ def _in_numpy(values: Tensor) -> bool:
 
 
 def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
-    """Clears the `surplus` last, in the tie order, of the entries that tie at the threshold."""
+    """Removes the last `surplus` entries, in the tie order, of those equal to the threshold."""
     tied = [(flat == cut.threshold).nonzero().squeeze(1) for flat in cut.flats]
     orders = [
-        # Hashes differ within a matrix; the position in the list makes them differ between matrices too.
+        # Hashes differ within a matrix; the matrix's index makes them differ between matrices, too.
         tie_order(index, seed) * len(tied) + position
         for position, (index, seed) in enumerate(zip(tied, tie_seeds, strict=True))
     ]
@@ -288,18 +299,19 @@ def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
 def keep_above(
     scores: Sequence[Tensor], threshold: float, minimums: Sequence[int], seeds: Sequence[int]
 ) -> list[Tensor]:
-    """The masks of the scores above a threshold (Sanh et al. 2020, section 4), but of no matrix fewer than a minimum.
+    """Masks of the scores above a threshold (Sanh et al. 2020, section 4), with a minimum number per matrix.
 
-    A device is waited for at most twice, unless scores tie.
+    The host waits for the device at most twice, unless scores tie.
 
     Args:
         scores: matrices of any shape and memory layout, on one device, no NaN.
-        threshold: kept is what is strictly above; may be infinite.
-        minimums: one per matrix; where fewer are above, exactly so many of the largest are kept (see `floor_count`).
-        seeds: one per matrix; decides among equal scores then.
+        threshold: scores strictly above it are kept; may be infinite.
+        minimums: one per matrix (see `floor_count`). If fewer scores are above the threshold, exactly this number of
+            the largest is kept.
+        seeds: one per matrix; they decide among equal scores in that case.
 
     Returns:
-        Bool, contiguous, shaped as the scores.
+        A mask per matrix: bool, contiguous, shaped as the scores.
     """
     matrices = [matrix.detach() for matrix in scores]
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:

@@ -1,4 +1,4 @@
-"""The regularizer that pushes scores down. Unweighted: the loop multiplies it with the schedule's lambda."""
+"""The penalty: a regularizer that pushes scores down. The training loop multiplies it with lambda."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from raypp.cpu import kernels as cpu_kernels
 from raypp.pruning.gates import GATE_CLOSES, GATE_TEMPERATURE
 
-# l1 is the mean of sigmoid(scores) (Sanh et al. 2020, section 4); l0 the mean probability that a hard concrete gate is
-# not 0, which is a sigmoid too (Louizos et al. 2018, equation 12).
+# Each penalty is a mean of sigmoid(scores + shift). l1: the mean of sigmoid(scores) (Sanh et al. 2020, section 4). l0:
+# the mean probability that a hard concrete gate is not 0 (Louizos et al. 2018, equation 12).
 SHIFTS = {"l1": 0.0, "l0": -GATE_TEMPERATURE * GATE_CLOSES}
 
 
@@ -25,14 +25,15 @@ def add_penalty(
 ) -> Tensor:
     """Adds the gradient of factor * penalty to each matrix's `grad`, and returns the penalty, a scalar in [0, 1].
 
-    In closed form, matrix by matrix: autograd would keep all sigmoids and read all gradients once more.
+    The gradient is computed in closed form, matrix by matrix: autograd would keep all sigmoids and read all gradients
+    once more.
 
     Args:
-        scores: one parameter a matrix, any shapes.
-        kind: which of the two, see `SHIFTS`.
-        mean: per_matrix gives every matrix the same weight, as the original (so a score of a small matrix counts more;
-            the paper's lambdas assume it); global gives every score the same weight.
-        factor: lambda, times the loss scale where there is one; a number or a scalar on the scores' device.
+        scores: one parameter per matrix, of any shape.
+        kind: see `SHIFTS`.
+        mean: per_matrix gives each matrix the same weight, as the original does, so a score of a small matrix counts
+            more (the paper's lambdas assume this); global gives each score the same weight.
+        factor: lambda, times the loss scale if there is one; a number or a scalar on the scores' device.
     """
     total = sum(matrix.numel() for matrix in scores)
     parts = []

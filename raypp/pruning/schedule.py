@@ -1,7 +1,7 @@
-"""The cubic schedule of the density or threshold, and of the penalty's lambda with it.
+"""The cubic schedule of the density or the threshold, and of the penalty's lambda.
 
-Steps are counted from 0: optimizer step `s` uses the masks of `at(s)`, and the evaluation after the last step those of
-`at(total_steps)`, which is always at the final value.
+Steps are counted from 0. Optimizer step `s` uses the masks of `at(s)`, and the evaluation after the last step uses
+those of `at(total_steps)`, which always has the final value.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from raypp.errors import ConfigError
 
 @dataclass(frozen=True)
 class SchedulePoint:
-    """What the schedule says at one step."""
+    """The scheduled values at one step."""
 
     value: float | None
-    """Density (topk, magnitude, fisher) or threshold (sigmoid_threshold, threshold); None for l0, which has neither."""
+    """Density (topk, magnitude, fisher) or threshold (sigmoid_threshold, threshold); None for l0, which has none."""
     progress: float
-    """0 until the initial warmup ends, 1 from the final warmup on, cubic between."""
+    """0 until the initial warmup ends, 1 from the final warmup on, and cubic in between."""
     penalty_lambda: float
-    """Weight of the penalty; 0 without one."""
+    """Weight of the penalty; 0 without a penalty."""
     is_final: bool
-    """Whether the density is the final one already: a checkpoint of this step may be delivered. Where no density is
-    asked for, scores fall below the final threshold (l0: close gates) until the last step."""
+    """Whether the density has its final value, so that a checkpoint of this step may be delivered. If no density is
+    requested, only the last step is final, because scores fall below the final threshold (l0: close gates) until
+    then."""
     target_density: float | None = None
-    """Density asked of a threshold method or l0 at this step; None where it has no target."""
+    """Density requested from a threshold method or l0 at this step; None without `pruning.target_density`."""
 
 
 class PruningSchedule:
@@ -35,12 +36,20 @@ class PruningSchedule:
     With iw = initial_warmup * warmup_steps and fw = final_warmup * warmup_steps, for iw < step <= total_steps - fw:
         value = final + (initial - final) * (1 - (step - iw) / (total_steps - iw - fw)) ** 3
     and lambda = final_lambda * progress. For the paper's soft movement pruning (initial threshold 0) this is the
-    original's lambda = final_lambda * value / final. Elsewhere it differs on purpose: that formula divided by zero at a
-    final threshold of 0, let lambda fall for topk, and held it constant from the first step on for l0.
+    original's lambda = final_lambda * value / final. Elsewhere it differs on purpose: the original's formula divides by
+    zero at a final threshold of 0, lets lambda fall for topk, and keeps it constant for l0.
     """
 
     def __init__(self, settings: PruningSettings, total_steps: int, warmup_steps: int) -> None:
-        """Raises ConfigError where the cubic phase would have no step: the schedule could not reach its end."""
+        """
+        Args:
+            settings: the method and its initial and final values.
+            total_steps: optimizer steps of the run.
+            warmup_steps: warmup steps of the learning rate, the unit of the schedule's own warmups.
+
+        Raises:
+            ConfigError: the warmups leave no step for the cubic phase, so the schedule could not reach its end.
+        """
         self.first_step = settings.initial_warmup * warmup_steps
         self.last_step = total_steps - settings.final_warmup * warmup_steps
         if self.last_step <= self.first_step:
@@ -56,7 +65,11 @@ class PruningSchedule:
         self.final_lambda = 0.0 if penalty is None else penalty.final_lambda
 
     def at(self, step: int) -> SchedulePoint:
-        """The point of optimizer step `step` (0 …); steps beyond `total_steps` are final."""
+        """The scheduled values at a step; steps beyond `total_steps` have the final values.
+
+        Raises:
+            ValueError: the step is negative.
+        """
         if step < 0:
             raise ValueError(f"steps are counted from 0, got {step}")
         if step <= self.first_step:
@@ -76,16 +89,16 @@ class PruningSchedule:
 
 
 def _between(initial: float | None, final: float | None, remaining: float) -> float | None:
-    """The scheduled number when `remaining` (1 to 0) of the way is left; None where there is none."""
+    """The scheduled number when the part `remaining` (1 to 0) of the way is left; None without a scheduled number."""
     if initial is None or final is None:
         return None
-    if remaining == 1.0:  # the formula's rounding must not turn a density of 1 into less
+    if remaining == 1.0:  # rounding must not turn a density of 1 into less
         return initial
     return final + (initial - final) * remaining
 
 
 def _ends(settings: PruningSettings) -> tuple[float | None, float | None]:
-    """The scheduled number's initial and final value; None for a method without one."""
+    """The initial and the final value of the scheduled number; None for l0, which has none."""
     if isinstance(settings, DensityPruning):
         return settings.initial_density, settings.final_density
     if isinstance(settings, ThresholdPruningBase):

@@ -1,10 +1,10 @@
-"""The kernels of `masked_product.py` for a GPU, in Triton: each reads its operands and writes its results once.
+"""Triton kernels of `masked_product.py` for a GPU. Each reads its operands once and writes its results once.
 
-Imported only where Triton is installed. Numbers are read in their own type and multiplied in float32, or in float64
-where an operand is that. Operands that are not contiguous are copied first: in a transformer weights and their
-gradients are, so strides are not worth a slower kernel.
+This module is imported only if Triton is installed. Numbers are read in their own type and multiplied in float32, or in
+float64 if an operand is float64. Operands that are not contiguous are copied first: a transformer's weights and
+gradients are contiguous, so strides are not worth a slower kernel.
 
-Parameters of kernels are annotated in Triton's own types, since Triton reads the annotations.
+Parameters of kernels are annotated with Triton's own types, because Triton reads the annotations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # numbers of one program: eight a thread, two 16-byte loads of float32
+BLOCK = 1024  # numbers per program: eight per thread, two 16-byte loads of float32
 
 
 def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> None:
@@ -44,7 +44,7 @@ def gradients(
 
 
 def _launch(kernel: Any, like: Tensor, *arguments: Tensor | None, wide: Any) -> None:
-    with torch.cuda.device_of(like):  # Triton launches on the current device, whatever the tensors are on
+    with torch.cuda.device_of(like):  # Triton launches on the current device, not on that of the tensors
         kernel[(triton.cdiv(like.numel(), BLOCK),)](*arguments, like.numel(), wide=wide, block=BLOCK)
 
 
@@ -77,7 +77,7 @@ def _gradients(
     wide: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """for_weight = gradient * mask, for_scores = gradient * weight * gate_slope; each left out where it is None."""
+    """for_weight = gradient * mask, for_scores = gradient * weight * gate_slope; one that is None is not computed."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < size
     arriving = tl.load(gradient + place, mask=inside).to(wide)

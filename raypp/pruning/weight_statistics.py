@@ -1,7 +1,7 @@
-"""What pruning has done to the weights, in counts: histograms of scores and weights, movement, heads, one mask.
+"""Statistics of what pruning did to the weights: histograms of scores and weights, movement, heads, one mask.
 
-Everything is counted matrix by matrix, so what it takes beside the models does not grow with them, and what comes out
-is a small file from which all figures of weights are drawn, at any time and without the model.
+All matrices are counted one by one, so the memory that this takes does not grow with the model. The result is a small
+file, from which all figures of weights can be drawn later, without the model.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ from raypp.pruning.heads import AttentionHeads, count_heads
 from raypp.pruning.linear import MaskedLinear, all_linear_layers
 from raypp.storage import Location
 
-STATISTICS = "statistics.npz"  # name of their file, in a run's folder of figures
+STATISTICS = "statistics.npz"  # name of the file in a run's folder of figures
 BINS = 240
 CHUNK_WEIGHTS = 1 << 22
-# Weights have a few outliers, many times as far out as the others: a scale ends at so many standard deviations.
+# A few weights are outliers, many times as far out as the others. A scale ends at this many standard deviations.
 STANDARD_DEVIATIONS = 12.0
-LONG_TAIL = 10.0  # scores whose largest is so many times the mean are counted by their logarithms
-LOWEST_SHOWN = 1e-12  # of the largest; logarithms have no end
+LONG_TAIL = 10.0  # scores are counted by their logarithms if the largest is this many times the mean
+LOWEST_SHOWN = 1e-12  # lowest score that has a bin of its own, as a part of the largest; logarithms have no end
 
 Counts = NDArray[np.int64]
 _Linear = nn.Linear | MaskedLinear
 
 
 class DifferentModel(ValueError):
-    """The initial model is not what the final one began as."""
+    """The initial model is not the one from which the final model was trained."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Numbers in bins of one width, of kept and of pruned weights; the outermost bins have what is beyond them, too."""
+    """Histogram of one number of each weight, in bins of equal width. The outermost bins include all numbers beyond."""
 
     edges: NDArray[np.float64]
-    """Of the bins, [bins + 1]."""
+    """Edges of the bins, [bins + 1]."""
     kept: Counts
-    """How many kept weights are in each bin, [bins]."""
+    """Number of kept weights in each bin, [bins]."""
     pruned: Counts
-    """How many pruned ones are, [bins]."""
+    """Number of pruned weights in each bin, [bins]."""
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How far weights went from where: a histogram over the initial weight and its change, final - initial."""
+    """A two-dimensional histogram of the weights by initial value and change (final - initial)."""
 
     edges: NDArray[np.float64]
-    """Of the initial weight's bins, [bins + 1]."""
+    """Edges of the initial weight's bins, [bins + 1]."""
     change_edges: NDArray[np.float64]
-    """Of the change's bins, [bins + 1]."""
+    """Edges of the change's bins, [bins + 1]."""
     kept: Counts
-    """[bins of the initial weight, bins of the change]."""
+    """Number of kept weights, [bins of the initial weight, bins of the change]."""
     pruned: Counts
-    """The same of the pruned weights, whose final values are those beneath the mask (0 in a folded model)."""
+    """The same of the pruned weights. Their final values are those without the mask (0 in a folded model)."""
 
     @property
     def initial(self) -> Histogram:
-        """The weights as they began."""
+        """Histogram of the initial weights."""
         return Histogram(self.edges, self.kept.sum(1), self.pruned.sum(1))
 
 
@@ -75,30 +75,30 @@ _Part = TypeVar("_Part", Histogram, Movement)
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """What is left of a model, and what became of its weights."""
+    """Statistics of a pruned model's weights."""
 
     layers: tuple[LayerDensity, ...]
-    """Remaining weights of each pruned matrix."""
+    """Number of remaining weights of each pruned matrix."""
     weights: Histogram
-    """Final weights of these matrices."""
+    """Final weights of the pruned matrices."""
     movement: Movement | None
-    """None where the initial weights are not known."""
+    """None if the initial weights are unknown."""
     scores: Histogram | None
-    """None where there are none: pruning by magnitude, and folded models."""
+    """None without scores: for pruning by magnitude, and for folded models."""
     scores_are_logarithms: bool
-    """Whether that histogram is of log10 of the scores (those of 0 in its first bin): of scores that are never negative
-    and of many orders of magnitude, as Fisher information is."""
+    """Whether the histogram is of log10 of the scores, with scores of 0 in its first bin. It is for scores that are
+    never negative and span many orders of magnitude, as Fisher information does."""
     lowest_kept: tuple[float, ...]
-    """Of each matrix, the lowest score (for magnitude: absolute weight) that was kept; empty for a folded model."""
+    """The lowest kept score (magnitude: absolute weight) of each matrix; empty for a folded model."""
     heads: tuple[AttentionHeads, ...]
-    """Empty where the attention is of an unknown kind."""
+    """Empty if the attention is of an unknown kind."""
     mask_name: str
-    """The matrix whose mask is shown, the first."""
+    """Name of the matrix whose mask is kept, the first one."""
     mask: NDArray[np.bool_]
-    """True where a weight is kept, (out, in)."""
+    """Whether each weight is kept, (out, in)."""
 
     def save(self, file: Location) -> None:
-        """Writes an .npz file: arrays, and a JSON text of the rest."""
+        """Writes an .npz file: arrays, and everything else as JSON text."""
         arrays: dict[str, NDArray[np.generic]] = {"mask": self.mask}
         for name, part in (("weights", self.weights), ("movement", self.movement), ("scores", self.scores)):
             if part is not None:
@@ -116,7 +116,7 @@ class WeightStatistics:
 
     @classmethod
     def load(cls, file: Location) -> WeightStatistics:
-        """Reads what `save` wrote."""
+        """Reads a file that `save` wrote."""
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             rest = json.loads(str(arrays["rest"]))
             weights, scores = _part(Histogram, arrays, "weights"), _part(Histogram, arrays, "scores")
@@ -127,7 +127,7 @@ class WeightStatistics:
             weights=weights,
             movement=movement,
             scores=scores,
-            scores_are_logarithms=rest.get("scores_are_logarithms", False),  # written since there is method: fisher
+            scores_are_logarithms=rest.get("scores_are_logarithms", False),  # absent in files older than method: fisher
             lowest_kept=tuple(rest["lowest_kept"]),
             heads=tuple(
                 AttentionHeads(h["stack"], h["number"], tuple(h["kept"]), h["total"], tuple(h["survives"]))
@@ -146,14 +146,15 @@ def _part(kind: type[_Part], arrays: Mapping[str, NDArray[Any]], name: str) -> _
 
 @torch.no_grad()
 def measure(model: nn.Module, density: DensityReport, initial: nn.Module | None = None) -> WeightStatistics:
-    """Counts what pruning has done to a patched model, or to a plain, folded one.
+    """Measures the weights of a patched model, or of a plain, folded one.
 
     Args:
-        density: of this model; its layers are those that count.
-        initial: the model before training, patched or not; None: its weights are not known.
+        model: the pruned model.
+        density: the density of this model, whose layers are measured.
+        initial: the model before training, patched or not; None if its weights are unknown.
 
     Raises:
-        DifferentModel: `initial` lacks one of the matrices, or has it in another shape.
+        DifferentModel: `initial` does not have one of the matrices, or has it in another shape.
     """
     found = all_linear_layers(model)
     layers = [found[layer.name] for layer in density.layers]
@@ -188,14 +189,14 @@ def _count_movement(layers: Sequence[_Linear], before: Sequence[Tensor], edges: 
         for layer, was in zip(layers, before, strict=True):
             yield kept_weights(layer), was, layer.weight - was.to(layer.weight)
 
-    # In a folded model the pruned ones have all gone to 0, which says nothing of how far a weight goes.
+    # In a folded model all pruned weights have moved to 0, which does not show how far weights move.
     is_folded = not any(isinstance(layer, MaskedLinear) for layer in layers)
     change_edges = _edges_around_zero(change[kept] if is_folded else change for kept, _, change in changes())
     return Movement(edges, change_edges, *_count(changes(), [edges, change_edges]))
 
 
 def _edges_around_zero(matrices: Iterable[Tensor]) -> NDArray[np.float64]:
-    """Bins on both sides of 0, as far as the farthest number, or as `STANDARD_DEVIATIONS` of all of them."""
+    """Edges of bins on both sides of 0, up to the number farthest from 0, but at most `STANDARD_DEVIATIONS`."""
     count, square, farthest = 0, 0.0, 0.0
     for matrix in matrices:
         if matrix.numel():
@@ -207,7 +208,7 @@ def _edges_around_zero(matrices: Iterable[Tensor]) -> NDArray[np.float64]:
 
 
 def _count_scores(layers: Sequence[MaskedLinear]) -> tuple[Histogram | None, bool]:
-    """The scores' histogram, and whether it is of their logarithms."""
+    """The histogram of the scores, and whether it is of their logarithms."""
     scored: list[tuple[MaskedLinear, Tensor]] = [
         (layer, layer.mask_scores) for layer in layers if layer.mask_scores is not None
     ]
@@ -215,13 +216,13 @@ def _count_scores(layers: Sequence[MaskedLinear]) -> tuple[Histogram | None, boo
         return None, False
     lowest, highest = _ends(scores for _, scores in scored)
     mean = sum(float(scores.sum()) for _, scores in scored) / sum(scores.numel() for _, scores in scored)
-    # On a linear axis nearly all of such scores would be in one bin.
+    # On a linear axis, nearly all such scores would be in one bin.
     are_logarithms = lowest >= 0 and highest > LONG_TAIL * mean
     if are_logarithms:
         smallest = max(min(float(s[s > 0].min()) for _, s in scored if s.any()), highest * LOWEST_SHOWN)
         scored = [(layer, scores.clamp(min=smallest).log10()) for layer, scores in scored]
         lowest, highest = _ends(scores for _, scores in scored)
-    margin = 0.0 if lowest < highest else 0.5  # all the same, as they begin: any width will do
+    margin = 0.0 if lowest < highest else 0.5  # all scores are equal, as at the start: any width is right
     edges = np.linspace(lowest - margin, highest + margin, BINS + 1)
     counts = _count(((kept_weights(layer), scores) for layer, scores in scored), [edges])
     return Histogram(edges, *counts), are_logarithms
@@ -233,17 +234,17 @@ def _ends(matrices: Iterable[Tensor]) -> tuple[float, float]:
 
 
 def _lowest_kept(layer: MaskedLinear) -> float:
-    """The lowest score, or absolute weight, that is kept; infinity where nothing is."""
+    """The lowest score (without scores: absolute weight) that is kept; infinity if none is."""
     importance = layer.weight.abs() if layer.mask_scores is None else layer.mask_scores
     return float(importance.masked_fill(~kept_weights(layer), torch.inf).min())
 
 
 def _count(matrices: Iterable[Sequence[Tensor]], edges: Sequence[NDArray[np.float64]]) -> list[Counts]:
-    """Counts of kept and of pruned weights: [bins], or [bins, bins] for two numbers of each weight.
+    """Histograms of the kept and of the pruned weights: [bins], or [bins, bins] for two numbers of each weight.
 
     Args:
-        matrices: of each layer in turn, which weights are kept (bool), and one or two numbers of every weight.
-        edges: of the bins, for each of the numbers.
+        matrices: for each layer, whether each weight is kept (bool), and one or two numbers of each weight.
+        edges: edges of the bins, for each of the numbers.
     """
     shape = (2, *(BINS for _ in edges))
     counts = np.zeros(math.prod(shape), np.int64)
