@@ -267,5 +267,5 @@ def test_on_a_cpu_triton_is_not_imported_and_where_it_does_not_work_that_is_said
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     on_a_cpu, warning, *_, on_a_gpu = ran.stdout.splitlines()
     assert on_a_cpu == "True False"
-    assert warning.startswith("Triton does not work here, so masks are applied in several passes: ")
+    assert warning.startswith("Triton does not work on this machine, so masks are applied in several passes: ")
     assert on_a_gpu == "None True"

@@ -15,7 +15,7 @@ from raypp.pruning.masks import (
     keep_above,
     keep_largest,
     kept_count,
-    logit,
+    named_seed,
     tie_order,
 )
 from raypp.seeds import named_seed
@@ -223,13 +223,6 @@ def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> 
     mask = keep_above([torch.zeros(30, 40)], 0.0, [7], [3])[0]
     assert int(mask.sum()) == 7
     assert torch.equal(mask, largest(torch.zeros(30, 40), 7, tie_seed=3))
-
-
-def test_logit_is_the_score_of_a_probability() -> None:
-    for probability in (1e-6, 0.1, 0.5, 0.99):
-        assert 1 / (1 + math.exp(-logit(probability))) == pytest.approx(probability)
-    assert logit(0.0) == -math.inf
-    assert logit(1.0) == math.inf
 
 
 @pytest.mark.parametrize("matrices", [1, 3])
