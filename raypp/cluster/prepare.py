@@ -218,14 +218,13 @@ class _Teacher:
         per_token = self.kind.outputs_per_token
         ends = features.offsets[:: features.sequences] if per_token else np.arange(len(features) + 1)
         logits = np.empty((ends[-1], len(self.output_order)), np.float32)
-        half = None if self.precision == "float32" else getattr(torch, self.precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
-            for indices in plan_tokens(features.lengths, self.tokens_per_batch):
-                batch = features.collate(indices, extra["pad_token_id"], max_padded=extra["max_length"])
-                inputs = {name: value.to(self.device) for name, value in batch.items()}
-                answered = self.kind.outputs(self.kind.run(self.model, inputs), inputs)
-                outputs = without_padding(answered, inputs, per_token)
-                logits[features.output_indices(indices, per_token)] = outputs[:, self.output_order]
+        plan = plan_tokens(features.lengths, TOKENS_PER_BATCH)
+        with torch.inference_mode():
+            for indices, outputs, inputs in batched_outputs(
+                self.model, features, self.kind, extra["pad_token_id"], self.device, plan, extra["max_length"]
+            ):
+                kept = without_padding(outputs, inputs, per_token)
+                logits[features.output_indices(indices, per_token)] = kept[:, self.output_order]
         if len(broken := np.flatnonzero(~np.isfinite(logits).all(axis=1))):
             row = features.rows[np.searchsorted(ends, broken[0], side="right") - 1]
             raise ConfigError(f"teacher.model: its logits for row {row} are not finite")

@@ -96,7 +96,7 @@ def value_in(record: dict[str, object], column: str, setting: str) -> object:
         setting: the setting that names the column, for the message.
 
     Raises:
-        BadValue: the record has no such column.
+        BadValueError: the record has no such column.
     """
     if column not in record:
         raise BadValueError(f"no column {column!r} ({setting}); there are: {', '.join(record)}")

@@ -26,7 +26,7 @@ FIELD = "data.source.directory"
 logger = logging.getLogger("raypp")
 
 
-class CutRow(BadValue):
+class TruncatedRowError(BadValueError):
     """A row with too few fields, or without its label."""
 
 
@@ -77,9 +77,9 @@ class OfficialData(RawData):
                     )
                 texts = self.kind.texts([cells[i] for i in sentences], names)
                 value = None if label is None else self.kind.label(cells[label], "label", labels)
-            except BadValue as bad:
+            except BadValueError as bad:
                 # A test row is never skipped, because the submission would be one line short.
-                if isinstance(bad, CutRow) and self.task.skips_cut_rows and label is not None:
+                if isinstance(bad, TruncatedRowError) and self.task.skips_cut_rows and label is not None:
                     skipped += 1
                     continue
                 raise bad.at(f"{file}, line {number}") from None

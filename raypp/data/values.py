@@ -1,4 +1,4 @@
-"""The values of one row: texts and label. A wrong one raises `BadValue`, to which the reader adds file and line."""
+"""The values of one row: texts and label. A wrong value raises `BadValueError`; the reader adds file and line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 _BOOLEAN_NAMES = {True: ("true", "yes"), False: ("false", "no")}
 
 
-class BadValue(ValueError):
+class BadValueError(ValueError):
     """A row that cannot be read. The message has the value and what is allowed."""
 
     def at(self, place: str) -> ConfigError:
@@ -24,7 +24,7 @@ def text_of(value: object, column: object) -> str:
     """Checks that a value is a text, which may be empty, and returns it.
 
     Raises:
-        BadValue: the value is not a text, or contains half a surrogate pair.
+        BadValueError: the value is not a text, or contains half a surrogate pair.
     """
     if not isinstance(value, str):
         raise BadValueError(f"{column} is {value!r}; allowed: text")
@@ -32,7 +32,7 @@ def text_of(value: object, column: object) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can contain one half of a UTF-16 surrogate pair
-            raise BadValue(
+            raise BadValueError(
                 f"{column} has {value[error.start]!r} at position {error.start + 1}, half a character; allowed: whole "
                 "characters"
             ) from None
@@ -66,7 +66,7 @@ def class_of(value: object, column: object, labels: Mapping[str, int]) -> int:
         labels: the number of each label, by the text that the source writes for it.
 
     Raises:
-        BadValue: the value is not a label.
+        BadValueError: the value is not a label.
     """
     key = str(value)
     if isinstance(value, bool):
@@ -84,7 +84,7 @@ def number_of(value: object, column: object, value_range: tuple[float, float] | 
     """The value of a regression label.
 
     Raises:
-        BadValue: the value is not a finite number, or not in the range.
+        BadValueError: the value is not a finite number, or not in the range.
     """
     low, high = value_range or (-FLOAT32_MAX, FLOAT32_MAX)
     allowed = f"a number from {low:g} to {high:g}" if value_range else "a finite number"

@@ -6,14 +6,14 @@ because a mean of per-worker F1 scores is not an F1 score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypp.data.batches import plan_tokens
+from raypp.data.batches import Indices, plan_tokens
 from raypp.data.examples import EvaluationExamples
 from raypp.evaluation.predictions import Predictions, without_padding
 from raypp.models.loading import max_positions
@@ -39,7 +39,7 @@ def headline_key(task: Task) -> str:
 
 def batched_outputs(
     model: nn.Module,
-    features: Any,
+    features: EvaluationExamples,
     kind: TaskKind,
     pad_id: int,
     device: torch.device,
@@ -73,20 +73,13 @@ def predict(
     """A model's outputs for all rows of a split: the same on every worker, and for any number of workers. Leaves the
     model in evaluation mode."""
     model.eval()
-    places, predicted = [], []
+    indices, predicted = [], []
     plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)[worker.rank :: worker.world_size]
     longest = max_positions(model.config)
-    indices, outputs = [], []
-    plan = plan_tokens(features.lengths, EVALUATION_TOKENS, batch_size)
-    for number, batch in enumerate(plan):
-        if number % worker.world_size != worker.rank:
-            continue
-        padded = features.collate(batch, pad_id, max_padded=longest)
-        inputs = {name: value.to(worker.device) for name, value in padded.items()}
-        predicted = kind.predicted(kind.outputs(kind.run(model, inputs), inputs), inputs)
+    for batch, outputs, inputs in batched_outputs(model, features, kind, pad_id, worker.device, plan, longest):
         indices.append(features.output_indices(batch, kind.outputs_per_token))
-        outputs.append(without_padding(predicted, inputs, kind.outputs_per_token))
-    mine = (np.concatenate(indices), np.concatenate(outputs)) if outputs else None
+        predicted.append(without_padding(kind.predicted(outputs, inputs), inputs, kind.outputs_per_token))
+    mine = (np.concatenate(indices), np.concatenate(predicted)) if predicted else None
     parts = [part for part in worker.gather(mine) if part is not None]
     order = np.argsort(np.concatenate([part[0] for part in parts]))
     return Predictions(features, np.concatenate([part[1] for part in parts])[order])

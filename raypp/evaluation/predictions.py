@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def without_padding(outputs: Tensor, batch: Mapping[str, Tensor], per_token: bool) -> np.ndarray:
-    """A batch's outputs as they are kept, float32: [rows, outputs] or, of its real tokens, [tokens, outputs]; in the
-    order of `Features.output_indices`."""
+    """A batch's outputs without padding, in the order of `Features.output_indices`.
+
+    Returns:
+        float32 [rows, outputs] or, if `per_token`, [tokens, outputs].
+    """
     if per_token:
         outputs = outputs[batch["attention_mask"].bool()]
     kept: np.ndarray = outputs.float().cpu().numpy()
@@ -39,7 +42,7 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """As in `Features.labels`; meaningless where `labelled` is False."""
+        """The features' labels; meaningless for rows where `labelled` is False."""
         assert isinstance(self.features, Features), "text has no labels but its own tokens"
         return self.features.labels
 

@@ -107,7 +107,7 @@ class TaskKind(ABC):
             columns: the source's names of these columns, for messages.
 
         Raises:
-            BadValue: a value is not a text, or a required text is empty.
+            BadValueError: a value is not a text, or a required text is empty.
         """
 
     @abstractmethod
@@ -120,7 +120,7 @@ class TaskKind(ABC):
             spellings: the number of each label, by the text that the source writes for it.
 
         Raises:
-            BadValue: the value is not a label of this task.
+            BadValueError: the value is not a label of this task.
         """
 
     all_are_trainable: ClassVar[bool] = True

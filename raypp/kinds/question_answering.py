@@ -79,7 +79,7 @@ class QuestionAnswering(TaskKind):
                 f"{column} is {str(value)[:100]!r}; allowed: texts, each with its answer_start in the context"
             )
         if not answers and not self.task.unanswerable:
-            raise BadValue(
+            raise BadValueError(
                 f"{column} is empty; allowed: at least one answer, because {self.task.name} has one for every question"
             )
         return [{"text": answer["text"], "start": answer["answer_start"]} for answer in answers]

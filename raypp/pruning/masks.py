@@ -22,12 +22,6 @@ _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; be
 _LOW_32_BITS = 0xFFFFFFFF
 
 
-def named_seed(seed: int, name: str) -> int:
-    """A 63-bit seed for one matrix. It depends on `seed` and the matrix's name, but not on the order of matrices."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def kept_count(density: float, total: int) -> int:
     """Number of weights that a density keeps: int(density * total), from 1 to `total`.
 

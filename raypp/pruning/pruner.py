@@ -24,10 +24,11 @@ from raypp.errors import ConfigError
 from raypp.pruning.density import DensityReport, count_density
 from raypp.pruning.level import score_quantile
 from raypp.pruning.linear import MaskedLinear, masked_layers, select_layers
-from raypp.pruning.masks import floor_count, kept_count, named_seed
+from raypp.pruning.masks import floor_count, kept_count
 from raypp.pruning.penalty import add_penalty
 from raypp.pruning.schedule import SchedulePoint
 from raypp.pruning.selectors import build_selector
+from raypp.seeds import named_seed
 
 
 class Pruner:

@@ -33,9 +33,9 @@ from raypp.pruning.masks import (
     keep_above,
     keep_largest,
     kept_count,
-    named_seed,
 )
 from raypp.pruning.schedule import SchedulePoint
+from raypp.seeds import named_seed
 
 # With a target density, the lowest gate that is kept opens at least as far as a score this far above GATE_CLOSES would.
 GATE_MARGIN = 0.01

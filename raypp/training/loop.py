@@ -33,6 +33,7 @@ from raypp.models.loading import max_positions, pad_with, require_tokenizer, res
 from raypp.models.student import initial_student
 from raypp.pruning.build import build_pruning
 from raypp.pruning.controller import build_controller
+from raypp.seeds import seed_of
 from raypp.training.checkpoint import Checkpoints, restore
 from raypp.training.deliver import deliver
 from raypp.training.inputs import step_inputs

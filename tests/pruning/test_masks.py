@@ -15,7 +15,6 @@ from raypp.pruning.masks import (
     keep_above,
     keep_largest,
     kept_count,
-    named_seed,
     tie_order,
 )
 from raypp.seeds import named_seed
