@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from raw_examples import rows
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -16,6 +17,7 @@ from raypp.data.chance import split_of
 from raypp.data.pairs import DEEDS, NUMBERS, PEOPLE, PLACES, TIMES
 from raypp.data.raw import Example
 from raypp.data.sentiment import ASPECTS, BLAME, PRAISE
+from raypp.data.sources import open_source
 from raypp.data.synthetic import SyntheticData
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
@@ -239,3 +241,12 @@ def test_a_grammar_that_runs_out_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(synthetic, "ATTEMPTS", 1)
     with pytest.raises(ConfigError, match=r"data\.source\.dev_rows: the grammar of sentiment ran out of new sentences"):
         examples("sentiment", "dev")
+
+
+def test_synthetic_splits_open_like_all_others() -> None:
+    source = SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5)
+    raw = open_source(kind_of(TASKS["similarity"]), source, max_train_rows=10)
+    assert [len(rows(raw, split)) for split in raw.splits] == [10, 5, 5]
+    assert next(raw.read("train")).schema == kind_of(TASKS["similarity"]).schema()
+    other = open_source(raw.kind, SyntheticSource(kind="synthetic", train_rows=12, dev_rows=5, seed=1))
+    assert other.fingerprint("dev") != raw.fingerprint("dev")
