@@ -14,7 +14,7 @@ import yaml
 def hub_copy(
     folder: Path, monkeypatch: pytest.MonkeyPatch, configurations: Mapping[str, Mapping[str, datasets.Dataset]]
 ) -> Path:
-    """Writes the splits of each configuration, laid out as the hub does; what is read of them is cached beside it."""
+    """Writes the splits of each configuration in the hub's layout, with the cache of `datasets` next to it."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
     card: list[dict[str, Any]] = []
     for name, splits in configurations.items():

@@ -1,4 +1,4 @@
-"""Blocks: nothing of a text is lost but what is said, and long texts are cut as the original distiller cut them."""
+"""Blocks: texts are cut as the original distiller did, and everything that is dropped is in the report."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_the_report_says_what_was_dropped_and_adds_up(tokenizer: Any) -> None:
     assert f"1 with fewer than {SHORTEST} tokens, 1 with 50% or more unknown" in str(both)
 
 
-def test_a_piece_keeps_its_place_in_the_source(tokenizer: Any) -> None:
+def test_a_piece_keeps_its_position_in_the_source(tokenizer: Any) -> None:
     table, _ = cut_texts(texts_of(" ".join(WORDS * 3), " ".join(WORDS), first_row=40), tokenizer, 20)
     assert table["row"].to_pylist() == [40, 40, 40, 41]
     assert table["piece"].to_pylist() == [0, 1, 2, 0]
 
 
 def test_a_tokenizer_without_special_tokens_of_its_own_marks_begin_and_end() -> None:
-    """As GPT-2's: the original put its end-of-text token around every sequence."""
+    """For GPT-2's tokenizer, the original put its end-of-text token around every sequence."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

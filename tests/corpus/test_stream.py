@@ -1,4 +1,4 @@
-"""The stream's order: every block once an epoch, the same again, and no more than a window at a time."""
+"""The order of the stream: every block once per epoch, repeatable, at most a window at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_block_comes_once_an_epoch_in_windows_of_whole_batches(batch_size:
     assert max(map(len, windows)) <= max(window_blocks, batch_size)
 
 
-def test_epochs_and_seeds_differ_and_the_same_is_the_same() -> None:
+def test_the_order_depends_on_epoch_and_seed_alone() -> None:
     first = blocks(order(), 0, 1)
     assert blocks(order(), 0, 1) == first
     assert blocks(order(), 1, 1) != first

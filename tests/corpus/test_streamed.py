@@ -1,4 +1,4 @@
-"""Blocks streamed from the store: every one once an epoch, like lengths together, the same again from any batch on."""
+"""Blocks streamed from the store: each once per epoch, similar lengths together, the same from any first batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCKS = 3 * GROUP_BLOCKS + 700
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Two parts of several row groups; a block's tokens say which it is."""
+    """Two parts with several row groups; a block's tokens are its number."""
     chance = np.random.default_rng(0)
     with Store(Location.of(tmp_path_factory.mktemp("store"))).build("features", "key", {}) as build:
         parts, files = [], []
@@ -63,7 +63,7 @@ def test_every_block_comes_once_an_epoch_with_its_own_tokens(artifact: Artifact)
         assert batch["input_ids"][:, 0].tolist() == batch["rows"]
 
 
-def test_a_batch_is_the_same_whatever_batch_one_begins_with(artifact: Artifact) -> None:
+def test_a_batch_does_not_depend_on_the_first_batch_that_is_read(artifact: Artifact) -> None:
     masking = LanguageModelingTask(name="a", kind="language_modeling", masking={"smoothing": 0.5}).masking
     assert masking is not None
     masker = Masker.build(masking, 7, np.arange(BLOCKS), [0], 0)
@@ -76,7 +76,7 @@ def test_a_batch_is_the_same_whatever_batch_one_begins_with(artifact: Artifact) 
             assert all((one[name] == other[name]).all() for name in ("input_ids", "labels", "chosen"))
 
 
-def test_epochs_differ_and_lengths_are_alike_in_a_batch(artifact: Artifact) -> None:
+def test_epochs_differ_and_lengths_in_a_batch_are_similar(artifact: Artifact) -> None:
     data = stream(artifact)
     first, second = ([batch["rows"] for batch in batches(data, epoch)] for epoch in (0, 1))
     assert first != second

@@ -1,4 +1,4 @@
-"""Masking: its proportions, its smoothing against the closed form, and that it is a function of a block's place."""
+"""Masking: its proportions, its smoothing against the closed form, and no effect of the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def blocks(rows: int, width: int = 40, seed: int = 0) -> tuple[np.ndarray, ...]:
     return np.where(is_real, ids, 0), np.arange(rows), np.zeros(rows, np.int64), is_real
 
 
-def test_numbers_of_places_are_uniform_and_unrelated() -> None:
+def test_random_numbers_are_uniform_and_independent() -> None:
     numbers = uniform(7, np.arange(300)[:, None], np.arange(400))
     assert numbers.shape == (300, 400)
     assert (numbers.min() > 0) & (numbers.max() < 1)
@@ -39,7 +39,7 @@ def test_numbers_of_places_are_uniform_and_unrelated() -> None:
     for other in (np.roll(numbers, 1, 0), np.roll(numbers, 1, 1), uniform(8, np.arange(300)[:, None], np.arange(400))):
         assert abs(np.corrcoef(numbers.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(numbers.size)
     assert uniform(3, 4) != uniform(4, 3)
-    assert uniform(1, 2, 3) == pytest.approx(0.9169461)  # the same for ever, so that runs resume after an update
+    assert uniform(1, 2, 3) == pytest.approx(0.9169461)  # pinned, so that runs resume after an update
 
 
 def test_proportions_are_those_of_the_settings() -> None:
@@ -53,7 +53,7 @@ def test_proportions_are_those_of_the_settings() -> None:
     assert not np.isin(ids[predicted], SPECIAL).any()
     total = int(predicted.sum())
     assert total / is_real.sum() == pytest.approx(0.15, rel=0.01)
-    assert (np.abs(predicted.sum(axis=1) - 0.15 * is_real.sum(axis=1)) < 1).all(), "in each block, but for rounding"
+    assert (np.abs(predicted.sum(axis=1) - 0.15 * is_real.sum(axis=1)) < 1).all(), "in each block, except for rounding"
 
     # One in 46 of the random replacements is the token itself.
     fates = [(seen == MASK) & predicted, (seen == ids) & predicted, (seen != ids) & (seen != MASK) & predicted]
@@ -66,7 +66,7 @@ def test_proportions_are_those_of_the_settings() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7, 1.5])
 def test_rare_tokens_are_predicted_as_often_as_the_smoothing_says(smoothing: float) -> None:
-    """With one prediction a block, a token's chance is its weight over the sum of the weights of the block."""
+    """With one prediction per block, a token's chance is its weight divided by the sum of the block's weights."""
     counts = np.zeros(VOCABULARY, np.int64)
     counts[4:] = 2 ** (np.arange(46) % 12)
     rows = 60_000
@@ -80,7 +80,7 @@ def test_rare_tokens_are_predicted_as_often_as_the_smoothing_says(smoothing: flo
     assert chisquare(found, weights / weights.sum() * rows).pvalue > 1e-3
 
 
-def test_several_of_a_block_are_drawn_without_replacement() -> None:
+def test_several_tokens_of_a_block_are_drawn_without_replacement() -> None:
     """Two of three tokens of weights 1, 1/2 and 1/4: the closed form of successive draws."""
     counts = np.ones(VOCABULARY, np.int64)
     counts[[4, 5, 6]] = [1, 2, 4]
@@ -98,7 +98,7 @@ def test_several_of_a_block_are_drawn_without_replacement() -> None:
     assert left_out / len(ids) == pytest.approx(expected, abs=0.01)
 
 
-def test_a_block_is_masked_alike_in_any_batch_and_anew_in_each_epoch() -> None:
+def test_a_blocks_masks_do_not_depend_on_its_batch_and_differ_between_epochs() -> None:
     ids, rows, pieces, is_real = blocks(64)
     mask = masker()
     seen, labels = mask(ids, rows, pieces, is_real, epoch=3)

@@ -17,7 +17,7 @@ from raypp.data.batches import (
 
 
 def lengths_of(rows: int, seed: int = 0) -> np.ndarray:
-    """Lengths as sentences have them: many short ones, few long ones."""
+    """Lengths like those of sentences: many short ones, few long ones."""
     return np.random.default_rng(seed).gamma(3.0, 10.0, rows).astype(np.int64).clip(3, 128)
 
 
@@ -47,12 +47,12 @@ def test_every_row_comes_once_an_epoch(rows: int, micro_batches: int) -> None:
         assert len(plan[-1]) == (rows - 1) % 32 + 1
 
 
-def test_same_arguments_same_plan_and_any_other_another() -> None:
+def test_a_plan_depends_on_all_arguments_and_on_nothing_else() -> None:
     plan = flat(plan_of(1000))
     assert flat(plan_of(1000)) == plan
     assert flat(plan_of(1000, epoch=1)) != plan
     assert flat(plan_of(1000, seed=43)) != plan
-    # (seed, epoch) are no sum: the next epoch of one seed is not the first of the next
+    # (seed, epoch) are not added: epoch 1 of a seed is not epoch 0 of the next seed
     assert flat(plan_of(1000, seed=43, epoch=0)) != flat(plan_of(1000, seed=42, epoch=1))
 
 
@@ -96,27 +96,27 @@ def test_lengths_rise_within_a_batch_and_are_close() -> None:
 
 
 def test_order_of_batches_is_shuffled() -> None:
-    """No curriculum: the mean length of a batch says nothing of when it comes."""
+    """There is no curriculum: a batch's mean length does not depend on its number."""
     lengths = lengths_of(20_000)
     means = [lengths[batch.indices].mean() for batch in plan_of(20_000)]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.1
 
 
 def test_smaller_last_batch_is_a_random_choice_of_rows() -> None:
-    """… and not the longest of a pool, which some rows would then never leave."""
+    """It does not have the longest rows of a pool, which would then always be in such a batch."""
     lengths = lengths_of(1000)
     last = np.concatenate([plan_of(1000, epoch=epoch)[-1].indices for epoch in range(200)])
     assert len(last) == 200 * (1000 % 32)
     assert abs(lengths[last].mean() - lengths.mean()) < 4 * lengths.std() / np.sqrt(len(last))
 
 
-def test_which_rows_meet_changes_from_epoch_to_epoch() -> None:
+def test_rows_are_in_other_batches_in_each_epoch() -> None:
     first, second = ({frozenset(batch.indices.tolist()) for batch in plan_of(3668, epoch=epoch)} for epoch in (0, 1))
     assert not first & second
 
 
 def padding_efficiency(plan: list[GlobalBatch], lengths: np.ndarray) -> float:
-    """Tokens / tokens after padding."""
+    """Tokens divided by tokens with padding."""
     shares = [lengths[share] for batch in plan for share in batch.shares if len(share)]
     return sum(int(share.sum()) for share in shares) / sum(
         len(share) * int(padded_length(share.max())) for share in shares

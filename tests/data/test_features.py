@@ -153,7 +153,7 @@ def test_fingerprint_is_of_the_content(minilm_dir: Path, tmp_path: Path) -> None
     fingerprint = tokenizer_fingerprint(tokenizer)
     shutil.copytree(minilm_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
     assert tokenizer_fingerprint(load(tmp_path / "copy")) == fingerprint
-    # What was tokenized before, and how, is no part of it.
+    # Earlier calls of the tokenizer do not change it.
     tokenizer(["a", "b c"], padding="max_length", truncation=True, max_length=7)
     assert tokenizer_fingerprint(tokenizer) == fingerprint
     assert tokenizer_fingerprint(pickle.loads(pickle.dumps(tokenizer))) == fingerprint
@@ -215,7 +215,7 @@ def test_key_changes_with_each_of_its_parts() -> None:
     assert features_key(**parts | {"task": replace(PAIR, name="other")}) == keys[0]
 
 
-def test_memory_form_holds_what_the_table_holds(mrpc_dev: pa.Table, tokenizer: Any) -> None:
+def test_features_in_memory_have_the_content_of_the_table(mrpc_dev: pa.Table, tokenizer: Any) -> None:
     table = tokenize_batch(mrpc_dev, tokenizer, PAIR, 64)
     chunked = pa.concat_tables([table.slice(0, 7), table.slice(7, 0), table.slice(7, 200), table.slice(207)])
     features = Features.from_table(chunked)
@@ -230,7 +230,7 @@ def test_memory_form_holds_what_the_table_holds(mrpc_dev: pa.Table, tokenizer: A
     assert features.is_labelled
 
 
-def test_rows_out_of_order_or_twice_are_a_bug(mrpc_dev: pa.Table, tokenizer: Any) -> None:
+def test_rows_that_are_out_of_order_or_repeated_are_a_bug(mrpc_dev: pa.Table, tokenizer: Any) -> None:
     table = tokenize_batch(mrpc_dev.slice(0, 3), tokenizer, PAIR, 64)
     for order in ([0, 2, 1], [0, 1, 1]):
         with pytest.raises(AssertionError, match="sorted"):
@@ -260,7 +260,7 @@ def test_collate_pads_as_transformers_does(mrpc_dev: pa.Table, tokenizer: Any) -
             assert torch.equal(batch[name], tensor), name
 
 
-def test_width_follows_the_longest_row_given_and_stops_at_the_model(tokenizer: Any) -> None:
+def test_width_follows_the_longest_row_and_is_limited_by_the_model(tokenizer: Any) -> None:
     texts = ["a", "a " * 5, "a " * 9, "a " * 17]  # 3, 7, 11 and 19 tokens
     features = Features.from_table(tokenize_batch(raw(texts), tokenizer, SINGLE, 32))
     assert features.collate([0, 1], 0)["input_ids"].shape == (2, 8)
@@ -273,7 +273,7 @@ def test_width_follows_the_longest_row_given_and_stops_at_the_model(tokenizer: A
         features.collate([3], 0, max_padded=18)
 
 
-def test_padding_values_are_those_asked_for(tokenizer: Any) -> None:
+def test_padding_has_the_given_token_and_zeros(tokenizer: Any) -> None:
     features = Features.from_table(tokenize_batch(raw(["a"], ["b"]), tokenizer, PAIR, 32))
     batch = features.collate([0], 7)
     assert batch["input_ids"][0, 5:].tolist() == [7, 7, 7]
@@ -300,7 +300,7 @@ def test_teacher_logits_go_with_their_rows(mrpc_dev: pa.Table, tokenizer: Any) -
 
 
 def test_shared_memory_is_read_and_never_written(mrpc_dev: pa.Table, tokenizer: Any) -> None:
-    """Ray hands out read-only views of one copy a node; batches made of them are the reader's own."""
+    """Ray gives read-only views of one copy per node; batches made from them are the reader's own."""
     features = Features.from_table(tokenize_batch(mrpc_dev, tokenizer, PAIR, 64))
     arrays = {name: value.copy() for name, value in vars(features).items() if isinstance(value, np.ndarray)}
     for array in arrays.values():

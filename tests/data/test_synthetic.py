@@ -1,4 +1,4 @@
-"""The grammars: the same everywhere, nothing shared between splits, labels that follow from composition."""
+"""The grammars: the same everywhere, with separate splits, and labels that follow from composition."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def written() -> dict[tuple[str, str], list[Example]]:
     return {(name, split): examples(name, split) for name in NAMES for split in ("train", "dev", "test")}
 
 
-def test_the_first_examples_are_the_same_for_ever() -> None:
+def test_the_first_examples_are_pinned() -> None:
     assert examples("sentiment", "train", train_rows=3) == PINNED["sentiment"]
     assert examples("paraphrase", "dev", dev_rows=2) == PINNED["paraphrase"]
     assert examples("similarity", "test", dev_rows=2) == PINNED["similarity"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_more_rows_begin_with_the_fewer_and_seeds_differ(name: str) -> None:
+def test_more_rows_begin_with_those_of_fewer_and_seeds_differ(name: str) -> None:
     assert examples(name, "dev", dev_rows=50) == examples(name, "dev", dev_rows=80)[:50]
     assert examples(name, "dev", dev_rows=50) != examples(name, "dev", dev_rows=50, seed=1)
 
@@ -93,11 +93,11 @@ def test_splits_share_no_sentence_and_examples_differ(written: dict[tuple[str, s
         assert len({example[:2] for example in given}) == len(given)
     for first, second in itertools.combinations(splits.values(), 2):
         assert not sentences(first) & sentences(second)
-    # Nor with other seeds: the words decide, not the seed.
+    # The same holds for other seeds, because the words decide.
     assert not sentences(examples(name, "dev", seed=5)) & sentences(splits["train"])
 
 
-def test_dev_says_of_no_aspect_what_train_says_of_it(written: dict[tuple[str, str], list[Example]]) -> None:
+def test_dev_has_no_pair_of_aspect_and_word_from_train(written: dict[tuple[str, str], list[Example]]) -> None:
     aspects, words = set(ASPECTS), set(PRAISE) | set(BLAME)
     for split in ("train", "dev", "test"):
         for sentence, _, _ in written["sentiment", split]:
@@ -119,7 +119,7 @@ def test_labels_are_balanced(written: dict[tuple[str, str], list[Example]]) -> N
 
 
 def clause_polarity(clause: str) -> int:
-    """What one opinion says, by reading its words: praise or blame, turned around or not."""
+    """The polarity of one opinion, read from its words: praise or blame, negated or not."""
     words = clause.split()
     praises = any(word in PRAISE for word in words)
     assert praises != any(word in BLAME for word in words), clause
@@ -156,7 +156,7 @@ def test_sentiment_is_what_the_sentence_says(written: dict[tuple[str, str], list
 
 
 def concepts(tables: dict[str, tuple[tuple[str, ...], ...]], sentence: str) -> dict[str, set[int]]:
-    """Which concepts of each table a sentence names; the longest words are looked for first."""
+    """The concepts of each table that a sentence names; the longest words are searched first."""
     words = [(word, name, i) for name, table in tables.items() for i, synonyms in enumerate(table) for word in synonyms]
     words += [(f"{word}s", name, i) for word, name, i in words if name == "people"]
     found: dict[str, set[int]] = {name: set() for name in tables}
@@ -179,7 +179,7 @@ def test_paraphrases_name_the_same_things(written: dict[tuple[str, str], list[Ex
             assert same, (first, second)
         else:
             changed["roles" if same else "words"] += 1
-    # What is no paraphrase names another thing, but for the swapped roles.
+    # A pair that is no paraphrase names another thing, except for swapped roles.
     assert 0.02 < changed["roles"] / changed.total() < 0.1
 
 
@@ -237,7 +237,7 @@ def test_sentences_are_short(written: dict[tuple[str, str], list[Example]]) -> N
         assert 7 <= np.mean(lengths) <= 16, name
 
 
-def test_a_grammar_that_runs_out_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_that_runs_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "ATTEMPTS", 1)
     with pytest.raises(ConfigError, match=r"data\.source\.dev_rows: the grammar of sentiment ran out of new sentences"):
         examples("sentiment", "dev")

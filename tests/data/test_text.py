@@ -44,7 +44,7 @@ def test_a_part_of_the_texts_is_held_out_and_none_is_lost(lines: Path) -> None:
     assert sorted([*train, *dev]) == sorted(lines.read_text().splitlines())
     assert 0.08 < len(dev) / 2000 < 0.12
     assert texts(source, "train", rows=10) == train[:10]
-    assert texts(source, "dev", rows=10) == dev, "what is evaluated on does not depend on what is trained on"
+    assert texts(source, "dev", rows=10) == dev, "the dev split does not depend on the training rows"
 
 
 def test_files_of_all_formats_follow_one_another(lines: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_glues_sentences_are_those_of_its_training_files(glue_dir: Path) -> None
         ({"files": ("corpus.pdf",)}, "corpus.pdf' cannot be read; allowed: a name that ends in .txt, .csv"),
     ],
 )
-def test_files_that_are_not_there_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_missing_files_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         texts(TextSource.model_validate({"kind": "text", **changes}), "train")
 
@@ -94,7 +94,7 @@ def test_splits_of_the_hub_need_the_column(tmp_path: Path, monkeypatch: pytest.M
     assert [problem.split(": ")[1].split(" of ")[0] for problem in caught.value.problems] == ["train", "validation"]
 
 
-def test_a_column_that_is_not_there_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"body": "from JSON"}\n')
     with pytest.raises(ConfigError, match=r"b.jsonl, line 1: no column 'text' \(data.source.column\); there are: body"):
         texts(TextSource(kind="text", files=(str(tmp_path / "b.jsonl"),)), "train")

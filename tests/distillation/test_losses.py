@@ -1,4 +1,4 @@
-"""The losses against scipy and closed forms: sums, whatever the dtype, in the right direction."""
+"""The losses against scipy and closed forms: sums over rows, for every dtype, with the right direction."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_low_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> Non
         assert torch.equal(low, exact)
 
 
-def test_the_logits_loss_is_the_mean_squared_error_whatever_is_added_up() -> None:
+def test_the_logits_loss_is_the_mean_squared_error_summed_over_rows() -> None:
     student, teacher = logits_of(0).requires_grad_(), logits_of(1).requires_grad_()
     loss = logits_mse_sum(student, teacher)
     torch.testing.assert_close(loss / len(student), functional.mse_loss(student, teacher))

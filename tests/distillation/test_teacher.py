@@ -1,4 +1,4 @@
-"""The online teacher on small random encoders with dropout: against each row alone, and what is trained by it."""
+"""The online teacher on small random encoders with dropout: its losses against each row alone, and what they train."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_two_micro_batches_have_the_gradient_of_one() -> None:
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 
 
-def test_student_and_projections_are_trained_and_the_teacher_neither_changes_nor_drops_out() -> None:
+def test_student_and_projections_are_trained_and_the_teacher_has_no_change_and_no_dropout() -> None:
     student, other = encoder(2, 16, seed=1).train(), encoder(4, 24, seed=2).train()
     teacher = teacher_of(student, other)
     batch = batch_of([0, 1, 2, 3], 16)

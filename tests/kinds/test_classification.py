@@ -1,4 +1,4 @@
-"""Which of a fine-tuned model's outputs is which of the task's labels."""
+"""Which output of a fine-tuned model belongs to which label of the task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def order(task: Task, *names: str) -> list[int]:
     return kind_of(task).output_order(config, "teacher.model")
 
 
-def test_labels_are_matched_by_name_whether_large_or_small() -> None:
+def test_labels_are_matched_by_name_in_any_case() -> None:
     assert order(TASKS["mnli"], "CONTRADICTION", "Entailment", "neutral") == [1, 2, 0]
     with pytest.raises(
         ConfigError, match=r"teacher.model: the model's labels \['a', 'b', 'c'\] are not the labels of mn"
@@ -27,7 +27,7 @@ def test_labels_are_matched_by_name_whether_large_or_small() -> None:
         order(TASKS["mnli"], "a", "b", "c")
 
 
-def test_labels_that_differ_in_that_alone_are_told_apart() -> None:
+def test_labels_that_differ_only_in_case_are_matched_exactly() -> None:
     source = FilesSource(kind="files", train="train.csv", dev="dev.csv")
     task = resolve_task(OwnTask(name="words", labels=("us", "US")), source)
     assert order(task, "us", "US") == [0, 1]
@@ -36,7 +36,7 @@ def test_labels_that_differ_in_that_alone_are_told_apart() -> None:
         order(task, "us", "Us")
 
 
-def test_labels_without_names_are_taken_as_they_come_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_without_names_are_taken_in_order_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     _warn_of_order.cache_clear()
     with caplog.at_level(logging.WARNING, logger="raypp"):
         assert order(TASKS["sst2"], "LABEL_0", "LABEL_1") == [0, 1]

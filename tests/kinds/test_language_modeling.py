@@ -1,4 +1,4 @@
-"""Language modelling: the head on chosen tokens gives what the whole head gives there, and perplexity is torch's."""
+"""Language modeling: the head gives the same for chosen tokens as for all, and perplexity is torch's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_head_on_chosen_tokens_gives_what_the_whole_head_gives_there(family: s
     real = batch["attention_mask"].bool()
     for one, other in zip(output.hidden_states, whole.hidden_states, strict=True):
         torch.testing.assert_close(one[real], other[real], rtol=1e-5, atol=1e-5)
-    assert not model.get_output_embeddings()._forward_pre_hooks, "the model is left as it was"
+    assert not model.get_output_embeddings()._forward_pre_hooks, "the model is unchanged"
 
 
 @pytest.mark.parametrize("objective", ["masked", "causal"])
@@ -170,7 +170,7 @@ def test_perplexity_is_over_all_targets_and_not_a_mean_of_means() -> None:
 
 
 @pytest.mark.parametrize("loss", [709.0, 710.0])
-def test_a_loss_whose_perplexity_is_beyond_all_numbers_is_not_finite(loss: float) -> None:
+def test_a_loss_whose_perplexity_is_too_large_for_a_number_is_an_error(loss: float) -> None:
     predictions = Predictions(examples(), np.full((6, 2), (loss, 1.0), np.float32))
     if loss < np.log(np.finfo(np.float64).max):
         assert kind().metrics(predictions) == {"perplexity": pytest.approx(np.exp(loss))}

@@ -1,4 +1,4 @@
-"""SWAG: its files as published, four sequences a row, and a whole run with teacher, pruning and what follows."""
+"""SWAG: its published files, four sequences per row, and a whole run with teacher, pruning and the other commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ THINGS = {"kitchen": "cooks the soup", "pool": "swims a lap", "stage": "sings a 
 
 
 def swag_rows(count: int, first: int = 0) -> list[list[str]]:
-    """Rows in which the ending that belongs to the context's place is right."""
+    """Rows in which the right ending is the one that belongs to the context's place."""
     rows = []
     endings = list(THINGS.values())
     for row in range(first, first + count):
@@ -106,7 +106,7 @@ def test_json_lines_of_the_same_fields_are_the_same_examples(tmp_path: Path) -> 
         assert table_of(raw, split).equals(table_of(official(folder), split))
 
 
-def test_own_files_have_endings_of_their_own_number(tmp_path: Path) -> None:
+def test_own_files_may_have_another_number_of_endings(tmp_path: Path) -> None:
     for name in ("train", "dev"):
         (tmp_path / f"{name}.csv").write_text(
             "story,start,a,b,c,right\nA dog runs.,It,barks,flies,reads,2\n,It,x,y,z,0\n"
@@ -185,11 +185,11 @@ def test_a_row_has_a_sequence_for_each_choice(tmp_path: Path, tokenizer: Any) ->
         assert batch["token_type_ids"][0, choice][real].tolist() == encoded["token_type_ids"]
         assert not batch["input_ids"][0, choice][~real].any()
     assert features.tokens[5] == sum(len(encoded["input_ids"]) for encoded in expected)
-    assert features.lengths[5] == 4 * batch["input_ids"].shape[2], "what the row takes when padded"
+    assert features.lengths[5] == 4 * batch["input_ids"].shape[2], "the size of the padded row"
 
 
 @pytest.mark.parametrize("python", [False, True])
-def test_of_a_long_choice_the_ending_survives(minilm_dir: Path, python: bool) -> None:
+def test_the_ending_of_a_long_choice_survives(minilm_dir: Path, python: bool) -> None:
     from transformers import ByT5Tokenizer
 
     tokenizer: Any = ByT5Tokenizer() if python else AutoTokenizer.from_pretrained(minilm_dir)
@@ -210,7 +210,7 @@ def test_of_a_long_choice_the_ending_survives(minilm_dir: Path, python: bool) ->
         found = [i for i in batch["input_ids"][0, choice].tolist() if i not in tokenizer.all_special_ids]
         assert found == ids(long)[:room] + ids(second)
     found = [i for i in batch["input_ids"][0, 2].tolist() if i not in tokenizer.all_special_ids]
-    assert found == ids(f"Then {long} end")[-(32 - specials) :], "no context is left, and the end is"
+    assert found == ids(f"Then {long} end")[-(32 - specials) :], "the context is cut completely, and the end survives"
 
 
 def test_predictions_are_those_of_transformers_row_by_row(tmp_path: Path, minilm_dir: Path, tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""SQuAD: its files as published, windows and their answers, and a whole run with teacher, pruning and what follows."""
+"""SQuAD: its published files, windows, answers, and a whole run with teacher, pruning and the other commands."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def tokenizer(minilm_dir: Path) -> Any:
 
 
 def long_examples(answer: str = "zebra") -> pa.Table:
-    """A context of 60 words, 12 of which are before the answer; and one that is short."""
+    """A context of 60 words, 12 of them before the answer, and a short context."""
     words = [f"w{number}" for number in range(60)]
     words[12] = answer
     contexts = [" ".join(words), f"One {answer} only."]
@@ -169,7 +169,7 @@ def test_answers_of_another_form_are_refused_with_their_line(tmp_path: Path, ans
 
 
 def test_features_to_train_on_are_not_those_to_evaluate(tmp_path: Path) -> None:
-    """Only the former lack answers that stand elsewhere."""
+    """Only features for training leave out answers that are not at their stated position."""
     records = [
         {
             "id": str(place),
@@ -188,7 +188,7 @@ def test_features_to_train_on_are_not_those_to_evaluate(tmp_path: Path) -> None:
     assert open_source(kind_of(resolve_task(lenient, source)), source).fingerprint("dev") != raw.fingerprint("dev")
 
 
-def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
+def test_a_tokenizer_without_token_positions_is_refused() -> None:
     from transformers import ByT5Tokenizer
 
     (problem,) = kind_with(64).problems_with(ByT5Tokenizer(), "student.model")
@@ -219,7 +219,7 @@ def answer_start(record: dict[str, Any]) -> int:
     return int(record["answers"]["answer_start"][0])
 
 
-def test_answers_that_do_not_stand_where_they_should_are_not_learned_and_counted(
+def test_answers_that_are_not_at_their_stated_position_are_skipped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_squad(tmp_path)
@@ -236,7 +236,7 @@ def test_answers_that_do_not_stand_where_they_should_are_not_learned_and_counted
     assert "1.1-1" not in train.column("id").to_pylist()
     assert raw.skipped_rows["train"] == 1
     assert "train-v1.1.json: skipped 1 rows whose labels do not fit their texts" in caplog.text
-    assert dev.num_rows == 24, "what is evaluated is compared as text"
+    assert dev.num_rows == 24, "evaluation compares texts, so it keeps all"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_the_best_window_answers_and_the_threshold_decides_whether_any_does(toke
 
 
 def test_answers_are_whole_texts_of_the_context(tmp_path: Path, tokenizer: Any) -> None:
-    """With the labels as logits, every answer is the gold one, whatever windows and characters there are."""
+    """If the labels are the logits, every answer is the gold answer, for all windows and characters."""
     contexts = ["Naïve  Zoë\tpaid €5,000.50 (in cash) — twice.", "日本の首都は東京です。 It is 'Tokyo'!"]
     answers = ["€5,000.50 (in cash)", "'Tokyo'"]
     labels = [[{"text": text, "start": context.index(text)}] for context, text in zip(contexts, answers, strict=True)]
@@ -527,4 +527,6 @@ def test_a_small_encoder_learns_to_answer(tmp_path: Path, minilm_dir: Path) -> N
     changes["pruning"] = {"method": "magnitude", "final_density": 0.5, "initial_warmup": 0, "final_warmup": 1}
     assert main(["train", str(experiment(tmp_path, minilm_dir, "1.1", **changes))]) == 0
     result = json.loads((tmp_path / "runs" / "squad" / "first" / "result.json").read_text())
-    assert result["metrics"]["eval/exact_match"] > 0.6, "any of the three colours of a context is right in a third"
+    assert result["metrics"]["eval/exact_match"] > 0.6, (
+        "a guess among the three colours of a context is right in a third"
+    )

@@ -1,5 +1,7 @@
-"""The controller of lambda against simulated training: scores under Adam, gradients of very different size, and lambda
-the only means. Here nothing corrects the threshold, so what arrives is the controller's work alone."""
+"""The controller of lambda in simulated training: scores under Adam, with gradients of very different sizes.
+
+Nothing corrects the threshold here, so the density at the end is due to lambda alone.
+"""
 
 from __future__ import annotations
 
@@ -86,8 +88,8 @@ def test_lambda_alone_brings_the_density_where_scores_can_get_there(
     assert training.density() == pytest.approx(target, rel=0.2), "and there it stays"
 
 
-def test_what_cannot_be_reached_is_gone_towards_without_lambda_running_away() -> None:
-    # 120 steps at 1e-2 are a way of 0.6, and the threshold is 2.2 away.
+def test_a_target_out_of_reach_is_approached_without_lambda_running_away() -> None:
+    # 120 steps at 1e-2 move scores by 0.6, and the threshold is 2.2 away.
     training = Training(settings_of("sigmoid_threshold", target_density=0.1, mask_learning_rate=1e-2), 120, 0.3)
     training.run(0, 120)
     gone = -training.level()
@@ -95,7 +97,7 @@ def test_what_cannot_be_reached_is_gone_towards_without_lambda_running_away() ->
     assert max(training.lambdas) < 100 * 100
 
 
-def test_scores_that_are_too_low_already_get_less_and_less_penalty_but_none_that_pushes_them_up() -> None:
+def test_scores_that_are_already_too_low_get_less_and_less_penalty_but_never_a_negative_one() -> None:
     low = {"kind": "constant", "scale": 0.0}
     training = Training(settings_of("threshold", target_density=0.1, score_initialization=low), 200, 0.3)
     training.run(0, 200)
@@ -104,7 +106,7 @@ def test_scores_that_are_too_low_already_get_less_and_less_penalty_but_none_that
 
 
 @pytest.mark.parametrize("cut", [1, 57, 180])
-def test_a_controller_goes_on_from_its_state_as_if_nothing_had_happened(cut: int) -> None:
+def test_a_controller_that_resumes_from_its_state_is_the_uninterrupted_one(cut: int) -> None:
     settings = settings_of("sigmoid_threshold", target_density=0.1, mask_learning_rate=3e-2)
     whole, resumed = Training(settings, 200, 1.0), Training(settings, 200, 1.0)
     whole.run(0, 200)
@@ -117,7 +119,7 @@ def test_a_controller_goes_on_from_its_state_as_if_nothing_had_happened(cut: int
     assert torch.equal(resumed.scores, whole.scores)
 
 
-def test_the_speed_that_is_needed_is_the_way_left_over_the_way_that_can_be_gone() -> None:
+def test_the_needed_speed_is_the_remaining_distance_over_the_possible_distance() -> None:
     controller = LambdaController(1.0, goal=-2.0, rates=[0.1] * 40 + [0.05] * 10, arrival=40)
     assert controller.needed_speed(0, 0.0) == pytest.approx(0.5)
     assert controller.needed_speed(20, 0.0) == 0.9, "2.0 cannot be gone in 20 steps of 0.1"

@@ -1,4 +1,4 @@
-"""Density over its three denominators, counted by hand, patched and folded alike."""
+"""The three densities against counts by hand, for patched and for folded models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raypp.pruning.density import count_density
 
 
 def filled_bert() -> BertForSequenceClassification:
-    """A tiny BERT without a single zero, so that every zero is a mask's."""
+    """A tiny BERT without any zero, so that every zero comes from a mask."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -69,7 +69,7 @@ def test_the_three_denominators_counted_by_hand() -> None:
 
 def test_folding_changes_no_number() -> None:
     model, pruner = patched(0.15)
-    with torch.no_grad():  # a kept weight that happens to be 0 remains in neither form
+    with torch.no_grad():  # a kept weight that is 0 counts in neither form
         layer = pruner.layers["encoder.layer.1.output.dense"]
         kept = layer.mask.nonzero()[0]
         layer.weight[kept[0], kept[1]] = 0.0

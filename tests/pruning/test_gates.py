@@ -29,7 +29,7 @@ def test_hard_concrete_gates_are_the_closed_form() -> None:
 
 
 def gates_by_autograd(log_alpha: Tensor, noise: Tensor | None) -> Tensor:
-    """The gates again, written for autograd to differentiate."""
+    """The same gates, written so that autograd can differentiate them."""
     concrete = torch.sigmoid(log_alpha if noise is None else (torch.log(noise / (1 - noise)) + log_alpha) * 1.5)
     return (concrete * 1.2 - 0.1).clamp(0.0, 1.0)
 

@@ -19,7 +19,7 @@ SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "i
 
 @pytest.fixture
 def bert() -> nn.Module:
-    """Three heads of 4 rows each in either layer, no weight zero."""
+    """Two layers of three heads with 4 rows each; no weight is zero."""
     model = AutoModel.from_config(BertConfig(vocab_size=30, max_position_embeddings=16, **SIZES))
     for layer in linear_layers(model).values():
         nn.init.constant_(layer.weight, 1.0)
@@ -45,8 +45,8 @@ def test_a_head_dies_with_its_values_or_its_output(bert: nn.Module, patched: boo
     everything = slice(None)
     cut(bert, "encoder.layer.0.attention.self.value", slice(4, 8))  # head 1
     cut(bert, "encoder.layer.0.attention.output.dense", everything, slice(8, 12))  # head 2
-    cut(bert, "encoder.layer.1.attention.self.query", slice(0, 4))  # head 0 attends to all tokens alike, and lives
-    cut(bert, "encoder.layer.1.attention.self.value", slice(8, 11))  # one row of head 2 is left
+    cut(bert, "encoder.layer.1.attention.self.query", slice(0, 4))  # head 0 attends to all tokens equally, and survives
+    cut(bert, "encoder.layer.1.attention.self.value", slice(8, 11))  # one row of head 2 remains
     first, second = count_heads(bert)
     assert (first.stack, first.number, first.total) == ("encoder.layer", "0", 4 * 4 * 12)
     assert first.survives == (True, False, False)
@@ -55,7 +55,7 @@ def test_a_head_dies_with_its_values_or_its_output(bert: nn.Module, patched: boo
     assert second.kept == (192 - 48, 192, 192 - 36)
 
 
-def test_a_decoder_may_have_other_heads_and_two_attentions_a_layer() -> None:
+def test_a_decoder_may_have_other_heads_and_two_attentions_per_layer() -> None:
     config = BartConfig(
         vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=4, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,

@@ -76,7 +76,7 @@ def test_gates_pass_the_chain_rule_through_several_micro_batches_with_one_noise(
     noise = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) if noisy else None
     layer, twin = make(), make()
     layer.set_gates(*hard_concrete(layer.mask_scores, noise))
-    for seed in (1, 2, 3):  # each with a backward of its own, no graph kept
+    for seed in (1, 2, 3):  # each with its own backward pass; no graph is kept
         loss_of(layer(inputs_of(seed))).backward()
 
     assert twin.mask_scores is not None
@@ -99,7 +99,7 @@ def test_without_scores_only_kept_weights_get_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["weight", "mask_scores", "both"])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen: str) -> None:
+def test_a_frozen_parameter_gets_no_gradient_and_the_others_are_unchanged(frozen: str) -> None:
     reference, layer = make(), make()
     loss_of(reference(inputs_of())).backward()
     for name in ("weight", "mask_scores"):
@@ -134,7 +134,7 @@ def test_autocast_computes_in_low_precision_and_returns_float32_gradients(dtype:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_product_made_for_autocast_is_the_one_that_autocast_would_make(dtype: torch.dtype, gated: bool) -> None:
+def test_the_product_for_autocast_is_the_one_that_autocast_would_compute(dtype: torch.dtype, gated: bool) -> None:
     layer = make()
     if gated:
         layer.set_gates(*hard_concrete(layer.mask_scores, torch.full((4, 5), 0.4)))
@@ -168,7 +168,7 @@ def test_a_layer_moved_to_another_dtype_still_trains(dtype: torch.dtype, gated: 
     assert all(p.grad is not None and p.grad.dtype == dtype for p in layer.parameters())
 
 
-def test_float32_scores_beside_low_precision_weights_get_float32_gradients() -> None:
+def test_float32_scores_with_low_precision_weights_get_float32_gradients() -> None:
     linear = nn.Linear(5, 4, dtype=torch.bfloat16)
     layer = MaskedLinear.from_linear(linear, torch.zeros(4, 5))
     loss_of(layer(inputs_of(dtype=torch.bfloat16))).backward()
@@ -202,7 +202,7 @@ def test_each_change_of_weight_or_mask_is_seen_at_once() -> None:
     loss_of(layer(inputs)).backward()
     optimizer.step()
     torch.testing.assert_close(layer(inputs), expected())
-    for _ in range(3):  # new masks may lie where an old one lay
+    for _ in range(3):  # new masks may have the memory of an old one
         layer.mask = ~layer.mask
         torch.testing.assert_close(layer(inputs), expected())
     layer.load_state_dict(make(seed=5).state_dict())
@@ -211,7 +211,7 @@ def test_each_change_of_weight_or_mask_is_seen_at_once() -> None:
     torch.testing.assert_close(layer(inputs), expected())
 
 
-def test_folding_takes_the_weights_of_a_fused_step_that_torch_tells_nobody_of() -> None:
+def test_folding_uses_the_weights_of_a_fused_step_which_torch_does_not_report() -> None:
     layer, inputs = make(), inputs_of()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
     loss_of(layer(inputs)).backward()
@@ -232,7 +232,7 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_one(gated: bool) -> Non
         gradient.square().sum().backward()
 
 
-def test_what_an_evaluation_computed_can_be_trained_with() -> None:
+def test_a_product_from_an_evaluation_can_be_trained_with() -> None:
     layer = make()
     with torch.inference_mode():
         evaluated = layer(inputs_of())
@@ -241,7 +241,7 @@ def test_what_an_evaluation_computed_can_be_trained_with() -> None:
     assert torch.equal(evaluated, layer(inputs_of()))
 
 
-def test_backward_after_the_masks_have_moved_on_is_an_error_and_not_a_wrong_gradient() -> None:
+def test_backward_after_a_change_of_masks_is_an_error_and_not_a_wrong_gradient() -> None:
     layer = make()
     inputs = inputs_of().requires_grad_()
     loss = loss_of(layer(inputs))

@@ -1,7 +1,7 @@
 """The masked product and its gradients: Triton's kernels against plain torch, by Triton's interpreter or on a GPU.
 
-The interpreter runs a kernel's text on the CPU, one program after the other. What it cannot show is shown by compiling
-for real GPUs, which needs none.
+The interpreter runs a kernel on the CPU, one program after the other. Other tests compile the kernels for GPUs, which
+needs no GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUBNORMAL = [1e-40, -1e-40]
 
 
 def kernels_as_imported_now() -> ModuleType:
-    """A copy of the kernels' module of its own: whether Triton interprets them is decided when it is made."""
+    """A separate copy of the kernels' module, because importing it decides whether Triton interprets the kernels."""
     spec = importlib.util.find_spec("raypp.pruning.triton_kernels")
     assert spec is not None
     assert spec.loader is not None
@@ -53,8 +53,8 @@ class Place:
     device: str
 
     def assert_same(self, found: Tensor | None, expected: Tensor | None) -> None:
-        """Bit by bit, but for a NaN's payload; and but for the last place, and subnormal numbers, where the interpreter
-        converts to bfloat16: it cuts off instead of rounding."""
+        """Compares bit by bit, except for the payload of NaN. The interpreter truncates to bfloat16 instead of
+        rounding, so there the last place and subnormal numbers may differ, too."""
         if expected is None:
             assert found is None
             return
@@ -86,7 +86,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def numbers(shape: tuple[int, int], seed: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Normal numbers, every seventh a special one; subnormal bfloat16 is 0 to the interpreter."""
+    """Normal numbers with a special one at every seventh place; the interpreter reads subnormal bfloat16 as 0."""
     special = SPECIAL if dtype == torch.bfloat16 else SPECIAL + SUBNORMAL
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).flatten()
     for place in range(0, len(values), 7):
@@ -95,7 +95,7 @@ def numbers(shape: tuple[int, int], seed: int, dtype: torch.dtype, device: str) 
 
 
 def mask_of(kind: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> Tensor:
-    """A boolean mask; or gates with zeros and ones among them, in float32 or in the weight's type."""
+    """A boolean mask, or gates (some of them 0 or 1) in float32 or in the weight's type."""
     gates = torch.rand(shape, generator=torch.Generator().manual_seed(5)).mul_(1.4).sub_(0.2).clamp_(0, 1).to(device)
     return {"bool": gates > 0.5, "float32 gates": gates, "own gates": gates.to(dtype)}[kind]
 
@@ -111,7 +111,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 @needs_triton
 @pytest.mark.usefixtures("plain")
-@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's words on infinity * 0
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's warning about infinity * 0
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_kernel_multiplies_as_torch_does(place: Place, dtype: torch.dtype) -> None:
     # bfloat16 is what autocast asks for; the interpreter cannot convert float64 to it.
@@ -165,7 +165,7 @@ def masked_layer(device: str, dtype: torch.dtype, mask: str) -> MaskedLinear:
 
 
 def train(layer: MaskedLinear, device: str, autocast: bool, frozen: str) -> list[Tensor | None]:
-    """Two micro-batches, a step of SGD, one more: the outputs and what became of the parameters and gradients."""
+    """Two micro-batches, a step of SGD and another micro-batch: the outputs, parameters and gradients."""
     if frozen:
         layer.get_parameter(frozen).requires_grad_(False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -224,7 +224,7 @@ def test_the_kernels_compile_for_a_gpu(capability: int, tmp_path: Any, monkeypat
     kernels = kernels_as_imported_now()
 
     def ptx_of(kernel: Any, *operands: str | None) -> str:
-        """The machine's text for operands of these types, aligned as torch's are; None for one that is not there."""
+        """The compiled text for operands of these types, aligned as torch's; None for an absent operand."""
         types = [*(operand and f"*{operand}" for operand in operands), "i32", None, None]
         values = {(at,): None for at, kind in enumerate(types) if kind is None}
         values |= {(len(types) - 2,): kernels.tl.float32, (len(types) - 1,): kernels.BLOCK}
@@ -237,7 +237,8 @@ def test_the_kernels_compile_for_a_gpu(capability: int, tmp_path: Any, monkeypat
         assert ".ftz" not in text, "small numbers are not made 0"
         return text
 
-    # A program of 128 threads has 8 numbers a thread: float32 in two wide loads, 16 bits in one, bool in half a one.
+    # A program of 128 threads has 8 numbers per thread: two wide loads for float32, one for 16 bits, half of one for
+    # bool.
     product = ptx_of(kernels._multiply, "fp32", "i1", "bf16")
     assert product.count("cvt.rn.bf16x2.f32") == 4, "rounded to nearest"
     assert (product.count("ld.global"), product.count("st.global")) == (3, 1)
@@ -250,9 +251,9 @@ def test_the_kernels_compile_for_a_gpu(capability: int, tmp_path: Any, monkeypat
 
 
 @needs_triton
-def test_on_a_cpu_triton_is_not_imported_and_where_it_does_not_work_that_is_said() -> None:
-    """In a process of its own, which has neither. It does not work here, where no GPU is seen; asked within, since only
-    a tensor on a GPU leads there."""
+def test_on_a_cpu_triton_is_not_imported_and_a_failure_on_a_gpu_gives_a_warning() -> None:
+    """In a separate process without GPU. The kernels are requested directly, because only a tensor on a GPU does that,
+    and they fail without a GPU."""
     script = (
         "import logging, sys, torch\n"
         "from raypp.pruning import masked_product\n"

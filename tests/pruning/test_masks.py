@@ -33,7 +33,7 @@ def largest_together(
 
 
 def reference_order(index: int, seed: int) -> int:
-    """The hash again, in Python's unbounded integers reduced modulo 2**32."""
+    """The same hash in Python's unbounded integers, reduced modulo 2**32."""
     x = (index ^ seed) % 2**32
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**32
@@ -154,8 +154,8 @@ def test_the_tie_order_is_a_bijection_that_never_leaves_32_bits() -> None:
         assert [int(order[i]) for i in some] == [reference_order(int(index[i]), seed % 2**32) for i in some]
 
 
-def test_the_tie_order_stays_as_it_is() -> None:
-    # Pinned: another order would give another model for the same settings.
+def test_the_tie_order_is_pinned() -> None:
+    # Another order would give another model for the same settings.
     assert tie_order(torch.arange(4), 42).tolist() == [reference_order(i, 42) for i in range(4)]
     assert largest(torch.zeros(8), 3, tie_seed=42).nonzero().flatten().tolist() == [1, 2, 6]
 
@@ -184,7 +184,7 @@ def test_kept_count_is_int_of_the_product(density: float, total: int, expected: 
     assert kept_count(density, total) == expected
 
 
-def test_kept_count_takes_every_percentage_as_the_decimal_it_was_written_as() -> None:
+def test_kept_count_reads_every_percentage_as_a_decimal() -> None:
     for total in (100, 1000, 147_456, 2_359_296):
         assert [kept_count(percent / 100, total) for percent in range(1, 101)] == [
             max(1, percent * total // 100) for percent in range(1, 101)
@@ -209,7 +209,7 @@ def test_above_threshold_compares_strictly_and_keeps_the_minimum(seed: int) -> N
     assert set(values[floored].tolist()) == set(sorted(values.flatten().tolist())[-5:])
 
 
-def test_each_matrix_that_falls_short_is_filled_up_by_itself() -> None:
+def test_each_matrix_below_its_minimum_is_filled_up_separately() -> None:
     scores = [scores_of_kind("distinct", seed) - shift for seed, shift in ((0, 99.0), (1, 0.0), (2, 99.0))]
     low, middle, last = keep_above(scores, 0.0, [5, 6, 7], [3, 4, 5])
     assert torch.equal(low, largest(scores[0], 5, tie_seed=3))
@@ -218,7 +218,7 @@ def test_each_matrix_that_falls_short_is_filled_up_by_itself() -> None:
 
 
 def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> None:
-    # The original's floor kept what was greater than the kth value: nothing, where all are equal.
+    # The original's floor kept the scores above the kth value, and so none if all are equal.
     mask = keep_above([torch.zeros(30, 40)], 0.0, [7], [3])[0]
     assert int(mask.sum()) == 7
     assert torch.equal(mask, largest(torch.zeros(30, 40), 7, tie_seed=3))
@@ -226,7 +226,7 @@ def test_a_threshold_that_all_scores_equal_keeps_the_floor_and_not_nothing() -> 
 
 @pytest.mark.parametrize("matrices", [1, 3])
 def test_a_hint_never_changes_a_selection(matrices: int) -> None:
-    """Scores as they come in training: tied, drifting, jumping, at rest; the density falls and then stays."""
+    """Scores as in training: tied, drifting, jumping, constant; the density falls and then stays."""
     generator = torch.Generator().manual_seed(0)
     scores = [torch.zeros(40, 30) for _ in range(matrices)]
     seeds, hint = list(range(matrices)), ThresholdHint()
@@ -243,7 +243,7 @@ def test_a_hint_never_changes_a_selection(matrices: int) -> None:
         assert sum(int(mask.sum()) for mask in hinted) == count
 
 
-def test_selections_in_one_call_are_those_of_calls_of_their_own() -> None:
+def test_selections_in_one_call_are_those_of_separate_calls() -> None:
     matrices = [scores_of_kind(kind, seed) for seed, kind in enumerate(("distinct", "two_valued", "constant"))]
     selections = [Selection([matrix], 40 * place, [place]) for place, matrix in enumerate(matrices)]
     together = keep_largest(selections)
@@ -254,7 +254,7 @@ def test_selections_in_one_call_are_those_of_calls_of_their_own() -> None:
 
 @pytest.mark.parametrize("count", [30, 200, 900])
 @pytest.mark.parametrize("tied", [False, True])
-def test_no_matrix_keeps_less_than_its_minimum_and_all_together_the_count(count: int, tied: bool) -> None:
+def test_each_matrix_keeps_its_minimum_and_all_together_keep_the_count(count: int, tied: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(20, 15, generator=generator) + shift for shift in (0.0, -9.0, 9.0, -4.0)]
     if tied:
@@ -269,4 +269,4 @@ def test_no_matrix_keeps_less_than_its_minimum_and_all_together_the_count(count:
         if not mask.all():
             assert matrix[~mask].max() <= matrix[mask].min(), "the largest of each matrix"
             if short and free:
-                assert matrix[~mask].max() <= min(free), "a minimum does not hold others back"
+                assert matrix[~mask].max() <= min(free), "a minimum does not change the other matrices' threshold"

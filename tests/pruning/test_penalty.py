@@ -36,7 +36,7 @@ def test_each_penalty_is_its_closed_form() -> None:
     assert value(torch.full((2, 2), LOG_RATIO), kind="l0") == pytest.approx(0.5)
 
 
-def test_l0_is_the_part_of_sampled_gates_that_are_open() -> None:
+def test_l0_is_the_part_of_open_sampled_gates() -> None:
     scores = torch.full((400, 500), -1.2)
     noise = torch.rand(400, 500, generator=torch.Generator().manual_seed(0))
     open_gates = (hard_concrete(scores, noise)[0] > 0).double().mean()
@@ -44,7 +44,7 @@ def test_l0_is_the_part_of_sampled_gates_that_are_open() -> None:
 
 
 @pytest.mark.parametrize("kind", ["l1", "l0"])
-def test_per_matrix_weighs_matrices_alike_and_global_weighs_scores_alike(kind: Kind) -> None:
+def test_per_matrix_weighs_matrices_equally_and_global_weighs_scores_equally(kind: Kind) -> None:
     per_matrix = (value(MATRICES[0], kind=kind) + value(MATRICES[1], kind=kind)) / 2
     overall = value(torch.cat([matrix.flatten() for matrix in MATRICES]), kind=kind)
     assert abs(per_matrix - overall) > 1e-3
@@ -55,7 +55,7 @@ def test_per_matrix_weighs_matrices_alike_and_global_weighs_scores_alike(kind: K
 @pytest.mark.parametrize("factor", [3.0, torch.tensor(3.0)])
 @pytest.mark.parametrize("mean", ["per_matrix", "global"])
 @pytest.mark.parametrize("kind", ["l1", "l0"])
-def test_the_gradient_is_autograds_and_is_added_to_the_one_that_is_there(
+def test_the_gradient_is_autograds_and_is_added_to_the_existing_one(
     kind: Kind, mean: Mean, factor: float | Tensor
 ) -> None:
     fresh, used, reference = parameters(*MATRICES), parameters(*MATRICES), parameters(*MATRICES)

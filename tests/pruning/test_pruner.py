@@ -118,7 +118,7 @@ def test_by_default_the_encoders_linear_layers_are_pruned_and_nothing_else() -> 
 
 
 @pytest.mark.parametrize("density", [0.9, 0.29, 0.15, 0.01])
-def test_topk_keeps_exactly_so_many_of_each_matrix(density: float) -> None:
+def test_topk_keeps_the_exact_number_of_each_matrix(density: float) -> None:
     pruner = Pruner(bert(), settings_of("topk", **UNIFORM), seed=4)
     pruner.refresh(at(density))
     for name, layer in pruner.layers.items():
@@ -165,7 +165,7 @@ def test_ties_follow_the_seed_and_the_matrixs_name() -> None:
 
 
 @pytest.mark.parametrize("method", ["topk", "magnitude"])
-def test_global_scope_keeps_exactly_so_many_of_all_matrices_together(method: str) -> None:
+def test_global_scope_keeps_the_exact_number_of_all_matrices_together(method: str) -> None:
     fields = UNIFORM if method == "topk" else {}
     pruner = Pruner(bert(), settings_of(method, scope="global", **fields), seed=4)
     pruner.refresh(at(0.15))
@@ -178,7 +178,7 @@ def test_global_scope_keeps_exactly_so_many_of_all_matrices_together(method: str
     assert len({float(layer.mask.float().mean()) for layer in layers}) > 1, "matrices share the budget unevenly"
 
 
-def test_magnitude_follows_the_weights_and_leaves_pruned_ones_as_they_are() -> None:
+def test_magnitude_follows_the_weights_and_does_not_change_pruned_ones() -> None:
     model = bert()
     pruner = Pruner(model, settings_of("magnitude"))
     assert pruner.scores() == []
@@ -195,7 +195,7 @@ def test_magnitude_follows_the_weights_and_leaves_pruned_ones_as_they_are() -> N
     assert torch.equal(layer.mask, largest(layer.weight.abs(), 64, named_seed(0, NAMES[0])))
 
 
-def test_sigmoid_threshold_and_threshold_keep_what_is_above() -> None:
+def test_sigmoid_threshold_and_threshold_keep_the_scores_above() -> None:
     for method, transform in (("sigmoid_threshold", torch.sigmoid), ("threshold", lambda scores: scores)):
         pruner = Pruner(bert(), settings_of(method, **UNIFORM))
         pruner.refresh(at(0.6))
@@ -232,7 +232,7 @@ def test_l0_gates_are_noisy_in_training_and_deterministic_otherwise() -> None:
     assert all(torch.equal(a, b) for a, b in zip(deterministic, masks(pruner, None), strict=True))
 
 
-def test_l0_trains_before_the_first_refresh_already() -> None:
+def test_l0_trains_even_before_the_first_refresh() -> None:
     model = bert()
     pruner = Pruner(model, settings_of("l0"))
     model(**batch()).loss.backward()
@@ -258,7 +258,7 @@ def test_after_adams_first_step_two_valued_scores_still_keep_the_exact_count() -
             kept, dropped = layer.mask_scores[layer.mask], layer.mask_scores[~layer.mask]
             assert kept.min() >= dropped.max()
             ties += int(kept.min() == dropped.max())
-    assert ties > 12, "the cut went through ties"
+    assert ties > 12, "the threshold is a tied score"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_the_penalty_is_the_configured_one_and_trains_the_scores() -> None:
             Pruner(bert(), settings_of(method)).add_penalty(1.0)
 
 
-def test_a_point_is_described_by_the_methods_own_word() -> None:
+def test_a_point_is_described_in_the_methods_own_term() -> None:
     point = SchedulePoint(value=0.4, progress=0.5, penalty_lambda=2.0, is_final=False)
     penalty = {"penalty": {"kind": "l1", "final_lambda": 4.0}}
     described = {
@@ -319,8 +319,8 @@ def test_a_point_is_described_by_the_methods_own_word() -> None:
 
 @pytest.mark.parametrize("method", ["sigmoid_threshold", "threshold", "l0"])
 @pytest.mark.parametrize("shift", [-8.0, 0.0, 8.0])
-def test_a_target_density_is_kept_whatever_the_threshold_that_takes(method: str, shift: float) -> None:
-    """By scores that all lie below the final threshold, around it or above it, with noise or without."""
+def test_a_target_density_is_kept_at_whatever_threshold_it_needs(method: str, shift: float) -> None:
+    """The scores are all below the final threshold, around it or above it; gates are with or without noise."""
     settings = settings_of(method, target_density=0.1, **UNIFORM)
     pruner, schedule = Pruner(bert(), settings), PruningSchedule(settings, 100, 10)
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_nan_is_refused_naming_the_layer(method: str) -> None:
         pruner.refresh(at(None if method == "l0" else 0.5))
 
 
-def test_infinite_scores_are_no_nan() -> None:
+def test_infinite_scores_are_not_refused_as_nan() -> None:
     pruner = Pruner(bert(), settings_of("topk", **UNIFORM))
     layer = pruner.layers[NAMES[0]]
     with torch.no_grad():
@@ -411,7 +411,7 @@ def test_rules_choose_layers(rule: dict[str, list[str]], expected: list[str]) ->
         ({"include": ["query"], "exclude": ["layer"]}, ["leave no layer", "['query']", "['layer']"]),
     ],
 )
-def test_rules_that_fit_nothing_are_refused(rule: dict[str, list[str]], parts: list[str]) -> None:
+def test_rules_that_match_nothing_are_refused(rule: dict[str, list[str]], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         Pruner(bert(), settings_of("topk", layers=rule))
     (problem,) = raised.value.problems
@@ -419,13 +419,13 @@ def test_rules_that_fit_nothing_are_refused(rule: dict[str, list[str]], parts: l
     assert [part for part in parts if part not in problem] == []
 
 
-def test_all_problems_of_a_rule_are_told_together() -> None:
+def test_all_problems_of_a_rule_are_reported_together() -> None:
     with pytest.raises(ConfigError) as raised:
         select_layers(bert(), LayerRule(include=("[", "absent"), exclude=("missing",)))
     assert len(raised.value.problems) == 3
 
 
-def test_models_in_which_masks_would_not_act_are_refused() -> None:
+def test_models_in_which_masks_would_have_no_effect_are_refused() -> None:
     fused = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
     with pytest.raises(ConfigError, match="fused"):
         Pruner(fused, settings_of("topk"))
@@ -433,7 +433,7 @@ def test_models_in_which_masks_would_not_act_are_refused() -> None:
         Pruner(nn.LayerNorm(3), settings_of("topk"))
 
 
-def test_a_layer_shared_between_places_is_replaced_at_each_and_folded_at_each() -> None:
+def test_a_shared_layer_is_replaced_and_folded_everywhere() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -456,7 +456,7 @@ def test_a_layer_shared_between_places_is_replaced_at_each_and_folded_at_each() 
     assert torch.equal(model(inputs), outputs)
 
 
-def test_a_patched_model_is_not_patched_twice_and_a_folded_one_is_done() -> None:
+def test_a_patched_model_cannot_be_patched_again_and_a_folded_one_not_refreshed() -> None:
     model = bert()
     pruner = Pruner(model, settings_of("topk"))
     with pytest.raises(ValueError, match="already patched"):
@@ -480,7 +480,7 @@ def test_a_copy_of_pruner_and_model_is_independent() -> None:
     assert torch.equal(pruner.model(**batch()).logits, before)
 
 
-def test_masks_change_at_refresh_only() -> None:
+def test_masks_change_only_at_a_refresh() -> None:
     model = bert()
     pruner = Pruner(model, settings_of("topk", **UNIFORM))
     pruner.refresh(at(0.3))
@@ -494,7 +494,7 @@ def test_masks_change_at_refresh_only() -> None:
 
 
 def test_a_whole_fine_pruning_learns_and_ends_at_the_requested_density() -> None:
-    """Forty steps on one batch through the public interface alone, as somebody's own loop would."""
+    """Forty steps on one batch through the public interface alone, as in a user's own loop."""
     model = bert().train()
     settings = settings_of("topk", final_density=0.3, initial_warmup=1, final_warmup=1)
     pruner, schedule = Pruner(model, settings), PruningSchedule(settings, total_steps=40, warmup_steps=4)

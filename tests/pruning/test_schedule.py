@@ -1,4 +1,4 @@
-"""The schedule against the original's formula written straight down, its ends, its lambda, and what it refuses."""
+"""The schedule against the original's formula, its ends, its lambda, and what it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make(total_steps: int, warmup_steps: int, **settings: Any) -> PruningSchedul
 def original(
     step: int, total: int, warmup: int, initial: float, final: float, initial_warmup: int, final_warmup: int
 ) -> float:
-    """What the original's schedule_threshold computes, step by step."""
+    """The original's schedule_threshold, step by step."""
     if step <= initial_warmup * warmup:
         return initial
     if step > total - final_warmup * warmup:
@@ -112,7 +112,7 @@ def test_lambda_is_the_originals_for_the_papers_recipe() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "sigmoid_threshold", "initial_threshold": 0.0, "final_threshold": 0.0},  # the original divided by it
+        {"method": "sigmoid_threshold", "initial_threshold": 0.0, "final_threshold": 0.0},  # the original divides by it
         {"method": "topk"},
         {"method": "l0"},
     ],
@@ -126,7 +126,7 @@ def test_lambda_rises_from_zero_to_its_final_value_for_every_method(settings: di
 
 
 @pytest.mark.parametrize("method", ["sigmoid_threshold", "threshold", "l0"])
-def test_a_target_density_comes_down_by_the_cubic_and_is_final_with_the_final_warmup(method: str) -> None:
+def test_a_target_density_follows_the_cubic_and_is_final_from_the_final_warmup_on(method: str) -> None:
     schedule = make(100, 10, method=method, target_density=0.1)
     for step in range(101):
         expected = original(step, 100, 10, 1.0, 0.1, 1, 2)
@@ -157,9 +157,9 @@ def test_a_constant_density_is_final_from_the_first_step() -> None:
         {"method": "l0"},
     ],
 )
-def test_a_density_that_nobody_asked_for_is_final_with_the_last_step_alone(settings: dict[str, Any]) -> None:
+def test_without_a_requested_density_only_the_last_step_is_final(settings: dict[str, Any]) -> None:
     schedule = make(20, 2, **settings)
-    assert schedule.at(16).progress == 1.0, "the threshold is final before"
+    assert schedule.at(16).progress == 1.0, "the threshold is final earlier"
     assert [step for step in range(22) if schedule.at(step).is_final] == [20, 21]
 
 

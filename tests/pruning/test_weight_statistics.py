@@ -1,4 +1,4 @@
-"""What is counted of the weights, against counts made straight from the matrices."""
+"""The statistics of weights, against counts made directly from the matrices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def moved(settings: PruningSettings) -> tuple[BertModel, Pruner]:
     ],
     ids=lambda settings: settings.method,
 )
-def test_every_weight_is_counted_once_and_where_it_is(
+def test_every_weight_is_counted_once_and_in_its_bin(
     settings: PruningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_WEIGHTS", 100)  # less than a matrix
@@ -64,7 +64,7 @@ def test_every_weight_is_counted_once_and_where_it_is(
         if histogram is not None:
             assert (histogram.kept.sum(), histogram.pruned.sum()) == (masks.sum(), (~masks).sum())
 
-    # Rounding moves a number that is at the border of two bins, at most.
+    # Rounding can only move a number at the border of two bins.
     expected, _ = np.histogram(np.clip(weights[masks], *statistics.weights.edges[[0, -1]]), statistics.weights.edges)
     assert np.abs(statistics.weights.kept - expected).sum() <= 4
     movement = statistics.movement
@@ -101,13 +101,13 @@ def test_scores_of_many_orders_of_magnitude_are_counted_by_their_power_of_ten() 
     kept, pruned = statistics.scores.kept, statistics.scores.pruned
     middles = (statistics.scores.edges[1:] + statistics.scores.edges[:-1]) / 2
     assert kept.sum() / (kept + pruned).sum() == pytest.approx(0.25, abs=0.01)
-    # Evenly spread over 8 powers of ten, and the upper fourth is kept.
+    # Scores are spread evenly over 8 powers of ten, and the upper fourth is kept.
     assert np.average(middles, weights=kept) == pytest.approx(-2, abs=0.1)
     assert np.average(middles, weights=pruned) == pytest.approx(-6, abs=0.1)
     assert [axes.get_xlabel() for axes in scores_figure(statistics).axes] == ["score (its power of ten)"]
 
 
-def test_what_is_far_out_is_in_the_outermost_bins() -> None:
+def test_outliers_are_in_the_outermost_bins() -> None:
     model = bert()
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight[0, :2] = torch.tensor([1000.0, -1000.0])
@@ -117,7 +117,7 @@ def test_what_is_far_out_is_in_the_outermost_bins() -> None:
     assert histogram.kept.sum() + histogram.pruned.sum() == sum(layer.total for layer in count_density(model).layers)
 
 
-def test_a_folded_model_shows_what_is_left_and_where_it_began() -> None:
+def test_a_folded_model_shows_the_remaining_weights_and_their_initial_values() -> None:
     settings = TopKPruning(method="topk", final_density=0.3)
     model, pruner = moved(settings)
     patched = measure(model, pruner.density(), bert())
@@ -131,7 +131,7 @@ def test_a_folded_model_shows_what_is_left_and_where_it_began() -> None:
     assert folded.movement is not None
     assert patched.movement is not None
     np.testing.assert_array_equal(folded.movement.initial.pruned, patched.movement.initial.pruned)
-    assert folded.movement.change_edges[-1] < 0.1, "the scale is that of the kept ones"
+    assert folded.movement.change_edges[-1] < 0.1, "the scale is that of the kept weights"
 
 
 def test_the_file_holds_everything(tmp_path: Path) -> None:
