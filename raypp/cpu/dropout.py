@@ -43,8 +43,16 @@ def draw_seed() -> int:
 
 
 def drop(inputs: Tensor, probability: float, seed: int) -> Tensor:
-    """Sets each of the inputs, which are on a CPU, to 0 with this probability (rounded to 1/65,536), and scales the
-    others so that the expectation stays the same. Only the seed decides which are dropped."""
+    """Sets each input to 0 with a probability, and scales the others so that the expectation stays the same.
+
+    Args:
+        inputs: floating point, any shape, on a CPU.
+        probability: 0 to 1; it is rounded to a multiple of 1/65,536.
+        seed: only the seed decides which inputs are dropped.
+
+    Returns:
+        A tensor of the inputs' shape and type, contiguous.
+    """
     inputs = inputs.contiguous()
     dropped = min(round(probability * 2**16), 2**16 - 1)
     scale = 2**16 / (2**16 - dropped)

@@ -315,8 +315,12 @@ def pad_with(model: PreTrainedModel, kind: TaskKind, pad_id: int) -> None:
 
 
 def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a batch that the model takes, without the labels. A tokenizer may make token types although the
-    model takes none."""
+    """The tensors of a batch that the model's `forward` takes, without the labels.
+
+    Args:
+        batch: from `Examples.collate`, such as `input_ids` and `attention_mask`, int64 [rows, width]. It may have
+            `token_type_ids` although the model takes none, because the tokenizer makes them.
+    """
     names = _parameter_names(type(model).forward)
     return {name: value for name, value in batch.items() if name in names and name != "labels"}
 
