@@ -70,8 +70,8 @@ class StreamOrder:
         touched = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, last, "left")) + 1)
         begins = ends - sizes
         spans = []
-        for place in touched:
-            start, stop = max(0, first - int(begins[place])), min(int(sizes[place]), last - int(begins[place]))
+        for index in touched:
+            start, stop = max(0, first - int(begins[index])), min(int(sizes[index]), last - int(begins[index]))
             if start < stop:
-                spans.append(Span(int(order[place]), start, stop))
+                spans.append(Span(int(order[index]), start, stop))
         return spans

@@ -59,9 +59,9 @@ class QuestionAnswering(TaskKind):
     def texts(self, values: Sequence[object], columns: Sequence[object]) -> tuple[str | None, ...]:
         """Id, question and context, unchanged; only the question may be empty."""
         texts = tuple(text_of(value, column) for value, column in zip(values, columns, strict=True))
-        for place in (0, 2):
-            if not texts[place].strip():
-                raise BadValueError(f"{columns[place]} is {texts[place]!r}; allowed: a text")
+        for index in (0, 2):
+            if not texts[index].strip():
+                raise BadValueError(f"{columns[index]} is {texts[index]!r}; allowed: a text")
         return texts
 
     def label(self, value: object, column: object, spellings: Mapping[str, int]) -> list[dict[str, object]]:

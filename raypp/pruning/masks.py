@@ -151,20 +151,20 @@ def _shaped(masks: Sequence[Tensor], selection: Selection) -> list[Tensor]:
 def _with_minimums(selection: Selection, short: set[int]) -> list[Tensor]:
     """Gives matrices that would keep too few weights their minimum, and selects the rest from the other matrices."""
     scores, seeds, minimums = selection.scores, selection.tie_seeds, selection.minimums
-    others = [place for place in range(len(scores)) if place not in short]
-    count = selection.count - sum(minimums[place] for place in short)
-    alone = [Selection([scores[place]], minimums[place], [seeds[place]]) for place in sorted(short)]
+    others = [index for index in range(len(scores)) if index not in short]
+    count = selection.count - sum(minimums[index] for index in short)
+    alone = [Selection([scores[index]], minimums[index], [seeds[index]]) for index in sorted(short)]
     together = Selection(
-        [scores[place] for place in others],
+        [scores[index] for index in others],
         count,
-        [seeds[place] for place in others],
+        [seeds[index] for index in others],
         selection.hint,
-        [minimums[place] for place in others],
+        [minimums[index] for index in others],
     )
     *fixed, shared = keep_largest([*alone, together])
-    chosen = {place: mask for place, (mask,) in zip(sorted(short), fixed, strict=True)}
+    chosen = {index: mask for index, (mask,) in zip(sorted(short), fixed, strict=True)}
     chosen |= dict(zip(others, shared, strict=True))
-    return [chosen[place] for place in range(len(scores))]
+    return [chosen[index] for index in range(len(scores))]
 
 
 @dataclass(frozen=True)
@@ -206,27 +206,27 @@ def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
 def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> list[_Cut | None]:
     """Makes cuts by looking only at scores near the expected thresholds; None if the threshold is not among them."""
     expecting = {
-        place: selection.hint
-        for place, selection in enumerate(selections)
+        index: selection.hint
+        for index, selection in enumerate(selections)
         if selection.hint is not None
         and math.isfinite(selection.hint.expected)
-        and all(_in_numpy(flat) for flat in flats[place])
-        and 0 < selection.count < sum(flat.numel() for flat in flats[place])
+        and all(_in_numpy(flat) for flat in flats[index])
+        and 0 < selection.count < sum(flat.numel() for flat in flats[index])
     }
     cuts: list[_Cut | None] = [None] * len(selections)
     if not expecting:
         return cuts
     near = _select_near(
-        [flats[place] for place in expecting],
-        [selections[place].count for place in expecting],
+        [flats[index] for index in expecting],
+        [selections[index].count for index in expecting],
         [(hint.expected - hint.reach, hint.expected + hint.reach) for hint in expecting.values()],
     )
-    for (place, hint), found in zip(expecting.items(), near, strict=True):
+    for (index, hint), found in zip(expecting.items(), near, strict=True):
         if found is not None:
             threshold, masks, kept = found
             hint.note(threshold)
-            hint.found = torch.tensor(threshold, dtype=flats[place][0].dtype)
-            cuts[place] = _Cut(flats[place], masks, hint.found, kept)
+            hint.found = torch.tensor(threshold, dtype=flats[index][0].dtype)
+            cuts[index] = _Cut(flats[index], masks, hint.found, kept)
     return cuts
 
 
@@ -246,14 +246,14 @@ def _select_in_numpy(
     low, high = limits
     numbers = [flat.numpy() for flat in group]
     masks = [scores > high for scores in numbers]
-    places = [np.flatnonzero((scores >= low) ^ mask) for scores, mask in zip(numbers, masks, strict=True)]
-    values = [scores[near] for scores, near in zip(numbers, places, strict=True)]
+    indices = [np.flatnonzero((scores >= low) ^ mask) for scores, mask in zip(numbers, masks, strict=True)]
+    values = [scores[near] for scores, near in zip(numbers, indices, strict=True)]
     candidates = np.concatenate(values)
     rank = len(candidates) - (count - sum(int(np.count_nonzero(mask)) for mask in masks))
     if not 0 <= rank < len(candidates):
         return None
     threshold = np.partition(candidates, rank)[rank]
-    for mask, near, value in zip(masks, places, values, strict=True):
+    for mask, near, value in zip(masks, indices, values, strict=True):
         mask[near[value >= threshold]] = True
     return threshold.item(), [torch.from_numpy(mask) for mask in masks], [int(np.count_nonzero(mask)) for mask in masks]
 
@@ -314,8 +314,8 @@ def keep_above(
     else:
         masks = [(matrix > threshold).contiguous() for matrix in matrices]
         kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()
-    short = [place for place, minimum in enumerate(minimums) if kept[place] < minimum]
-    filled = keep_largest([Selection([scores[place]], minimums[place], [seeds[place]]) for place in short])
-    for place, (mask,) in zip(short, filled, strict=True):
-        masks[place] = mask
+    short = [index for index, minimum in enumerate(minimums) if kept[index] < minimum]
+    filled = keep_largest([Selection([scores[index]], minimums[index], [seeds[index]]) for index in short])
+    for index, (mask,) in zip(short, filled, strict=True):
+        masks[index] = mask
     return masks

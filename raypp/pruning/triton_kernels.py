@@ -59,10 +59,10 @@ def _multiply(
     weight: tl.tensor, mask: tl.tensor, out: tl.tensor, size: tl.tensor, wide: tl.constexpr, block: tl.constexpr
 ) -> None:
     """out = weight * mask, over `size` numbers."""
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = place < size
-    product = tl.load(weight + place, mask=inside).to(wide) * tl.load(mask + place, mask=inside).to(wide)
-    tl.store(out + place, product.to(out.dtype.element_ty), mask=inside)
+    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = index < size
+    product = tl.load(weight + index, mask=inside).to(wide) * tl.load(mask + index, mask=inside).to(wide)
+    tl.store(out + index, product.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -78,14 +78,14 @@ def _gradients(
     block: tl.constexpr,
 ) -> None:
     """for_weight = gradient * mask, for_scores = gradient * weight * gate_slope; one that is None is not computed."""
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = place < size
-    arriving = tl.load(gradient + place, mask=inside).to(wide)
+    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = index < size
+    arriving = tl.load(gradient + index, mask=inside).to(wide)
     if for_weight is not None:
-        product = arriving * tl.load(mask + place, mask=inside).to(wide)
-        tl.store(for_weight + place, product.to(for_weight.dtype.element_ty), mask=inside)
+        product = arriving * tl.load(mask + index, mask=inside).to(wide)
+        tl.store(for_weight + index, product.to(for_weight.dtype.element_ty), mask=inside)
     if for_scores is not None:
-        product = arriving * tl.load(weight + place, mask=inside).to(wide)
+        product = arriving * tl.load(weight + index, mask=inside).to(wide)
         if gate_slope is not None:
-            product *= tl.load(gate_slope + place, mask=inside).to(wide)
-        tl.store(for_scores + place, product.to(for_scores.dtype.element_ty), mask=inside)
+            product *= tl.load(gate_slope + index, mask=inside).to(wide)
+        tl.store(for_scores + index, product.to(for_scores.dtype.element_ty), mask=inside)

@@ -252,7 +252,7 @@ def _count(matrices: Iterable[Sequence[Tensor]], edges: Sequence[NDArray[np.floa
         for kept, *numbers in zip(*(matrix.reshape(-1).split(CHUNK_WEIGHTS) for matrix in layer), strict=True):
             cell = (~kept).long()
             for number, ends in zip(numbers, edges, strict=True):
-                place = (number.to(kept.device).float() - ends[0]) * (BINS / (ends[-1] - ends[0]))
-                cell = cell * BINS + place.long().clamp_(0, BINS - 1)
+                bin_index = (number.to(kept.device).float() - ends[0]) * (BINS / (ends[-1] - ends[0]))
+                cell = cell * BINS + bin_index.long().clamp_(0, BINS - 1)
             counts += torch.bincount(cell, minlength=len(counts)).cpu().numpy()
     return list(counts.reshape(shape))
