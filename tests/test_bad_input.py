@@ -200,7 +200,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "tokenizer without padding": (
         lambda w: w.set("student.model", without_padding(w)),
-        ("student.model", "no padding token", "allowed: one that has"),
+        ("student.model", "no padding token", "allowed: a tokenizer that has one"),
     ),
     "model without tokenizer": (
         lambda w: w.set("student.model", w.model("bare", "tokenizer* vocab.txt")),
