@@ -245,8 +245,7 @@ class TaskKind(ABC):
         """
         return outputs
 
-    # --- losses: sums over rows or, for a language model, over tokens; float32 scalars with gradient. `outputs` are
-    # those of `outputs`, and `batch` comes from `Examples.collate` ---
+    # --- losses: float32 scalars with gradient; `outputs` comes from `outputs`, and `batch` from `Examples.collate` ---
 
     @abstractmethod
     def hard_loss_sum(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
