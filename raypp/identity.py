@@ -21,7 +21,8 @@ from raypp.config import Experiment, Settings
 
 # Raised when the same settings would give other numbers than before, and when a setting's default changes: what is left
 # to a default would not be told from what was left to the old one (tests/test_identity.py holds the defaults).
-# 4: fisher's scores count a batch by its rows; scores of threshold start at 2.197, no longer at 0.
+# 4: fisher's scores count a batch by its rows (a language model's: by its targets); scores of threshold start at
+# 2.197, no longer at 0.
 RUN_FORMAT = 4
 RECORDED_PACKAGES = ("raypp", "torch", "transformers", "tokenizers", "ray", "datasets", "numpy", "wandb")
 

@@ -174,7 +174,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             # An enabled scaler skips a step that is not finite, and halves its scale (which is 1 if it is disabled).
             diverged = not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all())))
             if not diverged:
-                scaler.step(optimizer, rows=inputs.counts.rows)
+                scaler.step(optimizer, rows=inputs.counts.targets)
                 scaler.update()
                 diverged = scaler.get_scale() < SMALLEST_LOSS_SCALE
             if diverged:

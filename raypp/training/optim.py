@@ -99,8 +99,9 @@ class AdamW(torch.optim.AdamW):
         """Takes a step. Afterwards the parameters of groups with a `fisher_decay` have no gradients.
 
         Args:
-            rows: number of examples that the loss is the mean of. It only matters with a `fisher_decay` and batches of
-                different sizes; a constant number scales all scores by the same factor.
+            rows: number of examples (for a language model: of targets) that the loss is the mean of. It only matters
+                with a `fisher_decay` and batches of different sizes; a constant number scales all scores by the same
+                factor.
         """
         assert closure is None
         for group in self.param_groups:
