@@ -119,18 +119,29 @@ class RawData(ABC):
 
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
         schema = self.kind.schema()
-        examples = self._trainable(split) if self._drops_untrainable(split) else self.examples(split)
-        examples = islice(examples, self._limit(split))
         row = 0
-        while chunk := _chunk(examples):
-            *texts, labels = zip(*chunk, strict=True)
-            values = {"row": range(row, row + len(chunk)), "label": labels}
-            # Not strict: a missing second sentence (None) has no column.
-            values |= zip(self.kind.columns, texts, strict=False)
-            yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
-            row += len(chunk)
+        for columns in self.columns_of(split, self._limit(split)):
+            count = len(columns["label"])
+            columns["row"] = pa.array(range(row, row + count), schema.field("row").type)
+            yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+            row += count
         if row == 0:
             raise self._empty(split)
+
+    def columns_of(self, split: str, limit: int | None) -> Iterator[dict[str, pa.Array]]:
+        """The first `limit` examples in batches: the columns of `TaskKind.schema` without the row numbers."""
+        examples = self._trainable(split) if self._drops_untrainable(split) else self.examples(split)
+        return in_columns(islice(examples, limit), self.kind)
+
+
+def in_columns(examples: Iterator[Example], kind: TaskKind) -> Iterator[dict[str, pa.Array]]:
+    """Examples in batches of at most BATCH_ROWS, as the columns of `TaskKind.schema` without the row numbers."""
+    schema = kind.schema()
+    while chunk := _chunk(examples):
+        *texts, labels = zip(*chunk, strict=True)
+        # Not strict: a missing second sentence (None) has no column.
+        values = {"label": labels, **dict(zip(kind.columns, texts, strict=False))}
+        yield {name: pa.array(column, schema.field(name).type) for name, column in values.items()}
 
 
 def _chunk(examples: Iterator[Example]) -> list[Example]:

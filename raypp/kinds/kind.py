@@ -123,6 +123,23 @@ class TaskKind(ABC):
             BadValueError: the value is not a label of this task.
         """
 
+    def whole_columns(
+        self, texts: Sequence[pa.Array], label: pa.Array, label_name: str, spellings: Mapping[str, int]
+    ) -> dict[str, pa.Array] | None:
+        """The columns of `schema`, without the row numbers, of many raw examples at once: what `texts` and `label` give
+        for each of them.
+
+        Args:
+            texts: a column for each of `columns`, as the source has it.
+            label: the labels as the source has them.
+            label_name: the source's name of their column.
+            spellings: as those of `label`.
+
+        Returns:
+            None if the examples have to be converted one by one, because a value is missing, wrong or unusual.
+        """
+        return None
+
     all_are_trainable: ClassVar[bool] = True
     """Whether every labelled raw example can be trained on."""
 

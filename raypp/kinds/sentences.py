@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypp.data.features import features_schema
 from raypp.data.tokenization import encode, has_token_types
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raypp.evaluation.predictions import Predictions
+
+
+VISIBLE = "[!-~]"  # a text with such a character is not blank; one without it may be a sentence all the same
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,22 @@ class Sentences(TaskKind):
         if not any(text.strip() for text in texts):
             raise BadValueError(f"{' and '.join(map(str, columns))}: no text, got {texts}; allowed: a sentence")
         return texts[0], texts[1] if len(texts) == 2 else None
+
+    def whole_columns(
+        self, texts: Sequence[pa.Array], label: pa.Array, label_name: str, spellings: Mapping[str, int]
+    ) -> dict[str, pa.Array] | None:
+        if any(column.null_count for column in (*texts, label)) or any(c.type != pa.string() for c in texts):
+            return None
+        visible = functools.reduce(pc.or_, (pc.match_substring_regex(column, VISIBLE) for column in texts))
+        if not pc.all(visible).as_py():
+            return None
+        encoded = label.dictionary_encode()
+        try:
+            labels = [self.label(value, label_name, spellings) for value in encoded.dictionary.to_pylist()]
+        except BadValueError:
+            return None
+        numbers = pa.array(labels, self.schema().field("label").type).take(encoded.indices)
+        return {"label": numbers, **dict(zip(self.columns, texts, strict=True))}
 
     def tokenize(self, batch: pa.RecordBatch | pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
         """Examples are cut to `max_length` tokens, special tokens included; a pair loses tokens of its longer sentence

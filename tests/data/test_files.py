@@ -242,7 +242,7 @@ def test_reading_parquet_takes_the_memory_of_a_row_group_and_not_of_the_file(tmp
             writer.write_table(pa.table({"sentence1": texts, "label": [0] * 1000}, schema))
     before = pa.total_allocated_bytes()
     held = [pa.total_allocated_bytes() - before for _ in own(SENTIMENT, str(file)).read("train")]
-    assert len(held) == 4
+    assert len(held) == 40, "a batch for each row group"
     assert max(held) < 30 * 2**20 < file.stat().st_size
 
 
@@ -267,3 +267,59 @@ def test_a_recorded_source_opens_like_the_given_one(tmp_path: Path) -> None:
     first, again = (open_source(kind_of(resolve_task(SENTIMENT, source)), source) for source in (given, recorded))
     assert rows(again, "dev") == rows(first, "dev") == [{"sentence1": "x", "label": 1}]
     assert again.fingerprint("train") == first.fingerprint("train")
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        (SENTIMENT, ["good", "bad"]),
+        (SENTIMENT, [1, 0]),
+        (SENTIMENT, [1.0, 0.0]),
+        (SENTIMENT, [True, False]),
+        (PAIRS, [0.5, -3.25, 1e-7]),
+        (PAIRS, [2, 4]),
+    ],
+)
+@pytest.mark.parametrize("unusual", ["", " ", "漢字", None])
+def test_parquet_is_read_by_columns_as_other_formats_are_by_rows(
+    tmp_path: Path, task: OwnTask, labels: list[Any], unusual: str | None
+) -> None:
+    """More rows than a batch has; the unusual text is allowed next to another one, if it is a text."""
+    records = [
+        {
+            "sentence1": f"sentence {row}",
+            "sentence2": f"and {row}",
+            "label": labels[row % len(labels)],
+            "other": f"{row}",
+        }
+        for row in range(12_000)
+    ]
+    records[11_000]["sentence2" if task.pair else "other"] = unusual
+    as_rows, as_columns = (save(tmp_path / f"rows.{ending}", records) for ending in ("jsonl", "parquet"))
+    if unusual is None and task.pair:
+        for file in (as_rows, as_columns):
+            with pytest.raises(ConfigError, match=rf"{file}, (line|row) 11001: sentence2 is None"):
+                rows(own(task, file), "train")
+    else:
+        assert rows(own(task, as_columns), "train") == rows(own(task, as_rows), "train")
+
+
+def test_a_limit_ends_the_reading_of_parquet_before_what_is_wrong_behind_it(tmp_path: Path) -> None:
+    records = [{"sentence1": f"sentence {row}", "label": row % 2} for row in range(12_000)]
+    records[10_500]["label"] = 7
+    file = save(tmp_path / "rows.parquet", records)
+    source = FilesSource(kind="files", train=file, dev=file)
+    kind = kind_of(resolve_task(SENTIMENT, source))
+    for limit in (9_999, 10_000, 10_500):
+        assert len(rows(open_source(kind, source, max_train_rows=limit), "train")) == limit
+    with pytest.raises(ConfigError, match="row 10501: label is 7; allowed: "):
+        rows(open_source(kind, source, max_train_rows=10_501), "train")
+
+
+def test_parquet_text_that_is_not_utf8_is_one_error(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"sentence1": broken, "label": pa.array([1])}), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match=r"cannot be read as Parquet: .*UTF8"):
+        rows(own(SENTIMENT, str(tmp_path / "rows.parquet")), "train")
