@@ -241,11 +241,11 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "hidden layers without a hidden loss": (
         lambda w: following(w, hidden_layers=[[6, 6]]),
-        ("distillation", "hidden_layers belongs to hidden_weight"),
+        ("distillation", "hidden_layers has no effect without hidden_weight"),
     ),
     "a pair of layers twice": (
         lambda w: following(w, hidden_weight=1, hidden_layers=[[6, 6], [6, 6]]),
-        ("hidden_layers", "once", "[[6, 6], [6, 6]]"),
+        ("hidden_layers", "unique", "[[6, 6], [6, 6]]"),
     ),
     "three layers in a pair": (
         lambda w: following(w, hidden_weight=1, hidden_layers=[[1, 2, 3]]),
@@ -261,7 +261,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "a new model that starts as a teacher": (
         lambda w: (w.set("student.start", "teacher"), w.set("student.config", {"num_hidden_layers": 1})),
-        ("student", "start: teacher and config exclude each other"),
+        ("student", "give start: teacher or config, not both"),
     ),
     "a start as a teacher of another shape": (
         lambda w: (w.set("student.start", "teacher"), w.set("teacher", {"model": small(w), "train": {"max_steps": 1}})),

@@ -91,7 +91,7 @@ def test_of_two_ways_to_say_one_thing_the_later_holds(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "task: mrpc\nstudent: {model: m}\ntrain: {epochs: 2, warmup_steps: 7}\n")
     train = load_experiment(path, ["train.max_steps=5"]).train
     assert (train.epochs, train.max_steps, train.warmup_steps, train.warmup_fraction) == (None, 5, 7, None)
-    assert "exclude each other" in problems_of(
+    assert "give epochs or max_steps, not both" in problems_of(
         write(tmp_path, "b.yaml", path.read_text() + "  \n"), "train={epochs: 1, max_steps: 2}"
     )
 
@@ -199,7 +199,7 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
         (GOOD + "pruning: {method: l0, target_density: 1.0}\n", "pruning.target_density: must be less than 1, got 1.0"),
         (
             GOOD + "pruning: {method: sigmoid_threshold, target_density: 0.004}\n",
-            "target_density must be above density_floor, which is kept of each matrix, got 0.004 with a",
+            "target_density must be above density_floor, the minimum density of each matrix, got 0.004 with a",
         ),
         (
             GOOD + "pruning: {method: sigmoid_threshold, target_density: 0.1, final_threshold: 0.0}\n",
@@ -207,7 +207,7 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
         ),
         (
             GOOD + "pruning: {method: threshold, target_density: 0.1, initial_threshold: 0.2}\n",
-            "initial_threshold has no meaning with a target_density",
+            "initial_threshold has no effect with a target_density",
         ),
         (
             GOOD + "pruning: {method: l0, target_density: 0.1, penalty: {kind: l0, final_lambda: 0}}\n",

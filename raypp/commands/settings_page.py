@@ -2,7 +2,7 @@
 
     python -m raypp.commands.settings_page > docs/settings.md
 
-A test keeps the page and the settings alike.
+A test fails if the page and the settings differ.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from raypp.config.fields import DISCRIMINATORS, PATH_FIELDS, models_in
 from raypp.load_config import as_yaml
 
 WIDTH = 120
-SECTION = "SECTION"  # stands for a link to it, until it is known where that is
+SECTION = "SECTION"  # a placeholder for the link to a section, whose title is filled in later
 
 INTRODUCTION = """
-An experiment is one YAML file; `raypp show FILE` prints it with every default filled in, and with what follows from it
-(run folder, steps, pruned layers). A key that does not exist, a value of another type or out of its range, and settings
-that do not go together are refused before anything runs, all in one message that names file and line.
+An experiment is one YAML file. `raypp show FILE` prints it with all defaults, the run folder, the number of steps and
+the pruned layers. Before anything runs, raypp refuses unknown keys, values of a wrong type or out of range, and
+settings that contradict each other. One message lists every problem with its file and line.
 
-**`base: other.yaml`** (a path relative to the file that says so) takes everything from another file, which may have a
-base of its own; the file then says only what differs. Sections are merged key by key; anything else, lists too, is
-replaced, and `null` takes a section out. Where {discriminators} changes, the section starts anew, since what the base
-says there belongs to another one. Of two ways to say one thing ({alternatives}) the later replaces the other; in one
-file they exclude each other.
+**`base: other.yaml`** makes a file inherit all settings of another file, which may have a base of its own. The path is
+relative to the file that contains it. Sections are merged key by key; all other values, lists included, replace those
+of the base, and `null` removes a section. If {discriminators} changes, the section of the base is dropped, because its
+fields belong to the old one. Some settings are alternatives ({alternatives}): giving one replaces the other of the
+base, and giving both in one file is refused.
 
-**Overrides** stand after the file on the command line, `section.field=value`, and come last: `train.max_steps=100`,
-`tracking.wandb=off`, `pruning.layers.exclude='[attention]'`, `data.source='{{kind: hub}}'`. The value is YAML, and a
-mapping is merged as that of a file is. They are applied in their order; one that a later one undoes is refused.
+**Overrides** follow the file on the command line as `section.field=value`, and take precedence over it:
+`train.max_steps=100`, `tracking.wandb=off`, `pruning.layers.exclude='[attention]'`, `data.source='{{kind: hub}}'`. The
+value is YAML; a mapping is merged into its section. Overrides are applied in the given order, and an override that a
+later one overwrites is refused.
 
 **Paths.** `~` and `${{VAR}}` are expanded in {paths}; a variable that is not set is an error. Relative paths start at
-the working directory, wherever the file lies. Folders and files of `data.source`, `cluster.storage` and `cluster.store`
-may also be URIs (`s3://`, `gs://`), with a cluster or without.
+the working directory, not at the folder of the file. Folders and files of `data.source`, `cluster.storage` and
+`cluster.store` may also be URIs (`s3://`, `gs://`), with or without a cluster.
 """
 
 
 @dataclass(frozen=True)
-class Section:
-    """A place in the file where settings stand: one class of them or, by `method` or `kind`, one of several."""
+class SettingsSection:
+    """One section of an experiment file: a class of settings, or several from which `method` or `kind` selects one."""
 
     path: str
-    """`pruning.penalty`; empty for the file itself."""
+    """Its field path, such as `pruning.penalty`; empty for the file itself."""
     purpose: str
-    """What the setting that holds it says of it."""
+    """The description of the setting that contains it."""
     models: tuple[type[BaseModel], ...]
 
     @property
@@ -62,7 +63,7 @@ class Section:
 
     @property
     def level(self) -> int:
-        """Of its heading."""
+        """The level of its heading."""
         return 2 + self.path.removesuffix(".*").count(".")
 
 
@@ -88,18 +89,18 @@ def _introduction() -> Iterator[str]:
     return map(_wrapped, _paragraphs(text))
 
 
-def _sections() -> list[Section]:
-    """All sections, each before those in it. A class that stands in several places is described at the least deep."""
-    found = [Section("", "", (Experiment,))]
+def _sections() -> list[SettingsSection]:
+    """All sections, each before its subsections. A class used in several places is described at the outermost one."""
+    found = [SettingsSection("", "", (Experiment,))]
     known: set[type[BaseModel]] = {Experiment}
-    for section in found:  # grows meanwhile: breadth first
+    for section in found:  # the list grows during the loop: a breadth-first search
         for model in section.models:
             for name, info in model.model_fields.items():
                 models = tuple(each for each in models_in(info.annotation) if each not in known)
                 if models:
                     known.update(models)
                     path = f"{section.path}.{name}".strip(".") + ".*" * _is_mapping(info.annotation)
-                    found.append(Section(path, info.description or "", models))
+                    found.append(SettingsSection(path, info.description or "", models))
     tops = [section.path for section in found if section.level == 2]
     return sorted(found, key=lambda section: tops.index(section.path.split(".")[0]))
 
@@ -108,8 +109,8 @@ def _is_mapping(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", None) is dict
 
 
-def _settings_of(section: Section, places: Mapping[type[BaseModel], Section]) -> Iterator[str]:
-    """What a section says of itself, and its settings; of several classes, first what all of them share."""
+def _settings_of(section: SettingsSection, places: Mapping[type[BaseModel], SettingsSection]) -> Iterator[str]:
+    """A section's description and settings; if it has several classes, first the settings that all of them share."""
     if len(section.models) == 1:
         yield from _described(section.models[0], section.models[0].model_fields, places)
         return
@@ -125,29 +126,29 @@ def _settings_of(section: Section, places: Mapping[type[BaseModel], Section]) ->
 
 
 def _common_base(models: tuple[type[BaseModel], ...]) -> type[BaseModel]:
-    """The nearest class that all of them are."""
+    """The nearest common base class."""
     return next(base for base in models[0].__mro__ if all(issubclass(model, base) for model in models))
 
 
 def _nearest_first(model: type[BaseModel]) -> list[str]:
-    """The settings of a class, its own before those that it has from others."""
+    """The settings of a class, its own before inherited ones."""
     names = [name for base in model.__mro__ for name in inspect.get_annotations(base) if name in model.model_fields]
     return list(dict.fromkeys(names))
 
 
-def _which(section: Section, model: type[BaseModel]) -> str:
-    """The heading of one of several classes, by what chooses it: `pruning, method: topk`."""
+def _which(section: SettingsSection, model: type[BaseModel]) -> str:
+    """The heading of one of several classes, such as `pruning, method: topk`."""
     name = next(name for name in DISCRIMINATORS if name in model.model_fields)
     return f"{section.path}, {name}: {_listed(get_args(model.model_fields[name].annotation), 'or')}"
 
 
 def _is_chosen_by(model: type[BaseModel], name: str) -> bool:
-    """Whether the heading says all of a setting: there is one value, which chooses the class."""
+    """Whether the heading already gives the setting: it has a single value, which selects the class."""
     return name in DISCRIMINATORS and len(get_args(model.model_fields[name].annotation)) == 1
 
 
 def _described(
-    model: type[BaseModel], names: Iterable[str], places: Mapping[type[BaseModel], Section]
+    model: type[BaseModel], names: Iterable[str], places: Mapping[type[BaseModel], SettingsSection]
 ) -> Iterator[str]:
     yield from map(_wrapped, _paragraphs(inspect.getdoc(model) or ""))
     yield "\n".join(_entry(model, name, places) for name in names)
@@ -156,8 +157,8 @@ def _described(
 # --- one setting -----------------------------------------------------------------------------------------------------
 
 
-def _entry(model: type[BaseModel], name: str, places: Mapping[type[BaseModel], Section]) -> str:
-    """A setting as an element of a list: what it may be, its default, what it means."""
+def _entry(model: type[BaseModel], name: str, places: Mapping[type[BaseModel], SettingsSection]) -> str:
+    """A setting as a list item: allowed values, default, meaning."""
     info = model.model_fields[name]
     allowed = _listed(_allowed(_schemas(model)[name]), "or")
     for held in models_in(info.annotation)[:1]:
@@ -176,7 +177,8 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _default(info: FieldInfo) -> str:
-    """Of a section, only what is not the default of its own settings."""
+    """The default in words. The default of a section is shown only as far as it differs from its settings' own
+    defaults."""
     if info.is_required():
         return "; required"
     value = info.get_default(call_default_factory=True)
@@ -188,11 +190,13 @@ def _default(info: FieldInfo) -> str:
 
 
 def _allowed(schema: Mapping[str, Any]) -> list[str]:
-    """What a JSON schema allows, in words, one by one."""
+    """The alternatives that a JSON schema allows, in words."""
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
         return list(dict.fromkeys(each for alternative in alternatives for each in _allowed(alternative)))
     if "$ref" in schema:
         return [SECTION]
+    if "const" in schema:
+        return [f"`{schema['const']}`"]
     if "enum" in schema:
         return [f"`{value}`" for value in schema["enum"]]
     match schema.get("type"):
@@ -237,7 +241,7 @@ def _heading(level: int, title: str) -> str:
 
 
 def _anchor(title: str) -> str:
-    """What a heading is linked by, as GitHub makes it."""
+    """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
@@ -251,10 +255,10 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _wrapped(text: str, indent: str = "", hanging: str = "") -> str:
-    """Lines of a paragraph, none of which ends within code or begins with what Markdown takes for an element of a list.
+    """A paragraph in lines. No line breaks inside code or starts with characters that Markdown reads as a list item.
 
     Args:
-        hanging: indents all lines but the first further.
+        hanging: additional indent of all lines but the first.
     """
     together = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     together = re.sub(r" (?=([-+*]|\d+[.)]) )", "\N{NO-BREAK SPACE}", together)

@@ -1,8 +1,8 @@
-"""Every setting of an experiment, once: its type, range, default and meaning.
+"""All settings of an experiment: type, range, default and meaning of each.
 
-The models are frozen and strict: an unknown key, a string where a number belongs or a value out of range is refused.
-What one section says about another (a density with a threshold method, a soft loss without a teacher) is checked in
-`raypp.plan_checks`. Reading YAML and turning pydantic's findings into a `ConfigError` is `raypp.load_config`'s work.
+The models are frozen and strict: they refuse an unknown key, a string in place of a number, and a value out of range.
+`raypp.plan_checks` checks what concerns several sections (distillation without a teacher, for example).
+`raypp.load_config` reads YAML and turns pydantic's errors into a `ConfigError`.
 """
 
 from raypp.config.base import ALTERNATIVES, Settings

@@ -1,4 +1,4 @@
-"""What all sections of settings share: frozen, strict, no unknown keys; two ways to say one thing."""
+"""The base class of all sections of settings, and the pairs of settings that are alternatives to each other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LayerNumber = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, strict, no unknown keys; docstrings under fields are their descriptions."""
+    """Base of every section: frozen, strict, no unknown keys. The docstring under a field is its description."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-# Two ways to say one thing, and the value of the first where neither is given.
+# Pairs of settings of which at most one may be given, and the value of the first if neither is.
 ALTERNATIVES: dict[tuple[str, str], float] = {
     ("epochs", "max_steps"): 3.0,
     ("batch_size", "batch_tokens"): 32,
@@ -32,7 +32,7 @@ ALTERNATIVES: dict[tuple[str, str], float] = {
 
 
 def one_of_each(model: type[BaseModel], values: Any) -> Any:
-    """The values, with the default of every pair of alternatives of which none is given; ValueError where both are."""
+    """The values, completed with the default of each pair of alternatives; ValueError if both of a pair are given."""
     if not isinstance(values, dict):
         return values
     values = dict(values)
@@ -42,7 +42,7 @@ def one_of_each(model: type[BaseModel], values: Any) -> Any:
         given = [name for name in (first, second) if values.get(name) is not None]
         if len(given) == 2:
             raise ValueError(
-                f"{first} and {second} exclude each other, got {first}={values[first]} and {second}={values[second]}"
+                f"give {first} or {second}, not both; got {first}={values[first]} and {second}={values[second]}"
             )
         if not given:
             values[first] = default

@@ -10,48 +10,50 @@ from raypp.config.base import Settings
 
 
 class ClusterSettings(Settings):
-    """Where it runs and where it keeps things. None of this changes a run's result, except that `train.micro_batches:
-    auto` follows workers."""
+    """Where an experiment runs and where its files are. None of these settings changes a run's result, except that
+    `train.micro_batches: auto` follows workers."""
 
     workers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, int], Strict(False)] = 1
-    """Train workers; 0: in this process without Ray Train; [min, max]: as many as the nodes have room
-    for, which come and go; in a sweep those of each trial, within its share of the cluster."""
+    """Number of Ray Train workers of a run, or of each trial of a sweep. 0: train in this process, without Ray Train.
+    [min, max]: elastic; the run uses as many workers as the cluster has resources for, and continues when nodes leave
+    or join. A sweep gives each trial its minimum and divides the remaining resources evenly."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPUs of each worker; auto: the cluster's CPUs shared evenly, but 1 with gpus_per_worker and 1 in a sweep. With
-    autoscaling a number must be given, unless there are GPUs or it is a sweep."""
+    """CPUs of each worker. auto: the cluster's CPUs divided evenly among the workers, but 1 with gpus_per_worker and 1
+    in a sweep. With autoscaling a number is required, except with GPUs or in a sweep."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """GPU of each worker: 1, or 0 for the CPU; or a part of one, which several runs and trials of one worker share."""
+    """GPUs of each worker: 0 (train on the CPU), 1, or a fraction, so that several runs or trials of one worker each
+    share a GPU."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
-    """How workers are laid over nodes, as Ray's placement groups: pack, on few; spread, on many; strict_pack, on one;
-    strict_spread, on one each."""
+    """How workers are placed on nodes, with the strategies of Ray's placement groups. pack: on few nodes; spread: on
+    many nodes; strict_pack: all on one node; strict_spread: each on a node of its own."""
     grow_after_seconds: Annotated[float, Field(ge=0)] = 60
-    """With workers that come and go: seconds that they train, at least, before they start again as more. It takes about
-    ten, and nodes often come one after the other."""
+    """Elastic workers only: minimum seconds of training before the workers restart as a larger group. A restart takes
+    about ten seconds, and new nodes often join one after another."""
     autoscaling: bool = False
-    """Whether the cluster starts nodes for work that waits for them (`ray up`, KubeRay; Ray does not tell). What is not
-    there is then waited for, and not refused, as what others use is always: Train workers half an hour at most, or as
-    long as other trials of the sweep train; tasks of Ray Data and trials of one worker as long as it takes."""
+    """True on an autoscaling cluster (`ray up`, KubeRay), which raypp cannot detect. Missing resources are then waited
+    for instead of refused. Resources in use by others are always waited for. Train workers wait for half an hour at
+    most, or in a sweep for as long as other trials train; Ray Data's tasks and trials of one worker wait without a
+    limit."""
     dashboard: bool = False
-    """Whether Ray's dashboard, on 127.0.0.1 alone, is there as long as the command. For the Ray that a command starts:
-    the cluster of `RAY_ADDRESS` has its own, or none."""
+    """Run Ray's dashboard, on 127.0.0.1 only, while the command runs. This applies to a Ray that raypp starts: the
+    cluster of `RAY_ADDRESS` has its own dashboard, or none."""
     storage: str = "runs"
-    """Folder of all runs; a local path or a URI (s3://, gs://)."""
+    """Where runs and sweeps are written, in `<storage>/<experiment>/<run>`: a local path or a URI (s3://, gs://)."""
     store: str | None = None
-    """Folder of what runs share (features, teachers, teacher logits), by content; null: the folder `store` in
-    storage."""
+    """Where the artifacts that runs share are kept (features, teachers, teacher logits), named by their content. It
+    holds no runs: those are in storage. null: the folder `store` in storage."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Steps between checkpoints, beside the one at every evaluation; null: those alone."""
+    """Steps between checkpoints, in addition to the checkpoint at every evaluation. null: only at evaluations."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Newest checkpoints that are kept for resuming; the one of the best evaluation at the final density is kept,
-    too."""
+    """Number of latest checkpoints that are kept for resuming. The checkpoint of the best evaluation at the final
+    density is kept in addition."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers that a run, or a trial of a sweep, outlives; one more ends it. A trial whose workers come and
-    go is then tried once more from the start of that count. Without workers (0) there is nobody to try again but the
-    same command."""
+    """Worker failures a run, or a trial of a sweep, tolerates before it fails. An elastic trial that fails is retried
+    once more, with a new count. With `workers: 0` there is no automatic retry; run the command again."""
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers it goes on with."""
+        """The fewest workers that the run can continue with."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
@@ -61,7 +63,7 @@ class ClusterSettings(Settings):
 
     @property
     def is_elastic(self) -> bool:
-        """Whether it goes on with fewer workers, and with more again."""
+        """Whether the number of workers may change during the run."""
         return self.min_workers < self.max_workers
 
     @model_validator(mode="after")
@@ -70,8 +72,8 @@ class ClusterSettings(Settings):
             raise ValueError(f"workers: a range is [min, max] with 1 <= min <= max, got {list(self.workers)}")
         if self.is_elastic and self.placement not in ("pack", "spread"):
             raise ValueError(
-                f"placement: workers that come and go ([min, max]) are laid as there is room, got {self.placement}; "
-                "allowed: pack, spread"
+                f"placement: elastic workers ([min, max]) are placed wherever there are resources, got "
+                f"{self.placement}; allowed: pack, spread"
             )
         if self.gpus_per_worker > 1:
             raise ValueError(

@@ -8,24 +8,30 @@ from pydantic import Field, model_validator
 
 from raypp.config.base import Fraction, Name, Names, Settings
 
-Quotes = Literal["csv", "plain"]
+Quotes = Annotated[
+    Literal["csv", "plain"],
+    Field(
+        description="How double quotes in CSV and TSV are read. csv: a quoted field may contain separators and line "
+        "ends (RFC 4180); plain: quotes are ordinary characters, as in GLUE's own files."
+    ),
+]
 Kind = Literal["classification", "regression", "multiple_choice", "question_answering"]
 
 
 class OwnTask(Settings):
-    """A task of the user's own, for `data.source.kind: files`."""
+    """A user-defined task, for `data.source.kind: files`."""
 
     name: Name
-    """What the task is called in folders and tables."""
+    """Name of the task in folders and tables."""
     kind: Kind = "classification"
-    """What is predicted: one of several classes, a real number, the right one of several endings, or words of a
-    context."""
+    """What is predicted. classification: one of several classes; regression: a real number; multiple_choice: the right
+    one of several endings; question_answering: a span of the context."""
     pair: bool = False
-    """Whether each example of a classification or regression is a pair of sentences."""
+    """Classification and regression: whether each example is a pair of sentences."""
     labels: Names = ()
-    """Label names of a classification, two at least, in the order of the model's outputs; empty for the other kinds."""
+    """Classification: the label names, at least two, in the order of the model's outputs. Empty for other kinds."""
     unanswerable: bool = False
-    """Whether some questions have no answer in their context; of question answering alone."""
+    """Question answering: whether some questions have no answer in their context."""
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> OwnTask:
@@ -38,50 +44,52 @@ class OwnTask(Settings):
         if self.unanswerable and self.kind != "question_answering":
             raise ValueError(f"unanswerable: a {self.kind} task has no questions; leave it out")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels: every label name may stand once, got {list(self.labels)}")
+            raise ValueError(f"labels: label names must be unique, got {list(self.labels)}")
         return self
 
 
 class MaskingSettings(Settings):
-    """Which tokens a masked language model is to predict, and what stands in their place; anew in each epoch."""
+    """Which tokens a masked language model predicts, and what replaces them in its input. They are chosen again in each
+    epoch."""
 
     proportion: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Part of a block's tokens that is predicted."""
+    """Fraction of each block's tokens that the model must predict. What replaces these tokens is decided by the next
+    three settings, so the fraction of mask tokens in the input is proportion times mask_fraction."""
     mask_fraction: Fraction = 0.8
-    """Part of those that is replaced by the mask token."""
+    """Fraction of the predicted tokens that are replaced by the mask token."""
     keep_fraction: Fraction = 0.1
-    """Part that is left as it is."""
+    """Fraction of the predicted tokens that are left unchanged in the input."""
     random_fraction: Fraction = 0.1
-    """Part that is replaced by any other token; the three are 1 together."""
+    """Fraction of the predicted tokens that are replaced by a random token. The three fractions must sum to 1."""
     smoothing: Annotated[float, Field(ge=0)] = 0.7
-    """Rare tokens are predicted more often: a token's chance is its count in the corpus to the power of minus this. 0:
-    all alike."""
+    """How much more often rare tokens are predicted: a token is chosen with a weight of its count in the corpus to the
+    power of -smoothing. 0: all tokens are equally likely."""
 
     @model_validator(mode="after")
     def _fractions_are_all(self) -> MaskingSettings:
         total = self.mask_fraction + self.keep_fraction + self.random_fraction
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"mask_fraction, keep_fraction and random_fraction must be 1 together, got {total:g}")
+            raise ValueError(f"mask_fraction, keep_fraction and random_fraction must sum to 1, got {total:g}")
         return self
 
 
 class LanguageModelingTask(Settings):
-    """Language modelling on plain text, for `data.source.kind: text`, `hub_text` or `glue_text`: what DistilBERT is
-    made by."""
+    """Language modelling on plain text, for `data.source.kind: text`, `hub_text` or `glue_text`, as in the training of
+    DistilBERT."""
 
     name: Name
-    """What the task is called in folders and tables."""
+    """Name of the task in folders and tables."""
     kind: Literal["language_modeling"]
-    """Text without labels."""
+    """Language modelling reads text without labels."""
     objective: Literal["masked", "causal"] = "masked"
-    """masked: some tokens are to be found again (MLM); causal: each next one (CLM)."""
+    """masked: predict masked tokens (MLM); causal: predict the next token (CLM)."""
     masking: MaskingSettings | None = None
-    """Which tokens are masked; null: the defaults. Not with `objective: causal`."""
+    """Which tokens are masked; null: the defaults of that section. Not allowed with `objective: causal`."""
 
     @model_validator(mode="after")
     def _masking_is_meant(self) -> LanguageModelingTask:
         if self.objective == "causal" and self.masking is not None:
-            raise ValueError("masking: nothing is masked with objective: causal; leave it out")
+            raise ValueError("masking: objective: causal masks no tokens; leave it out")
         return self
 
 
@@ -90,7 +98,7 @@ class OfficialSource(Settings):
 
     kind: Literal["official"]
     directory: str
-    """Folder that holds the files, by their published names; a local path or a URI (s3://, gs://)."""
+    """Folder that holds the files under their published names: a local path or a URI (s3://, gs://)."""
 
 
 class HubSource(Settings):
@@ -98,36 +106,39 @@ class HubSource(Settings):
 
     kind: Literal["hub"]
     repository: str | None = None
-    """Name of the data set repository; null: where the task is published (`nyu-mll/glue`, `allenai/swag`, …)."""
+    """Name of the data set repository; null: the one where the task is published (`nyu-mll/glue`, `allenai/swag`,
+    …)."""
     revision: str | None = None
-    """Branch, tag or commit; null for the default branch."""
+    """Branch, tag or commit; null: the default branch."""
 
 
 class Columns(Settings):
-    """Which column of a user's file holds what: sentence1 and sentence2 for classification and regression; sent1, sent2
-    and endings for multiple choice; id, question, context and answers for question answering."""
+    """The names of the columns in the user's files. Classification and regression read sentence1, sentence2 and label;
+    multiple choice reads sent1, sent2, endings and label; question answering reads id, question, context and
+    answers."""
 
     sentence1: str = "sentence1"
-    """The sentence, or the first of a pair."""
+    """Column of the sentence, or of the first sentence of a pair."""
     sentence2: str = "sentence2"
-    """The second sentence of a pair."""
+    """Column of the second sentence of a pair."""
     sent1: str = "sent1"
-    """The context of a multiple choice."""
+    """Multiple choice: column of the context."""
     sent2: str = "sent2"
-    """What every ending of a multiple choice begins with."""
+    """Multiple choice: column of the words that every ending begins with."""
     endings: Annotated[Names, Field(min_length=2)] = ("ending0", "ending1", "ending2", "ending3")
-    """The choices, in the order of their numbers."""
+    """Multiple choice: columns of the endings, in the order of their numbers."""
     id: str = "id"
-    """What a question is known by in the files of predictions."""
+    """Question answering: column of the question's identifier, which the prediction files use."""
     question: str = "question"
-    """The question."""
+    """Question answering: column of the question."""
     context: str = "context"
-    """The text in which its answer stands."""
+    """Question answering: column of the text that contains the answer."""
     answers: str = "answers"
-    """The right answers, texts with their places in the context (`answer_start`, in characters), as in SQuAD."""
+    """Question answering: column of the right answers as in SQuAD: texts, and their positions in the context
+    (`answer_start`, in characters)."""
     label: str = "label"
-    """Label name, or its number from 0 where no name is a number itself (classification), value (regression) or number
-    of the right ending (multiple choice)."""
+    """Column of the label. Classification: a label's name, or its number from 0 if no name is itself a number;
+    regression: the value; multiple choice: the number of the right ending."""
 
 
 class FilesSource(Settings):
@@ -135,20 +146,18 @@ class FilesSource(Settings):
 
     kind: Literal["files"]
     train: str
-    """Training file, a local path or a URI; the ending names the format (.parquet, .csv, .tsv, .jsonl)."""
+    """Training file: a local path or a URI. Its ending names the format (.parquet, .csv, .tsv, .jsonl)."""
     dev: str
-    """File that is evaluated on."""
+    """Evaluation file."""
     test: str | None = None
     """File to predict; it needs no labels."""
     columns: Columns = Columns()
-    """Which column holds what."""
+    """The names of the columns in these files."""
     quotes: Quotes = "csv"
-    """Double quotes in CSV and TSV. csv: a field in quotes may hold separators and line ends (RFC 4180); plain: they
-    are characters like others, as in GLUE's own files."""
 
 
 class SyntheticSource(Settings):
-    """Examples written by raypp's own seeded grammar: offline, free, and the same everywhere."""
+    """Examples generated by raypp's own seeded grammar, offline and identical on every machine."""
 
     kind: Literal["synthetic"]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -160,26 +169,25 @@ class SyntheticSource(Settings):
 
 
 class Texts(Settings):
-    """What the sources of plain text share."""
+    """Settings that all sources of plain text have."""
 
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Part of the texts that is kept for evaluation, where there is no split for it; chosen by position alone."""
+    """Fraction of the texts that is kept for evaluation if no dev split is given. The texts are chosen by their
+    position alone."""
 
 
 class TextSource(Texts):
-    """Plain text in the user's own files: a text a line, or a column."""
+    """Plain text in the user's own files: each line of a .txt file, or each row of a table, is a text."""
 
     kind: Literal["text"]
     files: Annotated[Names, Field(min_length=1)]
-    """Files of the training split, local paths or URIs, one after the other; the ending names the format (.txt,
-    .parquet, .csv, .tsv, .jsonl)."""
+    """Training files, read in this order: local paths or URIs. The ending names the format (.txt, .parquet, .csv, .tsv,
+    .jsonl)."""
     dev_files: Names = ()
-    """Files that are evaluated on; none: a part of the others is held out."""
+    """Evaluation files. Empty: held_out_fraction of the training texts is evaluated instead."""
     column: str = "text"
     """Column of the text in a table."""
     quotes: Quotes = "csv"
-    """Double quotes in CSV and TSV. csv: a field in quotes may hold separators and line ends (RFC 4180); plain: they
-    are characters like others, as in GLUE's own files."""
 
 
 class HubTextSource(Texts):
@@ -189,25 +197,25 @@ class HubTextSource(Texts):
     repository: str
     """Name of the data set repository."""
     configuration: str | None = None
-    """Which of its configurations, where it has several."""
+    """The data set's configuration, if it has several."""
     revision: str | None = None
-    """Branch, tag or commit; null for the default branch."""
+    """Branch, tag or commit; null: the default branch."""
     split: str = "train"
-    """Split to train on."""
+    """Training split."""
     dev_split: str | None = None
-    """Split to evaluate on; null: a part of the other is held out."""
+    """Evaluation split; null: held_out_fraction of the training texts is evaluated instead."""
     column: str = "text"
     """Column of the text."""
 
 
 class GlueTextSource(Texts):
-    """Every sentence of the training splits of GLUE tasks, without labels."""
+    """All sentences of the training splits of some GLUE tasks, without labels."""
 
     kind: Literal["glue_text"]
     directory: str
-    """Folder that holds a folder of official files for each task, by its published name (SST-2, MRPC)."""
+    """Folder that contains one folder of official files per task, under its published name (SST-2, MRPC)."""
     tasks: Annotated[Names, Field(min_length=1)]
-    """Names of the tasks."""
+    """Names of the tasks to read."""
 
 
 Source = Annotated[
@@ -220,14 +228,18 @@ class DataSettings(Settings):
     """Where the examples come from and how much of each is read."""
 
     source: Source | None = None
-    """Labelled examples: official, hub, files or synthetic. Plain text, for language modelling: text, hub_text or
-    glue_text. null: raypp's own grammar for a synthetic task, the hub for any other of the table. A task of one's own
-    needs files."""
+    """The source of the examples. Labelled examples: official, hub, files or synthetic. Plain text, for language
+    modelling: text, hub_text or glue_text. null: synthetic for a synthetic task, hub for any other built-in task. A
+    user-defined task needs files."""
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
-    """Tokens kept of an example (of each choice, of each window), special tokens included."""
+    """Maximum tokens of an example (multiple choice: of each choice; question answering: of each window), special
+    tokens included."""
     stride: Annotated[int, Field(ge=1)] = 128
-    """Question answering: tokens from the start of one window of a long context to the start of the next."""
+    """Question answering: tokens from the start of one window of a long context to the start of the next. It is not the
+    overlap of two windows."""
     max_train_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first so many training rows (of plain text, the first texts); null for all."""
+    """Read only the first N training rows (of plain text, the first N texts); null: all."""
     window_blocks: Annotated[int, Field(ge=1)] = 65_536
-    """Of plain text: sequences in memory at a time, among which those of a batch are chosen."""
+    """Plain text: size of the shuffle buffer, in blocks (of max_length tokens at most). Batches are drawn at random
+    from the blocks that are in memory, at most this many at a time. A larger buffer shuffles better and needs more
+    memory; the number also determines the order of the batches and with it the result."""

@@ -1,4 +1,4 @@
-"""The experiment: all sections together."""
+"""The whole experiment: all sections in one class."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from raypp.config.training import StudentSettings, TeacherSettings, TrainSetting
 
 
 class Experiment(Settings):
-    """One experiment: everything that `raypp train` needs to know."""
+    """The settings of one experiment."""
 
     name: Name
-    """Folder of its runs. An experiment file may leave it out: then it is the file's name without .yaml."""
+    """Name of the experiment and of the folder of its runs. If a file leaves it out, it is the file's name without
+    .yaml."""
     run: Name | None = None
-    """Folder of this run; null: a short readable hash of everything that determines its result."""
+    """Name of this run's folder; null: a readable name that ends in a hash of everything that determines the result."""
     task: str | OwnTask | LanguageModelingTask
-    """A task of the table by name, or one's own as a section. The table has GLUE's (cola, sst2, mrpc, qqp, stsb, mnli,
-    qnli, rte, wnli, and ax for evaluation alone), swag, squad, squad_v2 and the synthetic sentiment, paraphrase and
-    similarity. One's own: {name, kind, pair, labels, unanswerable}; for language modelling {name, kind, objective,
-    masking}."""
+    """The name of a built-in task, or a user-defined task as a section. Built-in are GLUE's tasks (cola, sst2, mrpc,
+    qqp, stsb, mnli, qnli, rte, wnli, and ax for evaluation only), swag, squad, squad_v2, and the synthetic tasks
+    sentiment, paraphrase and similarity. A user-defined task has the fields {name, kind, pair, labels, unanswerable},
+    or for language modelling {name, kind, objective, masking}."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
     student: StudentSettings
-    """The pretrained encoder."""
+    """The pretrained encoder that is fine-tuned and pruned."""
     teacher: TeacherSettings | None = None
-    """The dense model to follow; null for none."""
+    """The dense model that the student follows; null: no teacher."""
     pruning: PruningSettings | None = None
-    """How to prune, by its `method`; null for a dense run."""
+    """The pruning method and its settings; null: a dense run."""
     distillation: DistillationSettings | None = None
-    """Weights of the losses; null: the defaults where there is a teacher. Not without one."""
+    """Weights of the losses; null: the defaults. Allowed only with a teacher."""
     train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
-    """Length, batches, optimizer."""
+    """Length, batches and optimizer of the training."""
     evaluation: EvaluationSettings = Field(default_factory=lambda: EvaluationSettings.model_validate({}))
-    """When to evaluate, what to deliver."""
+    """When to evaluate, and which model to deliver."""
     cluster: ClusterSettings = ClusterSettings()
-    """Where it runs."""
+    """Where the experiment runs, and where its files are."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where it is recorded."""
+    """Where metrics and figures are recorded."""
     sweep: SweepSettings | None = None
-    """What `raypp sweep` tries; a single run has none."""
+    """What `raypp sweep` tries; null: a single run."""

@@ -1,4 +1,4 @@
-"""Which settings there are, by field path: for messages, overrides, sweeps and the page of settings."""
+"""The settings by field path, as messages, overrides, sweeps and the page of settings need them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from raypp.config.experiment import Experiment
 from raypp.config.pruning import method_name
 
-# The fields in which `~` and `${VAR}` are expanded; they are paths, or may be.
+# The fields that are paths or may be paths, in which `~` and `${VAR}` are expanded.
 PATH_FIELDS = (
     "data.source.directory",
     "data.source.train",
@@ -27,26 +27,26 @@ DISCRIMINATORS = ("method", "kind")
 
 
 def is_setting(path: str) -> bool:
-    """Whether there is such a field path under some method and kind."""
+    """Whether the field path exists under some method and kind."""
     here: list[Any] = [Experiment]
     for part in path.split("."):
         fields = [model.model_fields for each in here for model in models_in(each)]
         inside = [known[part].annotation for known in fields if part in known]
-        if not inside:  # the keys of a mapping are the user's
+        if not inside:  # inside a mapping, the user chooses the keys
             return any(get_origin(each) is dict for annotation in here for each in (annotation, *get_args(annotation)))
         here = inside
     return True
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All settings models that an annotation admits."""
+    """All classes of settings that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def field_path(loc: tuple[Any, ...]) -> str:
-    """pydantic's location without the names of union members, which are no fields of the user's."""
+    """pydantic's location as a field path, without the names of union members, which are not fields."""
     names: list[str] = []
     here: Any = Experiment
     for part in loc:
@@ -60,7 +60,7 @@ def field_path(loc: tuple[Any, ...]) -> str:
 
 
 def _is_leaf_key(part: str, models: list[type[BaseModel]]) -> bool:
-    """Whether `part` is a (misspelt) key of the user's, and not pydantic's name for a union member."""
+    """Whether `part` is a (misspelt) key that the user wrote, and not pydantic's name for a union member."""
     tags = {get_args(m.model_fields[d].annotation)[0] for m in models for d in DISCRIMINATORS if _tags(m, d)}
     kinds = {"int", "float", "str", "constrained-int", "constrained-str"} | {model.__name__ for model in models}
     return bool(models) and part not in tags and part not in kinds and "[" not in part
@@ -71,7 +71,7 @@ def _tags(model: type[BaseModel], name: str) -> bool:
 
 
 def fields_at(section: list[str], values: Any) -> list[str]:
-    """The names allowed in a section, those of the chosen method or kind where there are several."""
+    """The field names allowed in a section; if it has a method or kind, those of the chosen one."""
     here: Any = Experiment
     for key in section:
         values = values.get(key) if isinstance(values, dict) else None

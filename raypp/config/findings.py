@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with settings, a sentence each: place, what is wrong, the value given, what is allowed."""
+"""pydantic's validation errors as sentences: place, what is wrong, the value given, what is allowed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from raypp.config.fields import field_path, fields_at
 
 
 def sentences(error: ValidationError, values: dict[str, Any], place: Callable[[str], str]) -> list[str]:
-    """What is wrong with the values.
+    """One sentence for each validation error.
 
     Args:
-        place: says of a field path where it was written.
+        values: the nested values that were validated.
+        place: returns where a field path was written.
     """
     findings = error.errors(include_url=False)
-    # Of a number or a range, pydantic complains twice about something that is neither.
+    # A value that is neither a number nor a range has two errors, one for each; one is enough.
     findings = [f for f in findings if f["type"] != "tuple_type" or len(findings) == 1]
     return [_sentence(f, values, place) for f in findings if _is_meant(f["loc"], values.get("task"))]
 
 
 def _is_meant(loc: tuple[Any, ...], task: Any) -> bool:
-    """Whether a finding is of the form in which the task is given: pydantic looks at all of them."""
+    """Whether a finding concerns the form in which the task is given: pydantic tries all forms and reports each."""
     if loc[:1] != ("task",) or len(loc) < 2:
         return True
     if not isinstance(task, dict):
@@ -53,7 +54,7 @@ def _sentence(finding: Any, values: dict[str, Any], place: Callable[[str], str])
         return f"{where}.{key}: must be one of {allowed}, got {context['tag']!r}"
     if kind == "union_tag_not_found":
         key = "method" if loc.endswith("pruning") else "kind"
-        return f"{where}.{key}: is missing; it says which fields belong here, got {given!r}"
+        return f"{where}.{key}: is missing; it determines which fields are allowed here, got {given!r}"
     if kind == "value_error":
         return f"{where}: {context['error']}"
     message = finding["msg"].removeprefix("Input ").replace("should", "must").replace("valid ", "")

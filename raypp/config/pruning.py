@@ -1,4 +1,4 @@
-"""Settings of pruning: each method has a model of its own, chosen by `method`."""
+"""Settings of pruning. Each method has a class of its own, selected by `method`."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from raypp.config.base import Density, Names, Settings
 
-# The original scripts' spellings, so that their users' habits work.
+# The spellings of the original scripts, which are accepted in experiment files.
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
 
 
 def method_name(spelling: str) -> str:
-    """A pruning method's name, from any spelling of the original scripts."""
+    """The name of a pruning method, given its name or a spelling of the original scripts."""
     return METHOD_ALIASES.get(spelling, spelling)
 
 
-# Where the search for lambda begins if nothing is said: what the small encoders' soft movement pruning was run with.
+# The search for lambda starts here by default: the value with which soft movement pruning of small encoders was run.
 FIRST_LAMBDA = 100.0
 
 
 class Penalty(Settings):
-    """The regularizer on scores: it pushes them down, and with them the density of the methods that have a threshold or
-    gates."""
+    """The regularizer on scores. It lowers the scores, and with them the density of the methods that have a threshold
+    or gates."""
 
     kind: Literal["l1", "l0"]
     """l1: mean of sigmoid(scores); l0: mean probability that a hard concrete gate is open."""
     final_lambda: Annotated[float, Field(ge=0)]
-    """Its weight at the end; it follows the threshold's schedule from 0. With a target_density: a first guess."""
+    """Weight of the penalty at the end of training. Lambda rises from 0 to it, with the progress of the pruning
+    schedule. With a target_density it is only the initial guess for lambda."""
     mean: Literal["per_matrix", "global"] = "per_matrix"
-    """per_matrix: every matrix counts the same (as in the paper); global: every score counts the same."""
+    """How scores are averaged. per_matrix: every matrix has the same weight (as in the paper); global: every score has
+    the same weight."""
 
 
 class ScoreInitialization(Settings):
-    """How the scores start."""
+    """The initial scores."""
 
     kind: Literal["constant", "uniform", "kaiming"] = "constant"
-    """constant: all `scale`; uniform: in [-scale, scale]; kaiming: Kaiming-uniform with a = sqrt(5), times scale."""
+    """constant: all scores are `scale`; uniform: uniform in [-scale, scale]; kaiming: Kaiming-uniform with a = sqrt(5),
+    times `scale`."""
     scale: float = 0.0
-    """Constant's value, or the spread of the others."""
+    """The constant value, or the scale of the random values."""
 
     @model_validator(mode="after")
     def _spread_is_positive(self) -> ScoreInitialization:
@@ -49,30 +52,32 @@ class ScoreInitialization(Settings):
 
 
 class LayerRule(Settings):
-    """Which linear layers are pruned, by regular expressions that are searched in the layers' names inside the encoder,
-    such as `encoder.layer.0.attention.self.query`. Embeddings, pooler and head are never pruned. `raypp show` lists
-    them."""
+    """Which linear layers are pruned, by regular expressions on the names that layers have inside the encoder, such as
+    `encoder.layer.0.attention.self.query`. Embeddings, pooler and head are never pruned. `raypp show` lists the layers
+    that are."""
 
     include: Names = (r".",)
-    """A layer is pruned if one of these is found in its name …"""
+    """A layer is pruned if one of these expressions is found in its name (with Python's `re.search`) and none of
+    `exclude` is."""
     exclude: Names = ()
-    """… and none of these is."""
+    """Layers that are not pruned, though `include` selects them."""
 
 
 class PruningBase(Settings):
-    """What all pruning methods share."""
+    """Settings that all pruning methods have. The density, threshold or lambda is at its initial value during the
+    initial warmup and at its final value during the final warmup; between the two it follows a cubic curve."""
 
     initial_warmup: Annotated[int, Field(ge=0)] = 1
-    """Warmups, of as many steps as the learning rate's (train.warmup_steps or warmup_fraction) each, before the
-    schedule leaves its initial value. Between it and the final warmup the schedule is cubic."""
+    """Length of the initial warmup, as a multiple of the learning rate's warmup (train.warmup_steps or
+    warmup_fraction)."""
     final_warmup: Annotated[int, Field(ge=0)] = 2
-    """Warmups at the end, at the final value."""
+    """Length of the final warmup, at the end of training, as a multiple of the learning rate's warmup."""
     layers: LayerRule = LayerRule()
     """Which linear layers are pruned."""
 
     @property
     def requested_density(self) -> float | None:
-        """The density asked for; None where a threshold or the penalty's lambda is what was given."""
+        """The density that the settings ask for; None if they give a threshold or lambda instead."""
         return None
 
 
@@ -80,24 +85,24 @@ class ScoredPruning(PruningBase):
     """A method with learned scores."""
 
     mask_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """Peak learning rate of the scores; their weight decay is 0."""
+    """Peak learning rate of the scores. Scores have no weight decay."""
     score_initialization: ScoreInitialization = ScoreInitialization()
-    """How the scores start."""
+    """The initial scores."""
     penalty: Penalty | None = None
-    """The regularizer on scores; null for none, which suits topk. Of sigmoid_threshold, threshold and l0 it is what
-    brings the density down: without it, and without a target_density, which brings one, only the loss moves scores, and
-    little is pruned."""
+    """The regularizer on scores; null: no penalty, as is usual for topk. sigmoid_threshold, threshold and l0 need a
+    penalty to reduce the density: without one, only the loss changes the scores, and little is pruned. A target_density
+    adds a penalty by itself."""
 
 
 class DensityPruning(Settings):
-    """From one density to another, for the methods that keep so many weights."""
+    """The schedule of the methods that keep a given fraction of the weights."""
 
     scope: Literal["local", "global"] = "local"
-    """local: the density holds in each matrix; global: over all matrices together."""
+    """local: each matrix has the scheduled density; global: all matrices together have it."""
     initial_density: Density = 1.0
-    """Density until the initial warmup ends."""
+    """Density during the initial warmup."""
     final_density: Density = 0.15
-    """Density from the beginning of the final warmup on."""
+    """Density from the start of the final warmup to the end, and so of the delivered model."""
 
     @model_validator(mode="after")
     def _goes_down(self) -> DensityPruning:
@@ -113,52 +118,54 @@ class DensityPruning(Settings):
 
 
 class TopKPruning(DensityPruning, ScoredPruning):
-    """Movement pruning: keep the weights with the highest learned scores (Sanh et al. 2020, section 3)."""
+    """Movement pruning: keeps the weights with the highest learned scores (Sanh et al. 2020, section 3)."""
 
     method: Literal["topk"]
 
 
 class MagnitudePruning(DensityPruning, PruningBase):
-    """Keep the weights of the largest magnitude (Zhu and Gupta 2017)."""
+    """Magnitude pruning: keeps the weights of the largest magnitude (Zhu and Gupta 2017)."""
 
     method: Literal["magnitude"]
 
 
 class FisherPruning(DensityPruning, PruningBase):
-    """Keep the weights that the loss would miss most, by the diagonal of the empirical Fisher information.
+    """Second-order pruning: keeps the weights whose removal would raise the loss most, estimated by the diagonal of the
+    empirical Fisher information.
 
-    A weight's score is a running mean of n (w g)^2, w the weight and g the gradient for it of the loss, a mean over the
-    n rows of a global batch: twice what the loss rises by when the weight goes to 0, to second order and without the
-    other weights (LeCun et al. 1990, "Optimal Brain Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned
-    weights have gradients as well, and may come back.
+    The score of a weight is the running mean of n (w g)^2, where w is the weight and g is the gradient of the mean loss
+    over the n rows of a global batch. To second order, and for the other weights unchanged, this is twice the increase
+    of the loss when the weight is set to 0 (LeCun et al. 1990, "Optimal Brain Damage"; Kurtic et al. 2022 with blocks
+    of one weight). Pruned weights also have gradients, so they may return.
 
-    In a loop of your own, `raypp.training.optim.build_optimizer` makes the optimizer that keeps these means; where
-    batches differ in size, as the last of an epoch does, its step is told of it: `optimizer.step(rows=n)`.
+    In a training loop of your own, `raypp.training.optim.build_optimizer` makes the optimizer that keeps these means.
+    If batches differ in size, as the last one of an epoch does, give each step its size: `optimizer.step(rows=n)`.
     """
 
     method: Literal["fisher"]
     scope: Literal["local", "global"] = "global"
-    """global: over all matrices together, since these scores are all in the loss's unit; local: in each matrix."""
+    """global: all matrices together have the scheduled density, because the scores of all matrices have the unit of the
+    loss; local: each matrix has it."""
     initial_warmup: Annotated[int, Field(ge=0)] = 0
-    """As of every method, but none: these scores need no steps to find a direction."""
+    """As for other methods; default 0, because these scores need no warmup."""
     final_warmup: Annotated[int, Field(ge=0)] = 4
-    """As of every method, but longer, for what is left to recover in."""
+    """As for other methods; longer by default, to let the pruned model recover."""
     fisher_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """What the running mean keeps of itself at a step: 0.99 looks back about 100 steps."""
+    """Decay of the running mean per step; 0.99 averages over about 100 steps."""
 
 
 class TargetedPruning(ScoredPruning):
-    """A method whose density follows from its scores, and so from the penalty's lambda."""
+    """A method whose density results from its scores, and so from the penalty's lambda."""
 
     target_density: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Density of the delivered model; null: what penalty.final_lambda leads to.
+    """Density of the delivered model; null: the density that penalty.final_lambda leads to.
 
-    With one, the density falls from 1 by the schedule's cubic and is this from the beginning of the final warmup on,
-    over all matrices together. Lambda is moved at every step (`pruning/controller.py`), from penalty.final_lambda as a
-    first guess (null penalty: l1, for l0 l0, and a default), so that the scores reach the final threshold (l0: the
-    score at which a gate closes) when the final warmup begins. Until they do, and where they cannot in time (scores
-    move by about the mask learning rate a step, at most), the threshold in force is the one that keeps the requested
-    density."""
+    With a target density, the density falls from 1 along the cubic schedule. From the start of the final warmup on, all
+    matrices together have the target density. raypp adjusts lambda at every step (`pruning/controller.py`) so that the
+    scores reach the final threshold (l0: the score at which a gate closes) when the final warmup starts. The initial
+    guess for lambda is penalty.final_lambda; without a penalty, raypp adds one (l1; for l0: l0) with a default guess.
+    A score changes by about the mask learning rate per step at most. While the scores have not reached the final
+    threshold, raypp prunes at the threshold that gives the scheduled density."""
 
     @property
     def requested_density(self) -> float | None:
@@ -176,74 +183,75 @@ class TargetedPruning(ScoredPruning):
     def _lambda_can_move(self) -> TargetedPruning:
         if self.target_density is not None and self.penalty is not None and self.penalty.final_lambda == 0:
             raise ValueError(
-                "penalty.final_lambda is where the search for lambda begins when there is a target_density; it must be "
+                "penalty.final_lambda is the initial guess for lambda when there is a target_density; it must be "
                 "greater than 0, got 0.0; leave penalty out for a default"
             )
         return self
 
 
 class ThresholdPruningBase(TargetedPruning):
-    """What the two threshold methods share."""
+    """Settings of both threshold methods."""
 
     initial_threshold: float = 0.0
-    """Threshold until the initial warmup ends; with a target_density, which begins at a density of 1, there is none."""
+    """Threshold during the initial warmup. Not allowed with a target_density, which starts at a density of 1."""
     density_floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.005
-    """At least this part of each matrix is kept, whatever the threshold says."""
+    """Minimum density of each matrix: this fraction of its weights is kept at any threshold."""
 
     @model_validator(mode="after")
     def _target_fits(self) -> ThresholdPruningBase:
         if self.target_density is not None and self.target_density <= self.density_floor:
             raise ValueError(
-                f"target_density must be above density_floor, which is kept of each matrix, got {self.target_density} "
-                f"with a density_floor of {self.density_floor}"
+                f"target_density must be above density_floor, the minimum density of each matrix, got "
+                f"{self.target_density} with a density_floor of {self.density_floor}"
             )
         if self.target_density is not None and self.initial_threshold != 0:
             raise ValueError(
-                "initial_threshold has no meaning with a target_density, which begins at a density of 1; leave it out, "
+                "initial_threshold has no effect with a target_density, which starts at a density of 1; leave it out, "
                 f"got {self.initial_threshold}"
             )
         return self
 
 
 class SigmoidThresholdPruning(ThresholdPruningBase):
-    """Soft movement pruning: keep the weights with sigmoid(score) above a threshold (Sanh et al. 2020, section 4),
-    while a penalty pushes the scores down."""
+    """Soft movement pruning: keeps the weights whose sigmoid(score) is above a threshold, while a penalty lowers the
+    scores (Sanh et al. 2020, section 4)."""
 
     method: Literal["sigmoid_threshold"]
     initial_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Threshold until the initial warmup ends; not with a target_density."""
+    """Threshold during the initial warmup. Not allowed with a target_density."""
     final_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Threshold from the beginning of the final warmup on."""
+    """Threshold from the start of the final warmup to the end."""
 
     @model_validator(mode="after")
     def _target_can_be_reached(self) -> SigmoidThresholdPruning:
         if self.target_density is not None and self.final_threshold == 0:
             raise ValueError(
-                "final_threshold must be greater than 0 with a target_density: no sigmoid is below 0, got 0.0"
+                "final_threshold must be greater than 0 with a target_density, because no sigmoid is below 0; got 0.0"
             )
         return self
 
 
 class ThresholdPruning(ThresholdPruningBase):
-    """Keep the weights whose score is above a threshold, while a penalty pushes the scores down."""
+    """Threshold pruning: keeps the weights whose score is above a threshold, while a penalty lowers the scores."""
 
     method: Literal["threshold"]
     score_initialization: ScoreInitialization = ScoreInitialization(kind="constant", scale=2.197)
-    """How the scores start; at or below initial_threshold a weight is off from the first step on. 2.197 is about as far
-    above the usual final_threshold as the scores of sigmoid_threshold start above theirs."""
+    """The initial scores. A weight whose score is at or below initial_threshold is pruned from the first step on. 2.197
+    is about as far above the default final_threshold as the initial scores of sigmoid_threshold are above theirs."""
     initial_threshold: float = 0.0
-    """Threshold until the initial warmup ends; not with a target_density."""
+    """Threshold during the initial warmup. Not allowed with a target_density."""
     final_threshold: float = 0.1
-    """Threshold from the beginning of the final warmup on."""
+    """Threshold from the start of the final warmup to the end."""
 
 
 class L0Pruning(TargetedPruning):
-    """L0 regularization with hard concrete gates (Louizos et al. 2018); the penalty's lambda sets the density. Without
-    penalty and target_density only the loss moves gates, and little is pruned."""
+    """L0 regularization with hard concrete gates (Louizos et al. 2018). The penalty's lambda determines the density:
+    without penalty and target_density, only the loss changes the gates, and little is pruned."""
 
     method: Literal["l0"]
     score_initialization: ScoreInitialization = ScoreInitialization(kind="constant", scale=2.197)
-    """How the scores (log alpha) start; 2.197 opens a gate with probability 0.9 and more, as the original did."""
+    """The initial scores (log alpha). With 2.197 a gate is open with a probability of at least 0.9, as in the
+    original."""
 
 
 def _method_of(value: Any) -> Any:

@@ -125,7 +125,7 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
             {"space": {"pruning.final_density": {"uniform": [0.5, 2.0]}}, "search": "random", "trials": 1},
             ["final_density", "2.0"],
         ),
-        ({"space": {"pruning.final_density": {"uniform": [0.1, 0.5]}}}, ["a grid takes listed values only"]),
+        ({"space": {"pruning.final_density": {"uniform": [0.1, 0.5]}}}, ["search: grid needs listed values"]),
         ({"space": {"pruning.final_density": {"choice": [0.5]}}, "search": "random"}, ["needs trials"]),
         (
             {"space": {"pruning.final_density": {"quniform": [0.05, 0.5, 0.1]}}, "search": "random", "trials": 1},
@@ -133,11 +133,11 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         (
             {"space": {"pruning.final_density": {"choice": [0.5]}}, "trials": 3},
-            ["trials belongs to search: random and optuna"],
+            ["trials is for search: random and optuna"],
         ),
         (
             {"space": {"pruning.final_density": {"choice": [0.5]}}, "seed": 3},
-            ["sweep.seed: belongs to search: random and optuna, got 3 with a grid"],
+            ["sweep.seed: is for search: random and optuna, got 3 with search: grid"],
         ),
         (
             {"space": {"train.seed": {"loguniform": [0, 5]}}, "search": "random", "trials": 1},
