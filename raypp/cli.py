@@ -1,6 +1,6 @@
-"""The `raypp` command: its verbs and their exit status. Dispatch only.
+"""The `raypp` command: its subcommands and their exit status. It only dispatches.
 
-0 done; 1 the run failed; 2 the user's input is wrong; 130 interrupted.
+Exit status: 0 done; 1 the run failed; 2 the user's input is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(format="raypp: %(message)s", level=level, handlers=[StderrHandler()])
-    # A scheduler stops a job with SIGTERM: the same clean end as Ctrl-C.
+    # Schedulers stop a job with SIGTERM, which is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
-    resuming = [f"the same command goes on from the last checkpoint: {again}"] if options.resumes else []
+    resuming = [f"the same command resumes from the last checkpoint: {again}"] if options.resumes else []
     if "--fresh" in words:
-        resuming.append("(with --fresh, if it was stopped before it had removed what there was)")
+        resuming.append("(add --fresh if it stopped before the old files were deleted)")
     try:
         options.run(options)
     except ConfigError as error:
@@ -61,11 +61,12 @@ def _interrupt(*_: Any) -> None:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """argparse takes positional arguments in one run only; overrides may also stand after an option."""
+    """Parses the command line. argparse takes positional arguments in one place only, so overrides that follow an
+    option are added here."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
-    if strange := [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if unknown := [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -78,7 +79,7 @@ def _say(*lines: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="raypp", description="Small, sparse models from pretrained transformer encoders."
+        prog="raypp", description="Makes small, sparse models from pretrained transformer encoders."
     )
     parser.set_defaults(verbose=False, resumes=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -90,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     for name, run, summary in (
-        ("train", _train, "run one experiment, or what is left of it"),
-        ("prepare", _prepare, "fill the store only, for a run or the trials of a sweep: features, teacher, its logits"),
-        ("sweep", _sweep, "run the trials of a sweep, or what is left of them, and draw their front"),
-        ("show", _show, "print the resolved experiment (of a sweep, its base); nothing is run"),
+        ("train", _train, "run one experiment, or resume it"),
+        ("prepare", _prepare, "only fill the store for a run or a sweep: features, teacher, teacher logits"),
+        ("sweep", _sweep, "run or resume the trials of a sweep, and draw their front"),
+        ("show", _show, "print the experiment with all defaults, and run nothing"),
     ):
         sub = verb(name, run, summary)
         sub.set_defaults(resumes=name != "show")
@@ -101,54 +102,60 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
         if name == "show":
             sub.add_argument(
-                "--from-original", metavar="COMMAND", help="a command line of masked_run_glue.py and its kin, as YAML"
+                "--from-original",
+                metavar="COMMAND",
+                help="print the experiment for a command line of the original scripts, such as masked_run_glue.py",
             )
         if name in ("train", "sweep"):
-            sub.add_argument("--fresh", action="store_true", help="start over: delete what an earlier run left")
+            sub.add_argument("--fresh", action="store_true", help="start over: delete the files of earlier runs")
         if name == "sweep":
             sub.add_argument(
-                "--dry-run", action="store_true", help="print the trials, and what each takes; nothing is trained"
+                "--dry-run", action="store_true", help="print the trials and the resources of each; train nothing"
             )
 
     sub = verb("evaluate", _evaluate, "metrics of a model or run; for an unlabelled split, a submission file")
     sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
-    sub.add_argument("--task", help="task of the table; a run knows its own")
+    sub.add_argument("--task", help="name of a built-in task; default: the task of the run")
     sub.add_argument(
-        "--data", metavar="DIR", help="folder of the official files; default: the hub, or a run's own data"
+        "--data", metavar="DIR", help="folder of the official files; default: the data of the run, or the hub"
     )
     sub.add_argument("--experiment", metavar="FILE", help="take task and data from an experiment file")
-    sub.add_argument("--split", default="dev", help="dev (all dev sets of the task), test, or a split's name")
+    sub.add_argument("--split", default="dev", help="dev (all dev splits of the task), test, or the name of a split")
     sub.add_argument(
         "--out",
         metavar="DIR",
         default=".",
-        help="folder for predictions and submission files (default: the current one)",
+        help="folder for predictions and submission files (default: the current folder)",
     )
     sub.add_argument("--all-checkpoints", action="store_true", help="evaluate every checkpoint of a run")
 
-    sub = verb("inspect", _inspect, "remaining weights, layer by layer: table and figure")
+    sub = verb("inspect", _inspect, "remaining weights by layer, as a table and a figure")
     sub.add_argument("model", help="Hugging Face folder, run folder, hub name or package:NAME/SUBFOLDER")
-    sub.add_argument("--save", metavar="FILE", help="figure's file: .png, .jpg, .svg or .pdf")
-    sub.add_argument("--figure", metavar="NAME", help="density_by_layer (default), heads, weights, movement, mask")
-    sub.add_argument("--matrix", metavar="NAME", help="show one matrix: mask, weights, movement")
-    sub.add_argument("--initial", metavar="MODEL", help="the model before it was pruned, for the figure of movement")
+    sub.add_argument("--save", metavar="FILE", help="file for the figure: .png, .jpg, .svg or .pdf")
+    sub.add_argument("--figure", metavar="NAME", help="density_by_layer (default), heads, weights, movement or mask")
+    sub.add_argument("--matrix", metavar="NAME", help="draw this matrix only (figures mask, weights and movement)")
+    sub.add_argument(
+        "--initial", metavar="MODEL", help="the model before pruning, for the figure movement; default: the run's own"
+    )
 
-    sub = verb("report", _report, "a run, a sweep or several sweeps in one HTML file, or as one figure")
+    sub = verb("report", _report, "report on a run, a sweep or several sweeps: an HTML file or a figure")
     sub.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP", help="run folder, or one or more sweep folders")
     sub.add_argument(
-        "--save", metavar="FILE", help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html inside"
+        "--save",
+        metavar="FILE",
+        help="report (.html) or figure (.png, .jpg, .svg, .pdf); default: report.html in the folder",
     )
     sub.add_argument(
         "--figure",
         metavar="NAME",
-        help="of a run: overview (default), schedule, evaluation, loss, density_by_layer, heads, scores, weights, "
-        "movement, mask; of a sweep: front",
+        help="for a run: overview (default), schedule, evaluation, loss, density_by_layer, heads, scores, weights, "
+        "movement or mask; for a sweep: front",
     )
 
-    sub = verb("export", _export, "write a run's model in a form that others read")
+    sub = verb("export", _export, "write the model of a run in a format that other programs read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
     sub.add_argument("--to", required=True, metavar="DIR", help="folder or URI to write; it must be new or empty")
-    sub.add_argument("--format", default="huggingface", choices=["huggingface"], help="the form")
+    sub.add_argument("--format", default="huggingface", choices=["huggingface"], help="format of the model")
     return parser
 
 
@@ -206,7 +213,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     if (options.experiment is None) == (options.from_original is None):
-        raise ConfigError("show: name an experiment file, or --from-original and a command line")
+        raise ConfigError("show: give an experiment file, or --from-original and a command line")
     if options.from_original is not None:
         from raypp.original.translation import translate
 
@@ -247,7 +254,8 @@ def _export(options: argparse.Namespace) -> None:
     from raypp.export.huggingface import export_run
     from raypp.storage import Location
 
-    print(export_run(options.run_folder, Location.of(options.to, "--to")))
+    export = {"huggingface": export_run}[options.format]
+    print(export(options.run_folder, Location.of(options.to, "--to")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An experiment with everything filled in that follows from something else."""
+"""Fills in the settings of an experiment whose defaults depend on other settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def fill_in(experiment: Experiment, task: Task) -> Experiment:
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Local paths from the root: Ray's workers start in folders of their own, and what is recorded is read anywhere."""
+    """Makes local paths absolute, because Ray's workers start in other folders and the recorded experiment is read from
+    anywhere."""
 
     def changed(place: str, section: Settings) -> Settings:
         fields = [name for name in PATH_FIELDS if name.rpartition(".")[0] == place]
@@ -57,23 +58,23 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def _absolute(field: str, value: Any) -> Any:
-    """A value of one of PATH_FIELDS, or several."""
+    """A value or a tuple of values of one of PATH_FIELDS."""
     if isinstance(value, tuple):
         return tuple(_absolute(field, each) for each in value)
     if not isinstance(value, str) or "://" in value:
         return value
-    # What is no folder is the name of a model.
+    # A model that is not a folder is a hub name or `package:…`.
     return value if field.endswith(".model") and not Path(value).is_dir() else os.path.abspath(value)
 
 
 def micro_batches(experiment: Experiment) -> int:
-    """Parts of a global batch, each of which is one forward and backward pass."""
+    """Number of micro-batches of a global batch; each is one forward and backward pass."""
     chosen = experiment.train.micro_batches
     return max(1, experiment.cluster.max_workers) if chosen == "auto" else int(chosen)
 
 
 def teacher_experiment(experiment: Experiment, settings: TeacherSettings) -> Experiment:
-    """The dense run that makes the teacher."""
+    """The experiment that trains the teacher: a dense run."""
     assert settings.train is not None
     model = settings.model or experiment.student.model
     revision = settings.revision if settings.model else experiment.student.revision

@@ -1,8 +1,9 @@
-"""What determines a run's result, hashed: runs with the same settings and the same input content are the same run.
+"""The identity of a run: a hash of everything that determines its result.
 
-Left out is what changes nothing: names, workers, storage, tracking, where a file lies. Library versions are recorded
-beside the run and a change is warned of. A setting at its default is left out, too, so that a setting added with a
-default that means "as before" leaves the runs before it what they are; the defaults themselves belong to RUN_FORMAT.
+Two runs with the same settings and the same input content are the same run. The identity leaves out what does not
+change the result: names, workers, storage, tracking and the paths of files. Library versions are recorded with the run,
+and raypp warns if they change. Settings at their defaults are left out, too: a new setting whose default keeps the old
+behaviour then does not change the identity of existing runs. RUN_FORMAT stands for the defaults themselves.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 from raypp.config import Experiment, Settings
 
-# Raised when the same settings would give other numbers than before, and when a setting's default changes: what is left
-# to a default would not be told from what was left to the old one (tests/test_identity.py holds the defaults).
-# 4: fisher's scores count a batch by its rows (a language model's: by its targets); scores of threshold start at
-# 2.197, no longer at 0.
+# Increment it when the same settings give other results than before, and when a default changes, because defaults are
+# not part of the identity (tests/test_identity.py has them).
+# 4: fisher's scores count a batch by its rows (a language model's: by its targets); scores of threshold start at 2.197
+# instead of 0.
 RUN_FORMAT = 4
 RECORDED_PACKAGES = ("raypp", "torch", "transformers", "tokenizers", "ray", "datasets", "numpy", "wandb")
 
@@ -33,8 +34,8 @@ def run_identity(
     """Everything that determines the result, as JSON values.
 
     Args:
-        inputs: fingerprints of the input's content by role (splits, student).
-        teacher: the teacher's own hash or fingerprint.
+        inputs: fingerprints of the input content by role (splits, student).
+        teacher: the fingerprint of a given teacher, or the digest of the run that trains it.
     """
     task = experiment.task
     made = experiment.student.model_dump(mode="json", include={"layers", "config", "start"}, exclude_defaults=True)
@@ -57,17 +58,17 @@ def run_identity(
 
 
 def _chosen(section: Settings) -> dict[str, Any]:
-    """What of a section is not at its default: {} for a section of defaults, which is not the same as no section."""
+    """The settings of a section that are not at their defaults. {} is a section of defaults, None is no section."""
     return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
-    """sha256 of an identity."""
+    """The sha256 of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def run_name(experiment: Experiment, digest: str) -> str:
-    """Readable first, unique after: `topk-0.15-3f9a2c1d`."""
+    """A readable and unique name: `topk-0.15-3f9a2c1d`."""
     pruning = experiment.pruning
     if pruning is None:
         return f"dense-{digest[:8]}"
@@ -79,8 +80,8 @@ def run_name(experiment: Experiment, digest: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything whose change may change a result, and which raypp it was: the commit of its checkout, or a
-    hash of its sources where there is none (an image, a job's working folder)."""
+    """Versions of all software that may change a result. raypp's own version is the commit of its checkout, or a hash
+    of its sources if there is no checkout (in an image, or in a job's working folder)."""
     recorded = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         recorded[package] = importlib.metadata.version(package)
@@ -89,7 +90,7 @@ def versions() -> dict[str, str]:
 
 
 def _source_hash() -> str:
-    """Of all of raypp's own files: the same wherever they lie."""
+    """A hash of all files of raypp, the same in any folder."""
     package = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
@@ -100,7 +101,7 @@ def _source_hash() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of raypp's own checkout, with a mark if it was changed; None if it is installed without one."""
+    """The commit of raypp's own checkout, marked if files were changed; None if raypp is installed without one."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

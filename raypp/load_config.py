@@ -1,9 +1,10 @@
-"""From a YAML file and `section.field=value` overrides to an `Experiment`, or one `ConfigError` with every problem.
+"""Loads a YAML file and `section.field=value` overrides as an `Experiment`, or raises one `ConfigError` with every
+problem.
 
-A file may name another as its `base:` (a path relative to itself) and says only what differs: mappings are merged key
-by key, everything else is replaced. A section that changes its `method` or `kind` starts anew, since its fields
-belong to it; of two ways to say one thing (epochs, max_steps) the later replaces the other. The experiment.yaml of a
-run or sweep is such a file, too.
+A file may inherit from another file, its `base:` (a path relative to itself): mappings are merged key by key, all other
+values are replaced. If a section changes its `method` or `kind`, the base's section is dropped, because its fields
+belong to the old one. A setting replaces its alternative in the base (epochs and max_steps, for example). The
+experiment.yaml of a run or sweep can be loaded, too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from raypp.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars: `3e-5` is a float, `off` is a word; no dates, no sexagesimals."""
+    """SafeLoader with YAML 1.2's scalars: `3e-5` is a float, `off` is text; no dates, no sexagesimals."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -46,7 +47,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class _Tree:
-    """Plain values, and for each dotted field path where it was written."""
+    """Nested plain values, and the place (file and line) where each field path was written."""
 
     values: dict[str, Any]
     places: dict[str, str] = field(default_factory=dict)
@@ -56,7 +57,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     """Reads an experiment file and applies overrides such as `pruning.final_density=0.1`.
 
     Raises:
-        ConfigError: with every problem found: place, value given, what is allowed.
+        ConfigError: lists every problem with its place, the value given and what is allowed.
     """
     tree = _read_tree(Path(path), seen=())
     problems = _apply_overrides(tree, overrides)
@@ -67,21 +68,24 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 
 
 def experiment_from(values: dict[str, Any], *, expand_paths: bool = True) -> Experiment:
-    """The same checks for an experiment given as nested dictionaries from Python.
+    """Makes an experiment of nested dictionaries, with the same checks.
 
     Args:
-        expand_paths: whether `~` and `${VAR}` are expanded, and every variable must be set; not where the values are
-            only to be written to a file, which may be read elsewhere.
+        expand_paths: whether to expand `~` and `${VAR}`, for which every variable must be set. False for values that
+            are only written to a file, which may be read on another machine.
     """
     return _validate(_Tree(dict(values)), "experiment", expand_paths=expand_paths)
 
 
 def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """The experiment with some fields changed, by field path, in this order; the same checks. A mapping is the whole
-    section: other than with an override, nothing is left beside it of what the section said before.
+    """The experiment with fields changed in the given order, with the same checks. A mapping replaces the whole
+    section, whereas an override with a mapping is merged into it.
+
+    Args:
+        changes: new values by field path.
 
     Raises:
-        ConfigError: a change that does not fit, naming it.
+        ConfigError: names the changes that are not valid.
     """
     tree = _Tree(experiment.model_dump(mode="json", exclude_unset=True))
     problems: list[str] = []
@@ -109,7 +113,7 @@ def _validate(tree: _Tree, origin: str, *, expand_paths: bool = True) -> Experim
 
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: the files name each other in a circle: {' -> '.join(map(str, seen))}")
+        raise ConfigError(f"{path}: base: circular base: {' -> '.join(map(str, seen))}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -128,10 +132,10 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: is not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
-    tree.values.pop("provenance", None)  # what a run's or sweep's folder says beside its experiment
+    tree.values.pop("provenance", None)  # recorded in the experiment.yaml of a run or sweep; not a setting
     base = tree.values.pop("base", None)
     if base is None:
         return tree
@@ -142,14 +146,14 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
 
 
 def _walk(node: yaml.Node | None, prefix: str, path: Path, places: dict[str, str]) -> Iterator[str]:
-    """Notes the line of every field; yields a problem for a key that stands twice."""
+    """Records the line of every field in `places`; yields a problem for each duplicate key."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             name = f"{prefix}{key.value}"
             place = f"{path}:{key.start_mark.line + 1}"
             if key.value in seen:
-                yield f"{place}: {name}: stands twice in the same section; keep one"
+                yield f"{place}: {name}: duplicate key in this section; keep one"
             seen.add(key.value)
             places[name] = place
             yield from _walk(value, f"{name}.", path, places)
@@ -162,18 +166,21 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             merged = {key: value for key, value in merged.items() if key not in pair}
     for key, value in changes.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _starts_anew(old, value):
+        if isinstance(old, dict) and isinstance(value, dict) and not _changes_method(old, value):
             value = _merge(old, value)
         merged[key] = value
     return merged
 
 
-def _starts_anew(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return any(name in new and name in old and _meant(new[name]) != _meant(old[name]) for name in DISCRIMINATORS)
+def _changes_method(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the section's method or kind changes."""
+    return any(
+        name in new and name in old and _normalized(new[name]) != _normalized(old[name]) for name in DISCRIMINATORS
+    )
 
 
-def _meant(value: Any) -> Any:
-    """The same for every spelling of a method."""
+def _normalized(value: Any) -> Any:
+    """A method or kind, with the original scripts' spellings of a method replaced by its name."""
     return method_name(value) if isinstance(value, str) else value
 
 
@@ -181,7 +188,7 @@ def _meant(value: Any) -> Any:
 
 
 def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
-    """Applies them all; returns what is wrong with them."""
+    """Applies all overrides; returns the problems."""
     problems: list[str] = []
     given: list[tuple[str, Any, str]] = []
     for override in overrides:
@@ -192,25 +199,25 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
         try:
             given.append((name, yaml.load(text, _Loader), override))
         except yaml.YAMLError:
-            problems.append(f"{override!r}: the value is not YAML: {text!r}")
+            problems.append(f"{override!r}: the value is not valid YAML: {text!r}")
     for name, value, override in given:
         problems += _change(tree, name, value, override)
     if problems:
         return problems
     for name, (value, override) in {name: (value, override) for name, value, override in given}.items():
-        # Of a section, fields may have been changed since; null, and one of two ways to say one thing, give way.
+        # A later override may change fields of a section, replace null, or give the alternative of a setting.
         if value is None or isinstance(value, dict) or any(name.split(".")[-1] in pair for pair in ALTERNATIVES):
             continue
         if within(tree.values, name.split(".")) != value:
             problems.append(
-                f"{override!r}: has no effect, an override after it sets it anew or begins its section anew (as a "
-                f"method or kind does); put that one before it, or leave one out"
+                f"{override!r}: is overwritten by a later override (a change of method or kind resets its section); "
+                "reorder or remove one"
             )
     return problems
 
 
 def as_yaml(value: Any) -> str:
-    """A value of a setting on one line, as a file or an override has it."""
+    """The value of a setting on one line, as it is written in a file or an override."""
     if isinstance(value, str | float | int) and not isinstance(value, bool):
         return str(value)
     line = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
@@ -218,14 +225,14 @@ def as_yaml(value: Any) -> str:
 
 
 def within(value: Any, parts: Iterable[str]) -> Any:
-    """A field of nested dictionaries; None where there is none."""
+    """A field of nested dictionaries; None if it does not exist."""
     for part in parts:
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
 def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = False) -> list[str]:
-    """Sets a field; a mapping is merged into what the section says, or takes its place as a `whole`."""
+    """Sets a field. A mapping is merged into its section, or replaces it if `whole`."""
     sections = name.split(".")[:-1]
     at: Any = tree.values
     for depth, section in enumerate(sections):
@@ -242,7 +249,7 @@ def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = 
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
-    """Sections around the value of a field path."""
+    """A value inside the nested dictionaries of its field path."""
     for part in reversed(name.split(".")):
         value = {part: value}
     nested: dict[str, Any] = value
@@ -271,12 +278,12 @@ def _expand_paths(tree: _Tree, origin: str) -> list[str]:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and `${VAR}` expanded; a variable that is not set stays as it is."""
+    """A path with `~` and `${VAR}` expanded; variables that are not set stay as they are."""
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], m[0]), path))
 
 
 def _place(name: str, tree: _Tree, origin: str) -> str:
-    """`file:line: field`, with the line of the nearest section that was written."""
+    """`file:line: field`; for a field that is not in the file, the line of the innermost section that is."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         place = tree.places.get(".".join(parts[:length]))

@@ -1,4 +1,4 @@
-"""What sections of an experiment, its task and its models say about each other. All raise ConfigError."""
+"""Checks that concern several sections of an experiment, its task or its models. All raise ConfigError."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
     """Refuses sections that contradict each other."""
     problems = []
     if experiment.sweep is not None:
-        problems.append("sweep: an experiment with a sweep is run by `raypp sweep`; for one run, leave sweep out")
+        problems.append("sweep: run an experiment with a sweep by `raypp sweep`; for one run, leave sweep out")
     if experiment.distillation is not None and experiment.teacher is None:
         problems.append("distillation: needs a teacher, but teacher is null; give one, or set distillation to null")
     if experiment.student.start == "teacher" and experiment.teacher is None:
-        problems.append("student.start: teacher needs a teacher, but teacher is null; give one, or start: pretrained")
+        problems.append(
+            "student.start: teacher needs a teacher, but teacher is null; give one, or set student.start to pretrained"
+        )
     pruning = experiment.pruning
     if pruning is not None and pruning.requested_density is None and experiment.evaluation.select == "best":
         problems.append(
-            f"evaluation.select: best compares evaluations at the final density, but {pruning.method} has none before "
-            "its last step without pruning.target_density; give one, or select: last"
+            f"evaluation.select: best compares evaluations at the final density, but {pruning.method} without "
+            "pruning.target_density has no final density before its last step; give one, or set evaluation.select to "
+            "last"
         )
     cluster, source = experiment.cluster, experiment.data.source
     if 0 < cluster.gpus_per_worker <= 0.5 and cluster.max_workers > 1 and cluster.placement != "strict_spread":
-        # NCCL, by which they add up gradients, refuses two on one GPU.
+        # NCCL, which sums their gradients, refuses two processes on one GPU.
         problems.append(
             f"cluster.gpus_per_worker: workers of one run cannot share a GPU, got {cluster.gpus_per_worker} with "
             f"{cluster.max_workers} workers; allowed: 1 or 0, one worker, or placement: strict_spread"
@@ -37,13 +40,12 @@ def check_sections(experiment: Experiment, task: Task | None) -> None:
         own = {"dev_files": getattr(source, "dev_files", ()), "dev_split": getattr(source, "dev_split", None)}
         usual = Texts.model_fields["held_out_fraction"].default
         problems += [
-            f"data.source.held_out_fraction: nothing is held out with {name}, got {source.held_out_fraction}; leave it "
-            "out"
+            f"data.source.held_out_fraction: has no effect with {name}, got {source.held_out_fraction}; leave it out"
             for name, given in own.items()
             if given and source.held_out_fraction != usual
         ]
     if task is not None and kind_of(task).cuts_texts and experiment.train.batch_tokens is not None:
-        problems.append("train.batch_tokens: plain text comes in blocks of much the same size; give batch_size instead")
+        problems.append("train.batch_tokens: plain text comes in blocks of similar size; give batch_size instead")
     problems += _idle_workers(experiment)
     if problems:
         raise ConfigError(problems)
@@ -66,7 +68,7 @@ def check_device(experiment: Experiment) -> None:
 
 
 def _idle_workers(experiment: Experiment) -> list[str]:
-    """What cuts a global batch into fewer parts than there may be workers."""
+    """Problems of settings that divide a global batch into fewer parts than there may be workers."""
     workers, teacher = experiment.cluster.max_workers, experiment.teacher
     trained = {"train": experiment.train}
     if teacher is not None and teacher.train is not None:
@@ -88,29 +90,33 @@ def _idle_workers(experiment: Experiment) -> list[str]:
 
 
 def check_kind_settings(experiment: Experiment, kind: TaskKind) -> None:
-    """Refuses what is set for another kind of task."""
+    """Refuses settings that only other kinds of task use."""
     problems = []
     for name in sorted(KIND_SETTINGS - kind.own_settings):
         section, field = name.split(".")
         given = getattr(experiment, section)
-        # What a run has recorded is every setting, also those that nobody gave.
+        # The recorded experiment of a run has all settings, so only a value other than the default is a problem.
         if given is not None and getattr(given, field) != type(given).model_fields[field].get_default():
             problems.append(
-                f"{name}: {kind.task.name} is a {kind.task.kind} task, which has no use for it; leave it out"
+                f"{name}: {kind.task.name} is a {kind.task.kind} task, which does not use this setting; leave it out"
             )
     threshold = experiment.evaluation.answers.null_threshold
     if kind.task.kind == "question_answering" and threshold and not kind.task.unanswerable:
         problems.append(
             f"evaluation.answers.null_threshold: every question of {kind.task.name} has an answer, so {threshold:g} "
-            "means nothing; leave it out"
+            "has no effect; leave it out"
         )
     if problems:
         raise ConfigError(problems)
 
 
 def check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given: bool) -> None:
-    """Refuses a student that cannot take the teacher's weights, or a teacher whose outputs are in another order."""
-    # The whole model: chosen layers of it (student.layers) are taken from the whole teacher.
+    """Refuses a student that cannot take the teacher's weights, or a teacher whose outputs are in another order.
+
+    Args:
+        given: whether the teacher is a given model, and not one that is trained first.
+    """
+    # The shape of the whole student.model counts: student.layers selects from the whole teacher.
     configs = load_model_config(student.folder, "student.model"), teacher.config
     shapes = [
         {name: list(tensor.shape) for name, tensor in meta_model(config, kind).base_model.state_dict().items()}
@@ -124,7 +130,7 @@ def check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given:
             f"{name} is {shapes[0].get(name, 'absent')} in the student and {shapes[1].get(name, 'absent')} in the "
             "teacher; allowed: pretrained"
         )
-    if given:  # one that is trained first gets the task's labels in their order
+    if given:  # a teacher that is trained first has the task's labels in the task's order
         order = kind.output_order(teacher.config, "teacher.model")
         if order != sorted(order):
             raise ConfigError(
@@ -135,8 +141,8 @@ def check_start(kind: TaskKind, student: ModelInput, teacher: ModelInput, given:
 
 
 def check_tokens(experiment: Experiment, kind: TaskKind, student: ModelInput, teacher: ModelInput) -> None:
-    """Refuses a teacher of other tokens than the student's, where the two must read the same."""
-    needs = []  # what needs it, and what is allowed instead
+    """Refuses a teacher with another tokenizer or vocabulary than the student's, if something requires the same."""
+    needs = []  # (what requires the same tokenizer, what is allowed instead)
     if experiment.student.start == "teacher":
         needs.append(("student.start: teacher takes the teacher's weights", "pretrained"))
     if (settings := experiment.distillation) is not None and (settings.hidden_weight or settings.cosine_weight):
@@ -155,7 +161,7 @@ def check_tokens(experiment: Experiment, kind: TaskKind, student: ModelInput, te
         )
     if not kind.stores_teacher_logits and teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
-            f"teacher: the student follows its probabilities of each token, but the one in {teacher.folder} knows "
-            f"{teacher.config.vocab_size} tokens, the student in {student.folder} {student.config.vocab_size}; give "
-            "one with the student's vocabulary"
+            f"teacher: the student follows the teacher's probabilities of each token, but the teacher in "
+            f"{teacher.folder} has {teacher.config.vocab_size} tokens, the student in {student.folder} has "
+            f"{student.config.vocab_size}; give a teacher with the student's vocabulary"
         )

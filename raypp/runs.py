@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, what it was started with, and whether it is finished."""
+"""A run's folder: its lock, the settings it was started with, and whether it is finished."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def may_be_finished(experiment: Experiment) -> bool:
         runs = folder.children() if experiment.run is None else [folder / experiment.run]
         return any((run / "result.json").is_file() for run in runs)
     except OSError as error:
-        if is_definite(error):  # `check_writable` says what is wrong
+        if is_definite(error):  # `check_writable` reports it
             return False
         raise StorageFailed(f"{folder} cannot be read: {error}") from error
 
@@ -51,8 +51,8 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
     recorded = _recorded(run)
     if recorded is not None and recorded.get("identity") != digest:
         raise ConfigError(
-            f"run: the folder {run} holds a run with other settings or other input, or of an older raypp; name another "
-            "run, or start it over with --fresh"
+            f"run: the folder {run} contains a run with other settings or other input, or of an older raypp; give "
+            "another run name, or start over with --fresh"
         )
     if recorded is None or not (run / "result.json").is_file():
         return None
@@ -61,14 +61,14 @@ def finished_result(run: Location, digest: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def local_model(run: Location, named: str, field: str) -> Iterator[Path]:
-    """The model that a run left, on this machine while it is needed.
+    """The model of a run, in a local folder that is deleted afterwards.
 
     Args:
-        named: what the user calls the run.
-        field: where, for the error.
+        named: the run as the user named it, for the error.
+        field: the argument or setting that names it, for the error.
 
     Raises:
-        ConfigError: there is none yet.
+        ConfigError: the run has no model yet.
     """
     if not (run / "model" / "config.json").is_file():
         raise ConfigError(f"{field}: the run {named} has no model yet; `raypp train` finishes it")
@@ -82,7 +82,7 @@ def model_checksums(run: Location) -> dict[str, str]:
 
 
 def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
-    """Writes experiment.yaml, or, when going on, warns of versions that have changed since."""
+    """Writes experiment.yaml; in a run that is resumed, warns if versions have changed instead."""
     recorded = _recorded(run)
     if recorded is None:
         write_experiment(run, experiment, digest, versions)
@@ -91,21 +91,21 @@ def start_run(run: Location, experiment: Experiment, digest: str, versions: Mapp
     changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
     if changed:
         logger.warning(
-            "this run was started with other versions: %s; its result may differ a little", ", ".join(changed)
+            "this run was started with other versions: %s; its result may differ slightly", ", ".join(changed)
         )
 
 
 def write_experiment(folder: Location, experiment: Experiment, digest: str, versions: Mapping[str, str]) -> None:
-    """Writes experiment.yaml: what runs here, what identifies it and what it is run with."""
+    """Writes experiment.yaml: the resolved settings, and as provenance the identity and the versions."""
     provenance = {"identity": digest, "versions": dict(versions)}
     content = {**experiment.model_dump(mode="json"), "provenance": provenance}
-    header = "# The resolved experiment. `provenance` is recorded and not read again.\n"
+    header = "# The resolved experiment. `provenance` is a record and not a setting.\n"
     (folder / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def clear_run(run: Location) -> None:
-    """Removes what an earlier run left, but not the lock that is held. Its result first: without, it is not finished,
-    however far this comes."""
+    """Removes all files of an earlier run except the lock that is held. The result is removed first, so that the run no
+    longer counts as finished if this is interrupted."""
     (run / "result.json").delete()
     for child in run.children():
         if child.name != ".lock":
@@ -117,10 +117,10 @@ def _recorded(run: Location) -> dict[str, Any] | None:
 
 
 def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What experiment.yaml says: the resolved settings as plain values, and their provenance (identity, versions).
+    """The content of experiment.yaml: the resolved settings as plain values, and the provenance (identity, versions).
 
     Raises:
-        ConfigError: it is not what raypp wrote.
+        ConfigError: raypp did not write the file.
     """
     file = run / "experiment.yaml"
     try:
@@ -128,7 +128,7 @@ def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
         return values, dict(values.pop("provenance"))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{file}: is not what raypp wrote ({error}); move it away or start over with --fresh"
+            f"{file}: was not written by raypp, or was changed ({error}); move it away or start over with --fresh"
         ) from None
 
 
@@ -136,11 +136,11 @@ def run_experiment(run: Location, named: str, field: str) -> Experiment:
     """The experiment that a run was started with.
 
     Args:
-        named: what the user calls the run.
-        field: where, for the errors.
+        named: the run as the user named it, for the errors.
+        field: the argument or setting that names it, for the errors.
 
     Raises:
-        ConfigError: it is no run but a sweep, or not what raypp wrote.
+        ConfigError: the folder is a sweep's, or raypp did not write its experiment.yaml.
     """
     settings, provenance = recorded_settings(run)
     try:
@@ -149,16 +149,21 @@ def run_experiment(run: Location, named: str, field: str) -> Experiment:
         fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
         version = provenance.get("versions", {}).get("raypp", "another version")
         raise ConfigError(
-            f"{field}: {named} was started with raypp {version}, and this one does not know its settings {fields}; use "
-            "that version, or name the folder of its model"
+            f"{field}: {named} was started with raypp {version}, and this version does not know its settings {fields}; "
+            "use that version, or give the folder of its model"
         ) from None
     if experiment.sweep is not None:
-        raise ConfigError(f"{field}: {named} is a sweep; name one of its runs, the best of which are in its best.json")
+        raise ConfigError(f"{field}: {named} is a sweep; give one of its runs (best.json lists the best ones)")
     return experiment
 
 
 def check_writable(location: Location, field: str) -> None:
-    """Raises ConfigError naming `field` if it is no place to write to, and StorageFailed if writing there fails."""
+    """Checks that the folder can be written to.
+
+    Raises:
+        ConfigError: it cannot be written to; names `field`.
+        StorageFailed: writing failed for another reason, perhaps only now.
+    """
     probe = location / f".raypp-{os.getpid()}"
     try:
         location.make_folder()
@@ -181,13 +186,13 @@ def check_storage_writable(experiment: Experiment) -> None:
 
 @contextlib.contextmanager
 def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
-    """Holds the run for this process; the system lets go of it however the process ends.
+    """Locks the run for this process. The system releases the lock when the process ends in any way.
 
     Args:
-        wait: until another process that holds it is done.
+        wait: whether to wait for another process that holds the lock.
 
     Raises:
-        ConfigError: another process holds it, and there is no waiting; or its folder cannot be written to.
+        ConfigError: another process holds the lock, and `wait` is False; or its folder cannot be written to.
         StorageFailed: writing to its folder fails for another reason, perhaps only now.
     """
     if not run.is_local:
@@ -197,7 +202,9 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
     while (file := _try_lock(run, path)) is None:
         if not wait:
             holder = path.read_text() if path.exists() else ""
-            raise ConfigError(f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or end it")
+            raise ConfigError(
+                f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or stop it"
+            )
         time.sleep(LOCK_POLL_SECONDS)
     with file:
         try:
@@ -205,7 +212,7 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            # A run that was refused leaves no empty folders.
+            # Leave no empty folders of a run that was refused.
             for folder in (path.parent, path.parent.parent):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -227,11 +234,11 @@ def _try_lock(run: Location, path: Path) -> IO[str] | None:
     except OSError as error:
         is_folder = path.parent.is_dir() or not path.parent.exists()
         if isinstance(error, FileNotFoundError | FileExistsError) and is_folder:
-            return None  # the holder before is removing the empty folder that it held
+            return None  # the previous holder is removing its empty folder
         raise _not_written(run, "run", error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The holder before may have removed the file between our opening and locking it.
+        # The previous holder may have removed the file between our opening and locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""The task table: what each task's examples, labels, files and metrics are. Adding a task is adding a row.
+"""The table of built-in tasks: the examples, labels, files and metrics of each. To add a task, add a row.
 
-The nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, SWAG, SQuAD, and three synthetic tasks.
-`resolve_task` turns what an experiment says (a name of the table, or a task of the user's own) into a `Task` that suits
-the experiment's source.
+The table has the nine GLUE tasks (Wang et al. 2019), GLUE's diagnostic set AX, SWAG, SQuAD, and three synthetic tasks.
+`resolve_task` makes a `Task` of an experiment's `task` (the name of a built-in task, or a user-defined task) and its
+source.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LanguageModelingKind = Literal["masked_language_modeling", "causal_language_mode
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One file of the official layout, tab-separated, CSV or SQuAD's JSON; its columns by name, or by position (from 0)
-    where the file has no header."""
+    """One official file (tab-separated, CSV or SQuAD's JSON). Columns are given by name, or by position (from 0) if the
+    file has no header."""
 
     split: str
     name: str
     sentences: tuple[str | int, ...]
     label: str | int | None = None
     other_name: str | None = None
-    """Another name that it is published by."""
+    """Another name under which the file is published."""
 
     @property
     def has_header(self) -> bool:
@@ -47,62 +47,62 @@ class OfficialFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task: what one example is, what is predicted, how it is measured, and where the official files keep it."""
+    """A task: its examples, labels, metrics, splits and files."""
 
     name: str
     """Name in experiments, folders and tables."""
     title: str
-    """Name as it is published; submission files are called so."""
+    """Name under which it is published, which submission files have."""
     kind: Kind | LanguageModelingKind = "classification"
-    """Which of `raypp.kinds` it is of: what its examples, models, losses and predictions are."""
+    """The kind of task (`raypp.kinds`), which determines examples, models, losses and predictions."""
     pair: bool = False
     """Whether each example is a pair of sentences."""
     labels: tuple[str, ...] = ()
     """Label names in the order of the model's outputs (the hub's order), or the numbers of the endings; empty for
     regression."""
     metrics: tuple[str, ...]
-    """Names, the headline first: of `metrics.METRICS`; for question answering of `answer_metrics.ANSWER_METRICS`; for
-    language modelling `perplexity`."""
+    """Names of its metrics, the headline metric first: from `metrics.METRICS`; for question answering from
+    `answer_metrics.ANSWER_METRICS`; for language modelling `perplexity`."""
     train_split: str | None = "train"
-    """None for a diagnostic set, which nobody trains on."""
+    """The training split; None for a diagnostic set, which is only evaluated."""
     eval_splits: tuple[str, ...] = ("dev",)
-    """Labelled splits that are evaluated."""
+    """Labelled splits on which a model is evaluated."""
     test_splits: tuple[str, ...] = ("test",)
     """Splits to predict; GLUE publishes them without labels."""
     official: tuple[OfficialFile, ...] = ()
-    """The official files, one for each split; empty where there are none."""
+    """The official files, one for each split; empty if there are none."""
     digit_labels: bool = False
     """Whether official files and submissions write a label as its number instead of its name."""
     skips_cut_rows: bool = False
-    """Whether labelled official files are known to hold rows that lack fields; those are skipped and counted."""
+    """Whether labelled official files are known to contain rows that lack fields; raypp skips and counts them."""
     hub_repository: str = "nyu-mll/glue"
-    """Where the hub has it."""
+    """Its repository on the hub."""
     hub_config: str | None = None
-    """Configuration in that repository; None where it has none."""
+    """Its configuration in that repository; None if the repository has none."""
     hub_columns: tuple[str, ...] = ()
-    """The hub's columns of the texts."""
+    """The columns of the texts on the hub."""
     value_range: tuple[float, float] | None = None
     """Range of a regression task's values; submissions are clipped to it."""
     unanswerable: bool = False
     """Whether some questions have no answer in their context."""
     synthetic: bool = False
-    """Whether raypp's own grammar writes the examples."""
+    """Whether raypp's own grammar generates the examples."""
     masking: MaskingSettings | None = None
-    """Which tokens a masked language model is to predict; None for all other kinds."""
+    """Which tokens a masked language model predicts; None for other kinds."""
 
     @property
     def headline(self) -> str:
-        """The metric that tables show and `select: best` compares, on the first evaluation split."""
+        """The headline metric: tables show it and `select: best` compares it, on the first evaluation split."""
         return self.metrics[0]
 
     @property
     def run_splits(self) -> tuple[str, ...]:
-        """The splits that a run reads: training and evaluation."""
+        """The splits that a run reads: the training and evaluation splits."""
         return (*((self.train_split,) if self.train_split else ()), *self.eval_splits)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All splits: training, evaluation, test."""
+        """All splits: training, evaluation and test."""
         return (*self.run_splits, *self.test_splits)
 
     def official_file(self, split: str) -> OfficialFile:
@@ -119,8 +119,8 @@ _PAIR = ("sentence1", "sentence2")
 _SENTIMENT = ("negative", "positive")
 _EQUIVALENCE = ("not_equivalent", "equivalent")
 _ENTAILMENT = ("entailment", "not_entailment")
-# The hub's order. The processors of older transformers had contradiction, entailment, neutral: a model fine-tuned with
-# them has its outputs in that order, and has to be matched by label name.
+# The hub's order. Older versions of transformers used contradiction, entailment, neutral: models fine-tuned with them
+# have their outputs in that order and must be matched by label name.
 _INFERENCE = ("entailment", "neutral", "contradiction")
 _ACCURACY = ("accuracy",)
 _ACCURACY_F1 = ("accuracy", "f1")
@@ -128,7 +128,8 @@ _CORRELATIONS = ("pearson", "spearman")
 
 
 def _glue(title: str, label: str | int, *sentences: str | int, test: tuple[str, ...] = (), **rest: Any) -> Task:
-    """A GLUE task of three files with these columns; `test` names the sentences where train and dev have no header."""
+    """A GLUE task of three files with these columns. `test` gives the names of the sentence columns if train and dev
+    have no header."""
     name = title.lower().replace("-", "")
     columns = test or tuple(str(sentence) for sentence in sentences)
     files = (
@@ -146,7 +147,7 @@ def _glue(title: str, label: str | int, *sentences: str | int, test: tuple[str, 
 
 
 def _squad(name: str, version: str, hub_config: str, unanswerable: bool = False) -> Task:
-    """A version of SQuAD, whose test set is not published."""
+    """A version of SQuAD. Its test set is not published."""
     columns = ("id", "question", "context")
     return Task(
         name=name,
@@ -177,7 +178,7 @@ _MNLI_FILES = (
     OfficialFile("test_mismatched", "test_mismatched.tsv", _PAIR),
 )
 
-# Three endings are wrong; the numbers are their names.
+# The names of the four endings, of which one is right.
 _CHOICES = ("0", "1", "2", "3")
 _SWAG_TEXTS = ("sent1", "sent2", *(f"ending{choice}" for choice in _CHOICES))
 
@@ -224,7 +225,8 @@ _ROWS = (
     _glue("RTE", "label", *_PAIR, labels=_ENTAILMENT, metrics=_ACCURACY),
     _glue("WNLI", "label", *_PAIR, labels=("not_entailment", "entailment"), metrics=_ACCURACY, digit_labels=True),
     Task(
-        # Predicted with a model of MNLI. GLUE keeps the labels, and measures Matthews' correlation over three classes.
+        # It is predicted with a model of MNLI. GLUE does not publish the labels; its server computes Matthews'
+        # correlation over three classes.
         name="ax",
         title="AX",
         pair=True,
@@ -268,7 +270,7 @@ _SPELLINGS = {
 
 
 def find_task(name: str) -> Task:
-    """The table's row of that name, in any usual spelling ('SST-2', 'sts_b'); ConfigError for an unknown one."""
+    """The built-in task of a name, in any usual spelling ('SST-2', 'sts_b'); ConfigError for an unknown name."""
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     plain = _SPELLINGS.get(plain, plain)
     if plain in TASKS:
@@ -276,14 +278,18 @@ def find_task(name: str) -> Task:
     near = difflib.get_close_matches(plain, TASKS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"task: there is no task {name!r}; {hint}Allowed: {', '.join(TASKS)}, or your own: {{name, kind, pair, labels}}"
+        f"task: there is no task {name!r}; {hint}Allowed: {', '.join(TASKS)}, or a user-defined task: {{name, kind, "
+        "pair, labels}"
     )
 
 
 def resolve_task(task: str | OwnTask | LanguageModelingTask, source: Source | None) -> Task:
-    """The task as this source offers it (`source` None: the default one); ConfigError where they do not go together.
+    """The task as this source provides it; ConfigError if task and source do not fit together.
 
-    The user's own files have one dev and at most one test split, also for a task of the table that has two.
+    The user's own files have one dev and at most one test split, even for a built-in task that has two.
+
+    Args:
+        source: None for the default source.
     """
     if isinstance(task, LanguageModelingTask):
         if not isinstance(source, Texts):
@@ -292,12 +298,13 @@ def resolve_task(task: str | OwnTask | LanguageModelingTask, source: Source | No
         return _language_modeling(task)
     if isinstance(source, Texts):
         raise ConfigError(
-            f"data.source: kind: {source.kind} is plain text, for {{name, kind: language_modeling}}; got task {task!r}"
+            f"data.source: kind: {source.kind} is plain text, which needs a task {{name, kind: language_modeling}}; "
+            f"got task {task!r}"
         )
     if isinstance(task, OwnTask):
         if not isinstance(source, FilesSource):
             given = "null" if source is None else f"kind: {source.kind}"
-            raise ConfigError(f"data.source: the task {task.name!r} is your own and needs kind: files, got {given}")
+            raise ConfigError(f"data.source: the user-defined task {task.name!r} needs kind: files, got {given}")
         return _own(task, source)
     found = find_task(task)
     if found.synthetic and not isinstance(source, SyntheticSource | None):
@@ -310,19 +317,19 @@ def resolve_task(task: str | OwnTask | LanguageModelingTask, source: Source | No
         raise ConfigError(f"data.source: {found.name} is only a test set; allowed: official, hub; got files")
     if found.kind == "multiple_choice" and (endings := len(source.columns.endings)) != len(found.labels):
         raise ConfigError(
-            f"data.source.columns.endings: got {endings} columns; {found.name} has {len(found.labels)} endings; for "
-            "another number give a task of your own: {name, kind: multiple_choice}"
+            f"data.source.columns.endings: got {endings} columns, but {found.name} has {len(found.labels)} endings; "
+            "for another number define a task of your own: {name, kind: multiple_choice}"
         )
     return replace(found, eval_splits=("dev",), test_splits=("test",))
 
 
 def default_source(task: Task) -> Source:
-    """Where a task comes from if the experiment does not say: the grammar for a synthetic task, else the hub."""
+    """The source of a task if the experiment gives none: the grammar for a synthetic task, else the hub."""
     return SyntheticSource(kind="synthetic") if task.synthetic else HubSource(kind="hub")
 
 
 def _language_modeling(task: LanguageModelingTask) -> Task:
-    """Language modelling as a row like the table's."""
+    """Language modelling as a `Task`."""
     masked = task.objective == "masked"
     return Task(
         name=task.name,
@@ -335,7 +342,7 @@ def _language_modeling(task: LanguageModelingTask) -> Task:
 
 
 def _own(task: OwnTask, source: FilesSource) -> Task:
-    """A user's own task as a row like the table's."""
+    """A user-defined task as a `Task`."""
     labels = task.labels
     metrics: tuple[str, ...]
     match task.kind:

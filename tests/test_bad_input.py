@@ -285,7 +285,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
             w.set("data.source", {"kind": "text", "files": ["a.txt"], "dev_files": ["b.txt"]}),
             w.set("data.source.held_out_fraction", 0.1),
         ),
-        ("data.source.held_out_fraction: nothing is held out with dev_files, got 0.1; leave it out",),
+        ("data.source.held_out_fraction: has no effect with dev_files, got 0.1; leave it out",),
     ),
     "label names that are numbers": (
         lambda w: w.set("task", {"name": "stars", "labels": [1, 2]}),

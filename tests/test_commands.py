@@ -162,7 +162,7 @@ def test_a_finished_run_is_returned_and_fresh_starts_over(
     where = [f"cluster.storage={tmp_path}", f"cluster.store={world / 'runs' / 'store'}"]
     one = ["train.max_steps=1", "pruning.final_warmup=0", "evaluation.every_steps=1"]
     assert main(["train", str(world / "mrpc.yaml"), *where, *one]) == 2
-    assert "holds a run with other settings" in " ".join(capsys.readouterr().err.split())
+    assert "contains a run with other settings" in " ".join(capsys.readouterr().err.split())
     assert main(["train", str(world / "mrpc.yaml"), *where, *one, "--fresh"]) == 0
     assert json.loads((tmp_path / "mrpc" / "first" / "result.json").read_text())["steps"] == 1
 
@@ -399,7 +399,7 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
         (["inspect", "WORLD/nowhere"], "MODEL"),
         (["inspect", "RUN", "--save", "WORLD/figure.bmp"], ".png"),
         (["export", "WORLD", "--to", "WORLD/out"], "no finished run"),
-        (["export", "RUN", "--to", "WORLD/MRPC"], "holds something already"),
+        (["export", "RUN", "--to", "WORLD/MRPC"], "is not empty"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=5"], "but the cluster has 4; ask for less"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=1"], "but the cluster has 0"),
         (["train", "WORLD/mrpc.yaml", "cluster.gpus_per_worker=1"], "torch sees none"),
@@ -410,7 +410,7 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
         ),
         (["evaluate", "RUN", "--all-checkpoints", "--split", "test"], "test has no labels"),
         (["evaluate", "RUN", "--all-checkpoints", "--out", "WORLD/out"], "writes nothing; leave one of them out"),
-        (["train", "WORLD/mrpc.yaml", "train.seed=1"], "holds a run with other settings"),
+        (["train", "WORLD/mrpc.yaml", "train.seed=1"], "contains a run with other settings"),
         (["train", "WORLD/no.yaml"], "cannot be read"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_model_is_exported_to_a_path_to_a_uri_and_to_a_bucket(run: Path, bucke
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--to", "nowhere://bucket/model"]) == 2
     assert "--to: 'nowhere://bucket/model' cannot be opened" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"--to: .* holds something already"):
+    with pytest.raises(ConfigError, match=r"--to: .* is not empty"):
         export_run(str(run), Location.of(run))
     (run / "model" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"RUN: the run .* has no model"):
@@ -79,7 +79,7 @@ def test_a_sweep_is_no_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([words[0], str(sweep), *words[1:]]) == 2
-    assert f"{field}: {sweep} is a sweep; name one of its runs" in capsys.readouterr().err
+    assert f"{field}: {sweep} is a sweep; give one of its runs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -139,7 +139,7 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     assert STRIKES_AFTER <= done < STEPS
     assert "stopping: the current step is saved first" in shown
     assert f"raypp: interrupted after step {done}, which is saved" in shown
-    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    assert "the same command resumes from the last checkpoint: raypp train" in shown
     assert_tidy(tmp_path)
     assert run(experiment, tmp_path) == 0
     assert resumed_after(said()) == done, "no step is done twice"
@@ -289,7 +289,7 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     assert "the run continues" not in shown, "it has ended at once"
     assert ("trying again" in shown) == tried_again
     assert says in shown
-    assert "the same command goes on from the last checkpoint: raypp train" in shown
+    assert "the same command resumes from the last checkpoint: raypp train" in shown
     assert "Traceback" not in shown
     mends(disk)
     assert run(experiment, disk / "runs") == 0

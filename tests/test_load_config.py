@@ -113,7 +113,7 @@ def test_an_override_that_a_later_one_undoes_is_refused(tmp_path: Path) -> None:
         "pruning=null",
     ):
         said = problems_of(path, "pruning.final_density=0.05", later)
-        assert "'pruning.final_density=0.05': has no effect, an override after it sets it anew" in said
+        assert "'pruning.final_density=0.05': is overwritten by a later override" in said
     pruning = load_experiment(path, ["pruning.method=magnitude", "pruning.final_density=0.05"]).pruning
     assert pruning is not None
     assert (pruning.method, pruning.requested_density) == ("magnitude", 0.05)
@@ -180,11 +180,11 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("task: [", "is not YAML"),
+        ("task: [", "is not valid YAML"),
         ("- a\n- b\n", "an experiment is a mapping"),
-        ("task: mrpc\ntask: cola\nstudent: {model: m}\n", ":2: task: stands twice"),
+        ("task: mrpc\ntask: cola\nstudent: {model: m}\n", ":2: task: duplicate key"),
         ("base: nowhere.yaml\n", "nowhere.yaml: cannot be read"),
-        ("base: a.yaml\n", "name each other in a circle"),
+        ("base: a.yaml\n", "base: circular base: "),
         ("base: 3\n", "base: must be the path"),
         ("task: mrpc\nstudent: {model: '${UNSET_VARIABLE}/m'}\n", "environment variable UNSET_VARIABLE is not set"),
         (GOOD + "pruning: {method: random}\n", "pruning.method: must be one of topk, magnitude"),

@@ -78,7 +78,7 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
     run = Location.of(tmp_path / "runs" / "run")
     with (
         locked(run),
-        pytest.raises(ConfigError, match=r"another process \(\{.*\}\) works on .*wait for it, or end it"),
+        pytest.raises(ConfigError, match=r"another process \(\{.*\}\) works on .*wait for it, or stop it"),
         locked(run),
     ):
         pass

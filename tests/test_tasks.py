@@ -114,7 +114,7 @@ def test_own_files_of_mnli_have_one_dev_split() -> None:
         ("sentiment", HUB, "data.source: sentiment is a synthetic task and needs kind: synthetic, got hub"),
         ("similarity", FILES, "got files"),
         ("ax", FILES, "data.source: ax is only a test set; allowed: official, hub; got files"),
-        (OwnTask(name="mine", labels=("a", "b")), None, "'mine' is your own and needs kind: files, got null"),
+        (OwnTask(name="mine", labels=("a", "b")), None, "the user-defined task 'mine' needs kind: files, got null"),
         (OwnTask(name="mine", labels=("a", "b")), HUB, "needs kind: files, got kind: hub"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Forms in which a trained student leaves raypp."""
+"""The formats that `raypp export` writes, one module for each."""

@@ -1,4 +1,4 @@
-"""`raypp export`: a run's model as a plain Hugging Face folder, which the standard Auto classes open."""
+"""`raypp export --format huggingface`: a run's model as a plain Hugging Face folder, for the standard Auto classes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from raypp.tasks import resolve_task
 
 
 def export_run(reference: str, destination: Location) -> str:
-    """Copies a finished run's model to a folder; returns a line that says so.
+    """Copies the model of a finished run to a folder; returns a line for the user.
 
     Raises:
-        ConfigError: no finished run there, or a folder that holds something already.
+        ConfigError: the run does not exist or is not finished, or the folder is not empty.
     """
     run = Location.of(reference, "RUN")
     if not (run / "result.json").is_file():
-        raise ConfigError(f"RUN: {reference} is no finished run (it has no result.json); `raypp train` finishes it")
+        raise ConfigError(f"RUN: {reference} is not a finished run (it has no result.json); `raypp train` finishes it")
     experiment = run_experiment(run, reference, "RUN")
     kind = kind_of(resolve_task(experiment.task, experiment.data.source))
     with local_model(run, reference, "RUN") as folder:
         if destination.is_file() or destination.children():
-            raise ConfigError(f"--to: {destination} holds something already; give a new or an empty folder")
+            raise ConfigError(f"--to: {destination} is not empty; give a new or an empty folder")
         destination.upload(folder)
     return f"{len(destination.files())} files in {destination}, a model for {kind.auto_class}.from_pretrained"

@@ -69,7 +69,7 @@ evaluation: {{every_steps: 12}}
 cluster: {{workers: 1, cpus_per_worker: 1, checkpoint_every_steps: 4, store: "{store}"}}
 tracking: {{wandb: off}}
 """
-RESUMES = "the same command goes on from the last checkpoint: raypp train"
+RESUMES = "the same command resumes from the last checkpoint: raypp train"
 
 
 @pytest.fixture(scope="module")

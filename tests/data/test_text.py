@@ -113,7 +113,7 @@ def test_tasks_without_sentences_to_train_on_are_refused_together(tmp_path: Path
 
 def test_text_and_labelled_tasks_are_not_mixed_up(tmp_path: Path) -> None:
     source = TextSource(kind="text", files=("some.txt",))
-    with pytest.raises(ConfigError, match="kind: text is plain text, for"):
+    with pytest.raises(ConfigError, match="kind: text is plain text, which needs a task"):
         resolve_task("mrpc", source)
     task = LanguageModelingTask(name="corpus", kind="language_modeling")
     with pytest.raises(ConfigError, match="corpus needs kind: text, hub_text or glue_text, got null"):

@@ -458,7 +458,7 @@ def test_windows_of_other_kinds_are_refused(tmp_path: Path, minilm_dir: Path, ca
     file = experiment(tmp_path, minilm_dir, task="sentiment", data={"source": source, "stride": 64}, evaluation=answers)
     assert main(["train", str(file)]) == 2
     said = capsys.readouterr().err
-    assert "data.stride: sentiment is a classification task, which has no use for it; leave it out" in said
+    assert "data.stride: sentiment is a classification task, which does not use this setting; leave it out" in said
     assert "evaluation.answers: sentiment is" in said
 
 

@@ -456,7 +456,7 @@ def test_wrong_command_lines_are_refused_in_one_message(
 def test_show_takes_a_file_or_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show"]) == 2
     assert main(["show", "some.yaml", "--from-original", GLUE]) == 2
-    assert capsys.readouterr().err.count("name an experiment file, or --from-original and a command line") == 2
+    assert capsys.readouterr().err.count("give an experiment file, or --from-original and a command line") == 2
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
