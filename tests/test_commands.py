@@ -107,7 +107,7 @@ def test_a_run_has_every_figure_and_each_can_be_saved_in_any_form(
     assert main(["report", str(finished), "--save", str(file), "--figure", "front"]) == 2
     assert "has no figure 'front'; allowed: overview, schedule" in capsys.readouterr().err
     assert main(["report", str(finished), "--figure", "scores"]) == 2
-    assert "--figure: the report has them all" in capsys.readouterr().err
+    assert "--figure: the report has all figures" in capsys.readouterr().err
     assert main(["inspect", str(finished), "--save", str(tmp_path / "movement.jpg"), "--figure", "movement"]) == 0
 
 

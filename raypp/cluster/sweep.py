@@ -47,9 +47,10 @@ from raypp.storage import Location
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_stopped, record_stopped
-from raypp.sweeps.result import deliver_sweep, outcome_of, read_delivered
+from raypp.sweeps.result import deliver_sweep, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
+from raypp.sweeps.trial_outcome import outcome_of
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:

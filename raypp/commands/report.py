@@ -1,4 +1,4 @@
-"""`raypp report`: what a run or a sweep came to, in one HTML file that needs nothing else, or as one figure."""
+"""`raypp report`: the results of runs and sweeps in one self-contained HTML file, or as one figure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raypp.commands.finished import Finished
-from raypp.commands.report_tables import Table, front_table, metrics_table, trials_table, unfinished_table
+from raypp.commands.finished import FinishedFolder
+from raypp.commands.report_tables import ReportTable, front_table, metrics_table, trials_table, unfinished_table
+from raypp.config import METHOD_LABELS
 from raypp.errors import ConfigError
 from raypp.figures import FORMATS, Picture
-from raypp.figures.front import front_figure
 from raypp.figures.run import FIGURES
 from raypp.storage import Location
-from raypp.sweeps.published import METHOD_NAMES
+from raypp.sweeps.front_figure import front_figure
 
 
 @dataclass(frozen=True)
 class Image:
-    """A figure inside the page."""
+    """A figure of the page."""
 
     name: str
     uri: str
@@ -31,49 +31,50 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Section:
-    """What the report says of one run or sweep."""
+class ReportSection:
+    """The section of the report on one run or sweep."""
 
     title: str
     facts: Sequence[tuple[str, str]]
-    """Name and value, the most important first."""
-    parts: Sequence[Image | Table]
-    """In the order in which they are shown."""
+    """Names and values, the most important first."""
+    parts: Sequence[Image | ReportTable]
+    """Figures and tables, in this order."""
     experiment: str
-    """YAML."""
+    """The experiment as YAML."""
     versions: Mapping[str, str]
 
 
 def report(references: Sequence[str], save: str | None = None, figure: str | None = None) -> Location:
-    """Writes a report of a run, a sweep, or several sweeps of one task side by side; returns its file.
+    """Writes a report of a run, a sweep, or several sweeps of one task; returns its file.
 
     Args:
         references: folders, as paths or URIs.
-        save: file to write; its ending says whether it is the report (.html) or only a figure (`FORMATS`). None:
-            report.html in the one folder.
-        figure: which of the figures of a run (`Finished.figures`); None: its overview, or the front of the sweeps.
+        save: file to write. Its ending selects the report (.html) or a figure (`FORMATS`). None: report.html in the
+            folder.
+        figure: name of the figure to write (`FinishedFolder.figures`). None: the overview of a run, or the front of the
+            sweeps.
 
     Raises:
-        ConfigError: a folder that is neither, is not finished or does not go with the others; an unknown ending, or a
-            figure that there is not.
+        ConfigError: a folder is not a run or sweep, is not finished, or cannot be compared with the others; the ending
+            or the figure is unknown.
     """
     file = None if save is None else Location.of(save, "--save")
     suffix = ".html" if file is None else Path(file.name).suffix.lower()
     if suffix not in (".html", *FORMATS):
         raise ConfigError(f"--save: a report ends in .html, a figure in one of {', '.join(FORMATS)}, got {save!r}")
     if save is None and len(references) > 1:
-        raise ConfigError("--save: the report of several sweeps belongs to none of their folders; name its file")
-    found = [Finished.of(Location.of(reference, "RUN_OR_SWEEP")) for reference in references]
+        raise ConfigError("--save: is required for a report of several sweeps; give its file")
+    found = [FinishedFolder.of(Location.of(reference, "RUN_OR_SWEEP")) for reference in references]
     _check_comparable(found)
     if figure is not None and suffix == ".html":
-        raise ConfigError(f"--figure: the report has them all; to save {figure} alone, --save FILE{FORMATS[0]}")
+        raise ConfigError(f"--figure: the report has all figures; to write only {figure}, add --save FILE{FORMATS[0]}")
     file = file or found[0].folder / "report.html"
     write_report(found, file, figure)
     return file
 
 
-def write_report(found: Sequence[Finished], file: Location, figure: str | None = None) -> None:
-    """Writes the report of what goes together to an .html file, or one figure to one of `FORMATS`."""
+def write_report(found: Sequence[FinishedFolder], file: Location, figure: str | None = None) -> None:
+    """Writes the report to an .html file, or one figure to a file of one of `FORMATS`."""
     file.parent.make_folder()
     if file.name.lower().endswith(".html"):
         file.write_text(_html(found))
@@ -81,24 +82,24 @@ def write_report(found: Sequence[Finished], file: Location, figure: str | None =
         _figure(found, figure).save(file)
 
 
-def _check_comparable(found: Sequence[Finished]) -> None:
+def _check_comparable(found: Sequence[FinishedFolder]) -> None:
     if len(found) == 1:
         return
     problems = [
-        f"RUN_OR_SWEEP: {each.folder} is a run; only sweeps are compared" for each in found if not each.is_sweep
+        f"RUN_OR_SWEEP: {each.folder} is a run; only sweeps can be compared" for each in found if not each.is_sweep
     ]
     for part in ("task", "headline"):
         values = {each.result[part] for each in found}
         if len(values) > 1:
             problems.append(
-                f"RUN_OR_SWEEP: sweeps of different {part}s have no axis in common: {', '.join(sorted(values))}"
+                f"RUN_OR_SWEEP: sweeps with different {part}s cannot be compared: {', '.join(sorted(values))}"
             )
     if problems:
         raise ConfigError(problems)
 
 
-def _figure(found: Sequence[Finished], name: str | None = None) -> Picture:
-    """The fronts of several sweeps, or a figure of what was found alone; without a name the first."""
+def _figure(found: Sequence[FinishedFolder], name: str | None = None) -> Picture:
+    """The fronts of several sweeps, or a figure of a single run or sweep: its first figure if no name is given."""
     if len(found) > 1:
         figures = {"front": front_figure([each.front(each.title) for each in found], found[0].result["headline"])}
     else:
@@ -108,7 +109,7 @@ def _figure(found: Sequence[Finished], name: str | None = None) -> Picture:
     return figures[name or next(iter(figures))]
 
 
-def _html(found: Sequence[Finished]) -> str:
+def _html(found: Sequence[FinishedFolder]) -> str:
     several = len(found) > 1
     title = f"{len(found)} sweeps of {found[0].result['task']}" if several else found[0].title
     environment = Environment(loader=PackageLoader("raypp"), autoescape=True, undefined=StrictUndefined)
@@ -122,10 +123,10 @@ def _html(found: Sequence[Finished]) -> str:
     )
 
 
-def _run_section(run: Finished) -> Section:
+def _run_section(run: FinishedFolder) -> ReportSection:
     result = run.result
     figures = run.figures()
-    return Section(
+    return ReportSection(
         title=run.title,
         facts=[
             *_setting(run),
@@ -147,10 +148,10 @@ def _run_section(run: Finished) -> Section:
     )
 
 
-def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
+def _sweep_section(sweep: FinishedFolder, with_figure: bool) -> ReportSection:
     result, front = sweep.result, sweep.front()
     counts = [f"{count} {state}" for state, count in result["counts"].items() if count]
-    return Section(
+    return ReportSection(
         title=sweep.title,
         facts=[
             *_setting(sweep),
@@ -174,11 +175,11 @@ def _sweep_section(sweep: Finished, with_figure: bool) -> Section:
     )
 
 
-def _setting(found: Finished) -> list[tuple[str, str]]:
-    """What was trained, on what."""
+def _setting(found: FinishedFolder) -> list[tuple[str, str]]:
+    """The facts on task, student, teacher and pruning."""
     pruning, teacher, student = (found.settings[section] for section in ("pruning", "teacher", "student"))
     followed = "none" if teacher is None else teacher["model"] or "the student's encoder, fine-tuned without pruning"
-    method = "none" if pruning is None else METHOD_NAMES[pruning["method"]]
+    method = "none" if pruning is None else METHOD_LABELS[pruning["method"]]
     return [
         ("task", found.result["task"]),
         ("student", "several encoders" if found.varies("student.model") else student["model"]),

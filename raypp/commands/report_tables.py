@@ -1,4 +1,4 @@
-"""The tables of a report: what a run's metrics are, who is on a front, what became of every trial."""
+"""The tables of a report: the metrics of a run, the front of a sweep, and its trials."""
 
 from __future__ import annotations
 
@@ -6,84 +6,86 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.figures.front import Front
-from raypp.storage import name_of
+from raypp.display.result_rows import (
+    REQUESTED_LABEL,
+    TEACHER_LABEL,
+    density_rows,
+    front_rows,
+    metric_rows,
+    student_label,
+)
+from raypp.evaluation.metric_label import metric_label
+from raypp.sweeps.front import Front
 from raypp.sweeps.space import distinguishing_settings
 
 
 @dataclass(frozen=True)
 class Column:
-    """Its head, and whether its cells are set flush right."""
+    """A column of a table; numbers are aligned to the right."""
 
     name: str
     is_number: bool = True
 
 
 @dataclass(frozen=True)
-class Row:
-    """Its cells, and what it is: '', 'front', 'stopped' or 'failed'."""
+class TableRow:
+    """A row of a table. Its kind is '', 'front' (bold), 'stopped' or 'failed'."""
 
     cells: tuple[str, ...]
     kind: str = ""
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table, ready to be set."""
+class ReportTable:
+    """A table of the report, with formatted cells."""
 
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     note: str = ""
 
 
-def metrics_table(result: Mapping[str, Any]) -> Table:
-    """A run's metrics beside its teacher's, then its densities; `result` as in result.json."""
-    teacher = result["teacher_metrics"] or {}
-    headline, metrics = result["headline"], result["metrics"]
+def metrics_table(result: Mapping[str, Any]) -> ReportTable:
+    """A run's metrics next to its teacher's, then its densities; `result` as in result.json."""
     rows = [
-        Row((key.removeprefix("eval/"), _number(teacher.get(key)), _number(metrics[key])), "front" * (key == headline))
-        for key in [headline, *(key for key in metrics if key != headline)]
+        TableRow((each.label, _number(each.teacher), _number(each.metric)), "front" if each.is_headline else "")
+        for each in metric_rows(result)
     ]
     if result["requested_density"] is not None:
-        rows.append(Row(("requested density", "", _percent(result["requested_density"]))))
+        rows.append(TableRow((REQUESTED_LABEL, "", _percent(result["requested_density"]))))
+    rows += [TableRow((label, "", _percent(density))) for label, density in density_rows(result)]
+    columns = [Column("", is_number=False), Column(TEACHER_LABEL), Column(student_label(result))]
+    return ReportTable("Result", columns, rows)
+
+
+def front_table(front: Front, headline: str) -> ReportTable:
+    """The teacher and the points on the front, by falling density."""
+    rows = [] if front.teacher is None else [TableRow(("dense", _number(front.teacher), "", "teacher"))]
     rows += [
-        Row((f"density of {part}", _percent(1.0) if teacher else "", _percent(result["density"][key])))
-        for key, part in (("linear", "the linear weights"), ("encoder", "the encoder"), ("model", "the model"))
+        TableRow((_percent(each.density), each.metric, _settings(each.settings), each.run))
+        for each in front_rows(front.points)
     ]
-    return Table("Result", [Column("", is_number=False), Column("dense teacher"), Column("student")], rows)
-
-
-def front_table(front: Front, headline: str) -> Table:
-    """The points that no other beats, by falling density, after the teacher."""
-    settings = distinguishing_settings([point.changes for point in front.points])
-    rows = [] if front.teacher is None else [Row(("dense", _number(front.teacher), "", "teacher"))]
-    for point, short in zip(front.points, settings, strict=True):
-        if point.on_front:
-            metric = _number(point.metric) + (f" ± {point.spread:.4f}" if point.spread else "")
-            cells = (_percent(point.density), metric, _settings(short), name_of(point.runs[0]))
-            rows.append(Row(cells))
-    return Table(
+    return ReportTable(
         "Front",
         [
             Column("density"),
-            Column(headline.removeprefix("eval/")),
+            Column(metric_label(headline)),
             Column("settings", is_number=False),
             Column("run", is_number=False),
         ],
         rows,
-        note="What no other point beats: none is as sparse and better, or sparser and as good. "
+        note="The Pareto front: no other point is as sparse and better, or sparser and as good. "
         "± is the standard deviation over seeds.",
     )
 
 
-def trials_table(result: Mapping[str, Any], front: Front) -> Table:
-    """Every trial of a sweep (`result` as in its result.json), those on the front set off."""
+def trials_table(result: Mapping[str, Any], front: Front) -> ReportTable:
+    """All trials of a sweep (`result` as in its result.json); trials on the front are bold."""
     trials = result["trials"]
     settings = distinguishing_settings([trial["settings"] for trial in trials])
     best = {run for point in front.points if point.on_front for run in point.runs}
     rows = [
-        Row(
+        TableRow(
             (
                 trial["run"],
                 _settings(short),
@@ -103,27 +105,27 @@ def trials_table(result: Mapping[str, Any], front: Front) -> Table:
         Column("seed"),
         Column("state", is_number=False),
         Column("density"),
-        Column(result["headline"].removeprefix("eval/")),
+        Column(metric_label(result["headline"])),
         Column("seconds"),
     ]
-    return Table(
+    return ReportTable(
         f"All {len(trials)} trials",
         columns,
         rows,
-        note="Bold: on the front. A trial that did not finish has the density and metric of its last evaluation. "
-        "Settings that are the same for all trials are left out.",
+        note="Bold trials are on the front. A trial that did not finish has the density and metric of its last "
+        "evaluation. Settings that are the same for all trials are left out.",
     )
 
 
-def unfinished_table(result: Mapping[str, Any]) -> Table | None:
-    """Why trials were stopped or failed; None where none was."""
+def unfinished_table(result: Mapping[str, Any]) -> ReportTable | None:
+    """The reasons of trials that were stopped or failed; None if all finished."""
     rows = [
-        Row((trial["run"], trial["state"], trial["reason"]))
+        TableRow((trial["run"], trial["state"], trial["reason"]))
         for trial in result["trials"]
         if trial["reason"] is not None
     ]
     columns = [Column(name, is_number=False) for name in ("run", "state", "reason")]
-    return Table("Trials that did not finish", columns, rows) if rows else None
+    return ReportTable("Trials that did not finish", columns, rows) if rows else None
 
 
 def _settings(changes: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from raypp.config.distillation import DistillationSettings
 from raypp.config.evaluation import AnswerSettings, EvaluationSettings
 from raypp.config.experiment import Experiment
 from raypp.config.pruning import (
+    METHOD_LABELS,
     DensityPruning,
     FisherPruning,
     L0Pruning,
@@ -50,6 +51,7 @@ from raypp.config.training import StudentSettings, TeacherSettings, TrainSetting
 
 __all__ = [
     "ALTERNATIVES",
+    "METHOD_LABELS",
     "AnswerSettings",
     "Axis",
     "ClusterSettings",

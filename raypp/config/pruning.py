@@ -11,6 +11,16 @@ from raypp.config.base import Density, Names, Settings
 # The spellings of the original scripts, which are accepted in experiment files.
 METHOD_ALIASES = {"topK": "topk", "sigmoied_threshold": "sigmoid_threshold", "TopK": "topk", "L0": "l0"}
 
+METHOD_LABELS = {
+    "topk": "movement",
+    "sigmoid_threshold": "soft movement",
+    "magnitude": "magnitude",
+    "fisher": "Fisher",
+    "l0": "L0",
+    "threshold": "threshold",
+}
+"""The label of each method in figures and reports."""
+
 
 def method_name(spelling: str) -> str:
     """The name of a pruning method, given its name or a spelling of the original scripts."""

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from raypp.display.durations import clock_time, duration
-from raypp.display.trial_table import best_of_strata, plain_line, trials_table
+from raypp.display.trial_table import best_of_strata, plain_line, progress_table
 from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced
 
 BAR_COLUMNS = (8, 24)
@@ -170,7 +170,7 @@ class Display:
             for name, phase in phases.items()
         ]
         # The last line of a terminal is the cursor's.
-        trials = [trials_table(self._trials, width, self.console.height - len(lines) - 1)] if self._trials else []
+        trials = [progress_table(self._trials, width, self.console.height - len(lines) - 1)] if self._trials else []
         return Group(*lines, *trials)
 
 

@@ -1,4 +1,4 @@
-"""What `raypp train` and `raypp sweep` print: the trials before they run, and the result or the front at the end."""
+"""What `raypp train` and `raypp sweep` print: the planned trials, and the result or the front at the end."""
 
 from __future__ import annotations
 
@@ -9,41 +9,46 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raypp.storage import name_of
+from raypp.display.result_rows import (
+    REQUESTED_LABEL,
+    TEACHER_LABEL,
+    density_rows,
+    front_rows,
+    metric_rows,
+    student_label,
+)
+from raypp.evaluation.metric_label import metric_label
 from raypp.sweeps.plan import SweepPlan
 from raypp.sweeps.record import read_results, read_stopped
-from raypp.sweeps.space import as_overrides, distinguishing_settings
+from raypp.sweeps.result import finished_points
+from raypp.sweeps.space import as_overrides
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """The numbers of a result (the content of result.json): dense against pruned metrics, densities, time.
+    """The numbers of a result (the content of result.json): metrics next to the teacher's, densities, time.
 
-    The headline metric comes first; the teacher's column is there if there was a teacher.
+    The headline metric comes first. Without a teacher, the table has no column for it.
     """
-    density, teacher = result["density"], result["teacher_metrics"] or {}
-    is_pruned = density is not None and density["linear"] < 0.999
+    has_teacher = bool(result["teacher_metrics"])
     table = Table(title=f"{result['name']} / {result['run']}", title_style="bold", title_justify="left")
     table.add_column("")
-    if teacher:
-        table.add_column("dense (teacher)", justify="right")
-    table.add_column("pruned" if is_pruned else "student" if teacher else "dense", justify="right")
+    if has_teacher:
+        table.add_column(TEACHER_LABEL, justify="right")
+    table.add_column(student_label(result), justify="right")
 
     def row(label: str, value: str, of_teacher: str = "", style: str = "") -> None:
-        table.add_row(label, *([of_teacher] if teacher else []), value, style=style)
+        table.add_row(label, *([of_teacher] if has_teacher else []), value, style=style)
 
-    headline, metrics = result["headline"], result["metrics"]
-    for key in [headline, *(key for key in metrics if key != headline)]:
-        dense = f"{teacher[key]:.4f}" if key in teacher else ""
-        row(key.removeprefix("eval/"), f"{metrics[key]:.4f}", dense, "bold" if key == headline else "")
+    for each in metric_rows(result):
+        dense = "" if each.teacher is None else f"{each.teacher:.4f}"
+        row(each.label, f"{each.metric:.4f}", dense, "bold" if each.is_headline else "")
     table.add_section()
     if result["requested_density"] is not None:
-        row("requested density", f"{result['requested_density']:.4g}")
-    if density is not None:
-        row("density of the linear weights", f"{density['linear']:.4f}")
-        row("density of the encoder", f"{density['encoder']:.4f}")
-        row("density of the model", f"{density['model']:.4f}")
+        row(REQUESTED_LABEL, f"{result['requested_density']:.4g}")
+    for label, density in density_rows(result):
+        row(label, f"{density:.4f}")
     table.add_section()
     row("steps", f"{result['steps']:,}")
     row("seconds", f"{result['seconds']:,.1f}")
@@ -52,7 +57,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
 
 
 def print_trials(plan: SweepPlan, console: Console | None = None) -> None:
-    """Prints what a sweep would run: point, seed, settings, run folder, and what has ended already."""
+    """Prints the trials of a sweep: point, seed, settings, run, and whether a trial has ended already."""
     console = console or Console()
     finished, stopped = read_results(plan.trials), read_stopped(plan.folder)
     left = sum(each.name not in finished and each.name not in stopped for each in plan.trials)
@@ -66,33 +71,24 @@ def print_trials(plan: SweepPlan, console: Console | None = None) -> None:
         table.add_row(str(each.trial.point), seed, Text(as_overrides(each.trial.changes)), each.name, state)
     console.print(table)
     if not plan.is_complete:
-        console.print(f"at most {plan.wanted - len(plan.points)} more points are drawn as results come in")
+        console.print(f"up to {plan.wanted - len(plan.points)} more points will be drawn as results come in")
 
 
 def print_front(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the front of a sweep, what failed, and where the files are."""
+    """Prints the front of a sweep, the trials that failed, and the paths of its files."""
     console = console or Console()
-    metric = result["headline"].removeprefix("eval/")
     counts, ended = result["counts"], len(result["trials"])
     stopped = f", {counts['stopped']} stopped early" if counts["stopped"] else ""
     finished = f"{counts['finished']} of {ended} trials{stopped}, in {result['seconds']:,.0f} s"
     table = Table(title=f"{result['name']}: front, {finished}", title_style="bold", title_justify="left")
     table.add_column("density", justify="right")
-    table.add_column(metric, justify="right")
+    table.add_column(metric_label(result["headline"]), justify="right")
     table.add_column("settings")
     table.add_column("run")
     if result["teacher"] is not None:
         table.add_row("dense", f"{result['teacher']:.4f}", "teacher", "")
-    tried = [trial["settings"] for trial in result["trials"]]
-    short = distinguishing_settings(tried)
-    for point in result["front"]:
-        spread = f" ± {point['spread']:.4f}" if point["spread"] else ""
-        table.add_row(
-            f"{point['density']:.4f}",
-            f"{point['metric']:.4f}{spread}",
-            Text(as_overrides(short[tried.index(point["settings"])])),
-            name_of(point["run"]),
-        )
+    for each in front_rows(finished_points(result)):
+        table.add_row(f"{each.density:.4f}", each.metric, Text(as_overrides(each.settings)), each.run)
     console.print(table)
     for trial in result["trials"]:
         if trial["state"] == "failed":
@@ -103,10 +99,10 @@ def print_front(result: Mapping[str, Any], console: Console | None = None) -> No
 
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the table, and below it where the model, the figures and the logs are, each on a line to copy from."""
+    """Prints the table and below it the paths of the model, the figures and the logs, each on a line of its own."""
     console = console or Console()
     console.print(summary_table(result))
     for key, label in PATHS.items():
         if result["paths"][key] is not None:
-            # soft_wrap: the terminal may break the line, but what is copied from it is whole.
+            # soft_wrap: rich does not break the line, so that the path can be copied.
             console.print(Text(f"{label + ':':<14} {result['paths'][key]}"), soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from raypp.display.durations import clock_time
 from raypp.evaluation.direction import merit
+from raypp.evaluation.metric_label import metric_label
 from raypp.events import TrialAdvanced, TrialState
 
 ACTIVE = ("running", "retrying")
@@ -23,7 +24,7 @@ NAME_COLUMNS = (24, 80)  # of trial and stratum together
 FIXED_COLUMNS = 44  # what the other columns need, with what is between
 
 
-def trials_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) -> Table:
+def progress_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) -> Table:
     """The table, at most `width` columns wide and, if at all possible, `lines` lines high.
 
     Args:
@@ -119,4 +120,4 @@ def _metric_name(trials: Iterable[TrialAdvanced]) -> str:
 
 
 def _short(key: str) -> str:
-    return key.removeprefix("eval/").rsplit("/", 1)[-1]
+    return metric_label(key).rsplit("/", 1)[-1]

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from raypp.evaluation.metric_label import metric_label
 from raypp.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, NothingToDraw, Picture
 from raypp.figures.heads import heads_figure
 from raypp.figures.layers import density_by_layer_figure
@@ -131,7 +132,7 @@ def evaluation_figure(records: Sequence[Record]) -> Picture:
 
 def _evaluation_panels(records: Sequence[Record]) -> list[Panel]:
     keys = dict.fromkeys(key for record in records for key in record if key.startswith("eval/"))
-    found = {key.removeprefix("eval/"): _series(records, key) for key in keys}
+    found = {metric_label(key): _series(records, key) for key in keys}
     metrics = {name: series for name, series in found.items() if series is not None}
     together = {name: series for name, series in metrics.items() if np.abs(series[1]).max() <= 1}
 

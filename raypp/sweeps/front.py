@@ -1,80 +1,95 @@
-"""What a sweep comes to: its points, the front of those that no other beats, and the files that say so."""
+"""The points of a sweep, their Pareto front, and the files that list them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raypp.evaluation.direction import lower_is_better, merit
+from raypp.sweeps.published import PublishedCurve
+from raypp.sweeps.trial_outcome import TrialOutcome
 
-# A density of a hundredth of a percent is told from another. Selection by matrix rounds down in each of them, selection
-# over all of them once: at 3% they end at 0.029998 and 0.030000, and neither is the sparser one.
+# Densities are compared to a hundredth of a percent. Local selection rounds down in each matrix, global selection
+# rounds once: at 3% they end at 0.029998 and 0.030000, and neither should count as the sparser one.
 DENSITY_DIGITS = 4
 
 
 @dataclass(frozen=True)
 class Point:
-    """The finished trials of one point, its seeds together."""
+    """A point of a sweep with the means over its finished trials, which differ in their seeds."""
 
     number: int
     changes: Mapping[str, Any]
     """Its settings, by field path."""
     density: float
-    """Achieved density of the linear weights, 0 to 1: the mean of its trials."""
+    """Achieved density of the linear weights, 0 to 1: the mean over its trials."""
     metric: float
-    """Headline metric: the mean of its trials."""
+    """Headline metric: the mean over its trials."""
     spread: float
-    """Standard deviation of the metric over its trials; 0 for a single one."""
+    """Standard deviation of the metric over its trials; 0 for a single trial."""
     runs: tuple[str, ...]
-    """Its trials' run folders, the best first."""
+    """Run folders of its trials, the best first."""
     on_front: bool = False
+    """Whether no other point beats it."""
     lower_is_better: bool = False
-    """Of the metric."""
+    """Whether a lower metric is better."""
 
     @property
     def merit(self) -> float:
-        """The metric, or its negative where less is better."""
+        """The metric, or its negative if lower is better."""
         return -self.metric if self.lower_is_better else self.metric
 
 
-def points_of(results: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any]]]) -> list[Point]:
-    """The points of finished trials, by falling density, with the front marked.
+@dataclass(frozen=True)
+class Front:
+    """A sweep's points with what they are compared to, for figures and reports."""
+
+    name: str
+    points: Sequence[Point]
+    teacher: float | None = None
+    """The dense teacher's metric; None if the trials have no teacher or different ones."""
+    published: Sequence[PublishedCurve] = ()
+    """Published results on the same task with the same encoder."""
+
+
+def points_of(outcomes: Iterable[TrialOutcome], headline: str) -> list[Point]:
+    """The points of the finished trials, by falling density, with the front marked.
 
     Args:
-        results: number of the point, its changes, and the result (as in result.json) of each finished trial.
+        headline: key of the metric that the outcomes have.
     """
-    trials: dict[int, list[Mapping[str, Any]]] = {}
-    changes: dict[int, Mapping[str, Any]] = {}
-    for number, changed, result in results:
-        trials.setdefault(number, []).append(result)
-        changes[number] = changed
-    points = []
-    for number, of_point in trials.items():
-        headline = of_point[0]["headline"]
-        ranked = sorted(of_point, key=lambda result: -merit(headline, result["metrics"][headline]))
-        metrics = [result["metrics"][headline] for result in ranked]
-        points.append(
-            Point(
-                number,
-                changes[number],
-                density=statistics.fmean(result["density"]["linear"] for result in ranked),
-                metric=statistics.fmean(metrics),
-                spread=statistics.stdev(metrics) if len(metrics) > 1 else 0.0,
-                runs=tuple(result["paths"]["run"] for result in ranked),
-                lower_is_better=lower_is_better(headline),
-            )
-        )
+    trials: dict[int, list[TrialOutcome]] = {}
+    for outcome in outcomes:
+        if outcome.state == "finished":
+            trials.setdefault(outcome.point, []).append(outcome)
+    points = [_mean_of(of_point, headline) for of_point in trials.values()]
     best = pareto([(round(point.density, DENSITY_DIGITS), point.merit) for point in points])
-    marked = [Point(**{**vars(point), "on_front": is_best}) for point, is_best in zip(points, best, strict=True)]
+    marked = [replace(point, on_front=is_best) for point, is_best in zip(points, best, strict=True)]
     return sorted(marked, key=lambda point: (-point.density, point.number))
 
 
+def _mean_of(trials: Sequence[TrialOutcome], headline: str) -> Point:
+    """The point of some finished trials that differ only in their seeds."""
+    ranked = sorted(trials, key=lambda each: -merit(headline, each.final[0]))
+    metrics, densities = zip(*(each.final for each in ranked), strict=True)
+    return Point(
+        trials[0].point,
+        trials[0].settings,
+        density=statistics.fmean(densities),
+        metric=statistics.fmean(metrics),
+        spread=statistics.stdev(metrics) if len(metrics) > 1 else 0.0,
+        runs=tuple(each.path for each in ranked),
+        lower_is_better=lower_is_better(headline),
+    )
+
+
 def pareto(values: Sequence[tuple[float, float]]) -> list[bool]:
-    """Of (density, merit) pairs, which no other beats: none is as sparse and better, or sparser and as good."""
+    """Whether each (density, merit) pair is on the Pareto front: no other pair is as sparse and better, or sparser and
+    as good."""
     return [
         not any(
             other[0] <= density and other[1] >= merit and (other[0] < density or other[1] > merit) for other in values
@@ -84,7 +99,7 @@ def pareto(values: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def front_csv(points: Sequence[Point], headline: str) -> str:
-    """Every point as a line of comma-separated text: density, metric, spread, whether on the front, settings, runs."""
+    """The table of all points (`front_rows`) as comma-separated text."""
     columns, rows = front_rows(points, headline)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -95,7 +110,7 @@ def front_csv(points: Sequence[Point], headline: str) -> str:
 
 
 def front_rows(points: Sequence[Point], headline: str) -> tuple[list[str], list[list[Any]]]:
-    """The columns of the table of all points, and a row for each."""
+    """The table of all points: its columns, and a row for each point."""
     fields = list(dict.fromkeys(name for point in points for name in point.changes))
     columns = ["density", headline, "spread", "trials", "on_front", *fields, "best_run"]
     rows = []
@@ -107,7 +122,7 @@ def front_rows(points: Sequence[Point], headline: str) -> tuple[list[str], list[
 
 
 def best_runs(points: Sequence[Point]) -> dict[str, str]:
-    """Run folder of the best trial of every point on the front, by achieved density."""
+    """The run folder of the best trial of each point on the front, by achieved density."""
     best: dict[str, Point] = {}
     for point in points:
         key = f"{point.density:.{DENSITY_DIGITS}f}"

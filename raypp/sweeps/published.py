@@ -1,7 +1,7 @@
-"""Published results of pruned BERT-base, to compare a front with.
+"""Published results of pruned BERT-base, for comparison with a front.
 
-Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning" (arXiv:2005.07683), table 2, the rows with
-distillation: dev scores at 10% and 3% remaining weights in the encoder's linear layers.
+They are from Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning" (arXiv:2005.07683), table 2, rows
+with distillation: dev scores at 10% and 3% remaining weights in the encoder's linear layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raypp.config import LayerRule
+from raypp.config import METHOD_LABELS, LayerRule
 from raypp.sweeps.space import varies
 
 SOURCE = "Sanh et al. 2020"
@@ -19,33 +19,23 @@ STUDENT = "bert-base-uncased"
 
 @dataclass(frozen=True)
 class PublishedCurve:
-    """What one method reaches on one task."""
+    """The results of one method on one task."""
 
     task: str
     method: str
-    """As in `pruning.method`."""
+    """The method, as in `pruning.method`."""
     headline: str
-    """The metric, as in a run's result."""
+    """The metric's key, as in a run's result."""
     points: tuple[tuple[float, float], ...]
     """(density, metric), both 0 to 1."""
 
     @property
     def label(self) -> str:
-        return f"{METHOD_NAMES[self.method]} ({SOURCE})"
-
-
-METHOD_NAMES = {
-    "topk": "movement",
-    "sigmoid_threshold": "soft movement",
-    "magnitude": "magnitude",
-    "fisher": "Fisher",
-    "l0": "L0",
-    "threshold": "threshold",
-}
+        return f"{METHOD_LABELS[self.method]} ({SOURCE})"
 
 
 def _curves(task: str, headline: str, **methods: tuple[float, float]) -> tuple[PublishedCurve, ...]:
-    """A task's rows; each method's scores (%) at 10% and at 3%."""
+    """The curves of a task, given each method's scores (%) at 10% and at 3%."""
     return tuple(
         PublishedCurve(task, method, headline, ((0.10, at_10 / 100), (0.03, at_3 / 100)))
         for method, (at_10, at_3) in methods.items()
@@ -81,11 +71,11 @@ CURVES = (
 
 
 def published_student(settings: Mapping[str, Any]) -> str | None:
-    """The encoder that trials prune whole; None where they prune several, some of its layers or matrices, or another
-    configuration of it: densities are of other matrices then.
+    """The encoder whose linear layers all trials prune. None if the trials have several encoders, or prune only some
+    layers or matrices, or change the configuration: their densities are not comparable then.
 
     Args:
-        settings: of a sweep's experiment, as JSON has them.
+        settings: the settings of a sweep's experiment, as in JSON.
     """
     student, axes = settings["student"], settings["sweep"]["space"]
     is_whole = student["layers"] is None and student["config"] is None
@@ -100,7 +90,7 @@ def published_student(settings: Mapping[str, Any]) -> str | None:
 
 
 def published_curves(task: str, student: str | None, headline: str) -> list[PublishedCurve]:
-    """What is published for a task, an encoder (folder or hub name) and a metric; empty for most, and for None."""
+    """The published curves for a task, an encoder (folder or hub name) and a metric; most have none."""
     if student is None or student.rstrip("/").rsplit("/", 1)[-1] != STUDENT:
         return []
     return [curve for curve in CURVES if (curve.task, curve.headline) == (task, headline)]

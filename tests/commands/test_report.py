@@ -12,14 +12,15 @@ import yaml
 from PIL import Image
 
 from raypp.cli import main
-from raypp.commands.report import Finished, report, write_report
+from raypp.commands.report import FinishedFolder, report, write_report
 from raypp.commands.report_tables import trials_table
 from raypp.errors import ConfigError
-from raypp.figures.front import Front
 from raypp.load_config import load_experiment
 from raypp.runs import write_experiment
 from raypp.storage import Location
-from raypp.sweeps.result import TrialOutcome, deliver_sweep
+from raypp.sweeps.front import Front
+from raypp.sweeps.result import deliver_sweep
+from raypp.sweeps.trial_outcome import TrialOutcome
 
 VERSIONS = {"raypp": "0.1.0", "torch": "2.13.0+cpu"}
 
@@ -153,7 +154,7 @@ def test_what_is_an_axis_is_said_to_be_several_and_compared_with_no_published_en
     assert (facts(alone)["student"], facts(alone)["teacher"]) == ("bert-base-uncased", "some/teacher")
     assert (facts(several)["student"], facts(several)["teacher"]) == ("several encoders", "several teachers")
     assert facts(sections)["teacher"] == "several teachers"
-    fronts = [Finished.of(folder).front() for folder in (alone, several, unknown)]
+    fronts = [FinishedFolder.of(folder).front() for folder in (alone, several, unknown)]
     assert [len(front.published) for front in fronts] == [4, 0, 0]
     drawn = [(folder / "front.png").read_bytes() for folder in (alone, several, unknown)]
     assert drawn[0] != drawn[1] == drawn[2]
@@ -183,7 +184,7 @@ def test_several_sweeps_share_a_figure(tmp_path: Path) -> None:
 def test_a_report_of_a_remote_sweep_is_written_there(bucket: Location, tmp_path: Path) -> None:
     write_sweep(Location.of(tmp_path / "bucket" / "sweep-1"))
     folder = bucket / "sweep-1"
-    write_report([Finished.of(folder)], folder / "report.html")
+    write_report([FinishedFolder.of(folder)], folder / "report.html")
     assert "All 4 trials" in (tmp_path / "bucket" / "sweep-1" / "report.html").read_text()
 
 
@@ -193,9 +194,9 @@ def test_bad_input_is_refused_with_a_reason(tmp_path: Path, capsys: pytest.Captu
     unfinished = write_sweep(Location.of(tmp_path / "unfinished" / "sweep-1"))
     (unfinished / "result.json").delete()
     for arguments, message in (
-        ([str(tmp_path / "nothing")], "no run's or sweep's folder"),
-        ([str(tmp_path / "ladder")], f"it holds {sweep}"),
-        ([str(unfinished)], "is not finished; `raypp sweep` goes on with it"),
+        ([str(tmp_path / "nothing")], "is not the folder of a run or sweep"),
+        ([str(tmp_path / "ladder")], f"it contains {sweep}"),
+        ([str(unfinished)], "is not finished; `raypp sweep` resumes it"),
         ([str(sweep), "--save", "report.docx"], "a report ends in .html, a figure in one of .png"),
         ([str(sweep), str(other), "--save", "x.html"], "different tasks"),
     ):

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from raypp.config import PruningSettings
-from raypp.figures.front import Front, front_figure
-from raypp.sweeps.front import Point
+from raypp.sweeps.front import Front, Point
+from raypp.sweeps.front_figure import front_figure
 from raypp.sweeps.published import published_curves, published_student
 
 

@@ -1,42 +1,29 @@
-"""The figure of a sweep, or of several in one: metric against achieved density, and what to compare it with."""
+"""The figure of one or several sweeps: metric against achieved density, with teachers and published results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from raypp.config import method_name
+from raypp.config import METHOD_LABELS, method_name
+from raypp.evaluation.metric_label import metric_label
 from raypp.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
-from raypp.sweeps.front import Point
-from raypp.sweeps.published import METHOD_NAMES, PublishedCurve
+from raypp.sweeps.front import Front, Point
 
 LOOKS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 REFERENCE_STYLES = (("--", "x"), ("-.", "+"), (":", "1"), ((0, (5, 1, 1, 1, 1, 1)), "2"))
 TICKS = (*(factor * 10.0**power for power in range(-4, 0) for factor in (1, 2, 3, 5)), 0.7, 1.0)
-MOST_TICKS = 10  # with more, their labels would touch
-
-
-@dataclass(frozen=True)
-class Front:
-    """A sweep's finished trials, as they are drawn."""
-
-    name: str
-    points: Sequence[Point]
-    teacher: float | None = None
-    """The dense teacher's metric; None where there is no teacher, or not one for all trials."""
-    published: Sequence[PublishedCurve] = field(default=())
-    """What others have reached on the same task with the same encoder."""
+MOST_TICKS = 10  # the labels of more ticks would touch
 
 
 def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
     """Metric against achieved density (logarithmic): points with the spread of their seeds, each front as a line.
 
-    Points on the front are filled, beaten ones are hollow. In the figure of one sweep colours and markers tell the
-    methods apart, in that of several the sweeps.
+    Points on the front are filled, other points are hollow. Colours and markers show the method in the figure of one
+    sweep, and the sweep in the figure of several.
     """
     figure = Picture(7.0, 5.0)
     axes = figure.subplots()
@@ -57,7 +44,7 @@ def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
     published = [density for front in fronts for curve in front.published for density, _ in curve.points]
     _scale_densities(axes, [*(point.density for point in points), *published])
     axes.set_xlabel("remaining linear weights (%), logarithmic")
-    axes.set_ylabel(headline.removeprefix("eval/").replace("_", " ").replace("/", " ") + " on dev")
+    axes.set_ylabel(metric_label(headline).replace("_", " ").replace("/", " ") + " on dev")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     seeds = max(len(point.runs) for point in points)
@@ -68,7 +55,7 @@ def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
 
 
 def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """A sweep's points by what prunes them; all together where the sweep does not try several methods."""
+    """A sweep's points by pruning method; all in one group if the sweep does not try several methods."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(_method_name(point), []).append(point)
@@ -80,7 +67,7 @@ def _method_name(point: Point) -> str:
     if section is None:
         return "dense"
     method = point.changes.get("pruning.method", section.get("method"))
-    return "trials" if method is None else METHOD_NAMES[method_name(method)]
+    return "trials" if method is None else METHOD_LABELS[method_name(method)]
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], label: str, color: str, marker: str) -> None:
@@ -100,11 +87,11 @@ def _draw_points(axes: Axes, points: Sequence[Point], label: str, color: str, ma
                 zorder=3,
                 label=label,
             )
-            label = "_nolegend_"  # once in the legend
+            label = "_nolegend_"  # the legend has the label once
 
 
 def _draw_references(axes: Axes, fronts: Sequence[Front]) -> None:
-    """The dense teachers, a line each, and what is published, in grey."""
+    """Draws a line for each dense teacher, and published results in grey."""
     teachers: dict[float, list[str]] = {}
     for front in fronts:
         if front.teacher is not None:
@@ -122,7 +109,7 @@ def _draw_references(axes: Axes, fronts: Sequence[Front]) -> None:
 
 
 def _scale_densities(axes: Axes, densities: Sequence[float]) -> None:
-    """A logarithmic axis from a round number below what is drawn to one above, with plain percentages."""
+    """Makes the density axis logarithmic, with round limits around the drawn densities and plain percentages."""
     low = max((tick for tick in TICKS if tick <= min(densities) * 1.001), default=TICKS[0])
     high = min(tick for tick in TICKS if tick >= max(densities) * 0.999)
     ticks = [tick for tick in TICKS if low <= tick <= high]
