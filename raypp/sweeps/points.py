@@ -1,4 +1,4 @@
-"""The points of a sweep that are known before anything starts: every combination of a grid, or so many draws."""
+"""The points of a sweep that are known before anything starts: all combinations of a grid, or random draws."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raypp.errors import ConfigError
 from raypp.sweeps.space import Changes, Space, Trial, draw
 from raypp.sweeps.suggest import first_points
 
-MOST_DRAWS = 20  # draws for each point that is wanted, before a space counts as exhausted
+MOST_DRAWS = 20  # draws per wanted point until a space counts as exhausted
 
 
 def trials_of(experiment: Experiment) -> list[Trial]:
-    """Every trial of an experiment's sweep that no result decides, in the order in which they are started.
+    """All trials of an experiment's sweep that do not depend on results, in the order in which they start.
 
     Raises:
-        ConfigError: with every problem of every point, and of the ends of every range.
+        ConfigError: lists every problem of every point and of the ends of every range.
     """
     space = Space.of(experiment)
     trials: list[Trial] = []
@@ -31,14 +31,14 @@ def trials_of(experiment: Experiment) -> list[Trial]:
             problems += error.problems
     if space.settings.search != "optuna":
         unused = [name for name in space.axes if not any(name in point for point in points)]
-        problems += [f"sweep.space: {name} matters in no point: its `when` never holds" for name in unused]
+        problems += [f"sweep.space: no point has the axis {name}, because its `when` never holds" for name in unused]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return trials
 
 
 def known_points(space: Space) -> list[Changes]:
-    """All points of a grid or a random search; of another, those that it begins with."""
+    """All points of a grid or random search; the first points of an Optuna search."""
     match space.settings.search:
         case "grid":
             return list(_grid(space))
@@ -49,26 +49,27 @@ def known_points(space: Space) -> list[Changes]:
 
 
 def _grid(space: Space) -> Iterator[Changes]:
-    """Every combination; one that differs from another only in an axis that does not matter comes once."""
+    """All combinations. Combinations that are the same point, because an axis does not apply, come once."""
     seen: list[Changes] = []
     for values in space.grid("choice", "grid"):
-        point = space.point(values)
+        point = space.point(values.__getitem__)
         if point not in seen:
             seen.append(point)
             yield point
 
 
 def _drawn(space: Space) -> Iterator[Changes]:
-    """So many different draws, each with every combination of the grid axes, or all that a space of lists has; each
-    draw has a stream of its own, so that a longer search begins with the same points."""
+    """As many different draws as wanted, or as the space has, each with all combinations of the grid axes. Each draw
+    has its own random stream, so a longer search starts with the same points."""
     wanted = space.settings.trials or 0
     grid, seen, draws = space.grid("grid"), list[Changes](), 0
     for number in range(wanted * MOST_DRAWS):
         random = np.random.default_rng([space.settings.seed, number])
         drawn = {name: draw(axis, random) for name, axis in space.axes.items() if axis.kind != "grid"}
-        new = [point for point in (space.point({**drawn, **fixed}) for fixed in grid) if point not in seen]
+        points = [space.point({**drawn, **fixed}.__getitem__) for fixed in grid]
+        new = [point for point in points if point not in seen]
         for point in new:
-            if point not in seen:  # two values of a grid axis that does not matter are one point
+            if point not in seen:  # `new` has a point twice if a grid axis does not apply
                 seen.append(point)
                 yield point
         draws += bool(new)

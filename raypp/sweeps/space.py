@@ -1,10 +1,10 @@
-"""The space of a sweep: its axes, which of them matter at a point, and what is refused before anything starts."""
+"""The space of a sweep: its axes, the axes that a point has, and the checks before anything starts."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from raypp.errors import ConfigError
 from raypp.load_config import as_yaml, expanded, with_changes, within
 
 Changes = dict[str, Any]
-COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that say nothing of a run's result
-PREPARED = ("task", "data", "student", "teacher")  # sections that say what is built before the first trial …
-MEASURED = "evaluation.answers"  # … and how a teacher that is trained then is measured
-# What decides the density, where trials compete with those of the same.
+COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that do not change a run's result
+# Sections that determine what is built before the first trial, and the section by which the teacher is evaluated.
+PREPARED = ("task", "data", "student", "teacher")
+MEASURED = "evaluation.answers"
+# Fields that determine the density; trials with the same values compete with each other.
 LEVELS = ("final_density", "target_density", "final_threshold", "final_lambda")
 
 
@@ -28,11 +29,11 @@ class Trial:
     """One run of a sweep."""
 
     point: int
-    """Number of its point; trials of one point differ in their seed alone."""
+    """Number of its point; the trials of a point differ only in their seed."""
     changes: Mapping[str, Any]
-    """What the point sets, by field path."""
+    """The settings of its point, by field path."""
     experiment: Experiment
-    """The whole of it, without the sweep."""
+    """Its whole experiment, without the sweep."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,28 @@ class Space:
     """The axes of a sweep, and the experiment that they change."""
 
     experiment: Experiment
-    """Without the sweep."""
+    """The experiment without the sweep."""
     settings: SweepSettings
     axes: Mapping[str, Axis]
-    """By field path: sections before their fields, what starts a section anew before what else is in it, and each after
-    those that its `when` refers to."""
+    """The axes by field path, in the order in which values are applied: a section before its fields, a method or kind
+    before the other fields of its section, and each axis after the axes that its `when` refers to."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> Space:
         """The space of an experiment's sweep.
 
         Raises:
-            ConfigError: with every problem of the axes, the ends of the ranges among them.
+            ConfigError: lists every problem of the axes, including the ends of the ranges.
         """
         settings = experiment.sweep
         if settings is None:
             raise ConfigError(
-                "sweep: is missing; say what to try under sweep.space, for example "
+                "sweep: is missing; give the axes under sweep.space, for example "
                 "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
             )
         problems = _problems_of_axes(settings, has_target=_has_target(experiment))
         if experiment.run is not None:
-            problems.append(f"run: trials are named by their settings, got {experiment.run!r}; leave it out")
+            problems.append(f"run: the trials of a sweep get their own names, got {experiment.run!r}; leave it out")
         if problems:
             raise ConfigError(problems)
         axes = _in_order(settings.space)
@@ -71,28 +72,31 @@ class Space:
         return space
 
     def grid(self, *kinds: str) -> list[Changes]:
-        """Every combination of the values of the axes that are given in one of these ways; one, empty, where none
-        is."""
+        """All combinations of the values of the axes of these kinds; a single empty one if there are no such axes."""
         lists = {name: axis.values or () for name, axis in self.axes.items() if axis.kind in kinds}
         return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
-    def point(self, values: Mapping[str, Any]) -> Changes:
-        """Of values of all axes, those whose `when` holds, given the experiment and the values before them."""
-        chosen: Changes = {}
-        for name in self.axes:
-            if self.matters(name, chosen):
-                chosen[name] = values[name]
-        return chosen
+    def point(self, choose: Callable[[str], Any]) -> Changes:
+        """A point: values of the axes whose `when` holds.
 
-    def matters(self, name: str, chosen: Changes) -> bool:
-        """Whether an axis matters, given the values chosen for the axes before it."""
+        Args:
+            choose: returns the value of an axis, given its name; called in the order of the axes that the point has.
+        """
+        point: Changes = {}
+        for name in self.axes:
+            if self._holds(name, point):
+                point[name] = choose(name)
+        return point
+
+    def _holds(self, name: str, point: Changes) -> bool:
+        """Whether the `when` of an axis holds, given the values of the axes before it."""
         when = self.axes[name].when
         if not when:
             return True
         try:
-            settings = with_changes(self.experiment, chosen).model_dump(mode="json")
+            settings = with_changes(self.experiment, point).model_dump(mode="json")
         except ConfigError:
-            return True  # what is wrong with the values before is said of the point as a whole
+            return True  # the values are invalid, which is reported for the whole point
         return all(
             within(settings, path.split("."))
             in [_resolved(path, value) for value in (allowed if isinstance(allowed, list) else [allowed])]
@@ -100,10 +104,10 @@ class Space:
         )
 
     def trials(self, number: int, point: Changes) -> list[Trial]:
-        """The trials of a point, one a seed.
+        """The trials of a point, one for each seed.
 
         Raises:
-            ConfigError: the point does not fit, and how.
+            ConfigError: the point is not valid; names its settings and every problem.
         """
         try:
             experiment = self._changed(point)
@@ -117,7 +121,7 @@ class Space:
         return trials
 
     def _changed(self, changes: Changes) -> Experiment:
-        """The experiment of a point; ConfigError where a value has no effect: to set it once more would change it."""
+        """The experiment of a point; ConfigError if another value overwrites one of its values."""
         changed = with_changes(self.experiment, changes)
         values = changed.model_dump(mode="json")
         lost = []
@@ -125,27 +129,27 @@ class Space:
             if not isinstance(value, dict):
                 again = with_changes(changed, {name: _resolved(name, value)}).model_dump(mode="json")
                 if within(again, name.split(".")) != within(values, name.split(".")):
-                    lost.append(f"{name} has no effect, another axis sets it anew")
+                    lost.append(f"{name} has no effect, because another axis overwrites it")
         if lost:
             raise ConfigError(lost)
         return changed
 
     def _problems_of_ends(self) -> Iterator[str]:
-        """What is wrong with the ends of the ranges, wherever they matter."""
+        """The problems of the ends of the ranges, tried in every corner of the space."""
         for name, axis in self.axes.items():
             if axis.values is not None:
                 continue
             for end in getattr(axis, axis.kind)[:2]:
                 for others in self._corners(name):
-                    changes = self.point({**others, name: end})
+                    changes = self.point({**others, name: end}.__getitem__)
                     try:
                         self._changed(changes)
                     except ConfigError as error:
                         yield from (f"sweep.space: {as_overrides(changes)}: {problem}" for problem in error.problems)
 
     def _corners(self, axis: str) -> Iterator[Changes]:
-        """The values of all axes: each of those that decide which fields there are, or whether `axis` matters; the
-        first of the others."""
+        """Combinations of values of all axes: all values of an axis that determines which fields exist or whether
+        `axis` has its condition fulfilled, and only the first value of any other axis."""
         lists = []
         for name, other in self.axes.items():
             values = other.values if other.values is not None else getattr(other, other.kind)[:1]
@@ -156,12 +160,12 @@ class Space:
 
 
 def as_overrides(changes: Mapping[str, Any]) -> str:
-    """A point as a user would write it."""
+    """A point in the form of overrides on the command line."""
     return ", ".join(f"{name}={as_yaml(value)}" for name, value in changes.items())
 
 
 def draw(axis: Axis, random: np.random.Generator) -> Any:
-    """A value of an axis."""
+    """A random value of an axis."""
     if axis.values is not None:
         return axis.values[int(random.integers(len(axis.values)))]
     low, high, *step = getattr(axis, axis.kind)
@@ -177,19 +181,22 @@ def draw(axis: Axis, random: np.random.Generator) -> Any:
 
 
 def multiple_of(step: float, count: int) -> float:
-    """A value of a `quniform` axis, as one would write it: three times 0.1 is 0.3, and so the run of that setting."""
+    """A value of a `quniform` axis without rounding errors, so that three times 0.1 is 0.3 and gives the same run."""
     return round(count * step, 12)
 
 
 def varies(field: str, axes: Iterable[str]) -> bool:
-    """Whether a field, by path, is an axis, or in a section that is one."""
-    return any(_holds(axis, field) for axis in axes)
+    """Whether a field (by path) or a section that contains it is an axis."""
+    return any(_contains(axis, field) for axis in axes)
 
 
 def distinguishing_settings(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points by single fields (a section's mapping is taken apart), without what is the same wherever it stands.
-    A point of which this leaves nothing, or what it leaves of another, keeps all that not every point has; a single
-    one keeps everything."""
+    """The settings of each point that distinguish it from the others, by single fields (a section's mapping is split
+    into its fields).
+
+    Drops fields equal in all points. If that would make a point empty or ambiguous, only fields shared by every point
+    are dropped. A single point keeps all fields.
+    """
     flat = [dict(_single_fields(point)) for point in points]
     values: dict[str, list[Any]] = {}
     for point in flat:
@@ -199,11 +206,11 @@ def distinguishing_settings(points: Sequence[Mapping[str, Any]]) -> list[dict[st
     short = [{name: value for name, value in point.items() if name in varied} for point in flat]
     shared = {name for name in values.keys() - varied if len(values[name]) == len(points) > 1}
 
-    def tells(point: dict[str, Any], kept: dict[str, Any]) -> bool:
+    def is_unambiguous(point: dict[str, Any], kept: dict[str, Any]) -> bool:
         return bool(kept) and all(other == point for other, its in zip(flat, short, strict=True) if its == kept)
 
     return [
-        kept if tells(point, kept) else {name: value for name, value in point.items() if name not in shared}
+        kept if is_unambiguous(point, kept) else {name: value for name, value in point.items() if name not in shared}
         for point, kept in zip(flat, short, strict=True)
     ]
 
@@ -217,7 +224,7 @@ def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 
 def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
-    """The axes, each after those that it depends on; ConfigError where these go in a circle."""
+    """The axes, each after the axes that it depends on; ConfigError if the dependencies are circular."""
 
     def rank(name: str) -> tuple[int, bool]:
         parts = name.split(".")
@@ -226,9 +233,9 @@ def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
     def depends(name: str, other: str) -> bool:
         when = space[name].when
         if name == other:
-            return any(_holds(name, path) or _holds(path, name) for path in when)
-        return _makes(other, name) or any(
-            _makes(other, path) or _holds(path, other) or _says_instead(other, path) for path in when
+            return any(_contains(name, path) or _contains(path, name) for path in when)
+        return _resets(other, name) or any(
+            _resets(other, path) or _contains(path, other) or _is_alternative(other, path) for path in when
         )
 
     left, ordered = sorted(space, key=rank), dict[str, Axis]()
@@ -236,38 +243,39 @@ def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
         free = next((name for name in left if not any(depends(name, other) for other in left)), None)
         if free is None:
             raise ConfigError(
-                f"sweep.space: `when`: whether {', '.join(left)} matter depends on each other in a circle, or on the "
-                "axis itself; let `when` refer to others"
+                f"sweep.space: `when` conditions of {', '.join(left)} are circular: an axis depends on itself; let "
+                "`when` refer to other fields"
             )
         ordered[free] = space[free]
         left.remove(free)
     return ordered
 
 
-def _holds(section: str, name: str) -> bool:
-    """Whether a field is the section, or in it."""
+def _contains(section: str, name: str) -> bool:
+    """Whether a field is the section or in the section."""
     return f"{name}.".startswith(f"{section}.")
 
 
-def _makes(axis: str, name: str) -> bool:
-    """Whether a field is that of an axis, or in the section that the axis gives or starts anew."""
+def _resets(axis: str, name: str) -> bool:
+    """Whether setting an axis replaces a field: it is the field or a section with it, or the method or kind of its
+    section."""
     section, _, last = axis.rpartition(".")
-    return name.startswith(f"{section}.") if last in DISCRIMINATORS else _holds(axis, name)
+    return name.startswith(f"{section}.") if last in DISCRIMINATORS else _contains(axis, name)
 
 
-def _says_instead(axis: str, name: str) -> bool:
-    """Whether an axis and a field are two ways to say one thing."""
+def _is_alternative(axis: str, name: str) -> bool:
+    """Whether an axis and a field are alternatives to each other (`ALTERNATIVES`)."""
     (section, _, way), (other_section, _, other_way) = axis.rpartition("."), name.rpartition(".")
     return section == other_section and any({way, other_way} == set(pair) for pair in ALTERNATIVES)
 
 
 def _has_target(experiment: Experiment) -> bool:
-    """Whether every trial has a target density, by which they compete then, whatever else they differ in."""
+    """Whether every trial has a target density, which then determines its stratum."""
     name, axes = "pruning.target_density", experiment.sweep.space if experiment.sweep else {}
     if name in axes:
         return not axes[name].when and None not in (axes[name].values or ())
     return getattr(experiment.pruning, "target_density", None) is not None and not any(
-        _makes(axis, name) for axis in axes
+        _resets(axis, name) for axis in axes
     )
 
 
@@ -275,32 +283,32 @@ def _problems_of_axes(settings: SweepSettings, has_target: bool) -> list[str]:
     problems = []
     if settings.search == "grid" and settings.seed:
         problems.append(
-            f"sweep.seed: belongs to search: random and optuna, got {settings.seed} with a grid; leave it out"
+            f"sweep.seed: is for search: random and optuna, got {settings.seed} with search: grid; leave it out"
         )
     levels = [name for name in LEVELS if name.endswith("_density") or not has_target]
     for name, axis in settings.space.items():
         section, last = name.split(".")[0], name.split(".")[-1]
         if section in COMMON:
-            problems.append(f"sweep.space: {name} is the same for all trials; give it outside of the sweep")
+            problems.append(f"sweep.space: {name} must be the same for all trials; set it outside of the sweep")
         problems += [
             f"sweep.space: {name}: when: there is no setting {path!r}" for path in axis.when if not is_setting(path)
         ]
-        is_prepared = section in PREPARED or _holds(MEASURED, name) or _holds(name, MEASURED)
+        is_prepared = section in PREPARED or _contains(MEASURED, name) or _contains(name, MEASURED)
         if settings.search == "optuna" and is_prepared and axis.kind != "grid":
             problems.append(
-                f"sweep.space: {name} says what is prepared before the first trial, which optuna cannot wait to draw; "
+                f"sweep.space: {name} determines what is built before the first trial, so optuna cannot draw it later; "
                 f"give its values as grid, not as {axis.kind}"
             )
         if settings.stopping is not None and last in levels and axis.kind in ("uniform", "loguniform"):
             problems.append(
-                f"sweep.space: {name}: with sweep.stopping, trials compete with those of the same density, but of a "
-                f"{axis.kind} range no two are the same; give choice, grid or quniform"
+                f"sweep.space: {name}: with sweep.stopping, trials compete with trials of the same density, but no two "
+                f"values drawn from a {axis.kind} range are the same; give choice, grid or quniform"
             )
     return problems
 
 
 def _resolved(path: str, value: Any) -> Any:
-    """A value of a field as an experiment holds it."""
+    """A value of a field in the form that a loaded experiment has."""
     if not isinstance(value, str):
         return value
     return expanded(value) if path in PATH_FIELDS else method_name(value)

@@ -1,8 +1,8 @@
-"""Points that learn from finished trials: Optuna's multi-objective TPE, headline metric up and achieved density down.
+"""Points of an Optuna search: multi-objective TPE, which maximizes the headline metric and minimizes the density.
 
-A suggestion is a pure function of the space, its number and what is known of the points before it. Optuna's own state
-is made anew for each one, so a search that was interrupted goes on as it would have, from the points that are recorded
-and the results in their run folders.
+A suggestion is a pure function of the space, its number and the observations of the points before it. Optuna's own
+state is rebuilt for each suggestion. An interrupted search therefore continues as it would have, from the recorded
+points and the results in their run folders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-STARTUP = 5  # finished points, of each combination of the grid axes, before anything is learned from
-# Tries for a new point that fits. Of listed values TPE soon proposes the same again and again: then chance, which costs
-# next to nothing, finds what is left.
+STARTUP = 5  # finished points per combination of the grid axes before TPE learns from them
+# Attempts to find a new valid point. With listed values, TPE soon repeats the same proposals; after a few of them,
+# random draws, which are nearly free, find the remaining points.
 MOST_UNFIT, MOST_KNOWN, MOST_KNOWN_OF_OPTUNA = 20, 200, 5
-# Lost points for each finished one, of which a tenth is Optuna's good part: it must be of finished ones.
+# Lost points per finished point that TPE learns from. TPE takes the best tenth of its points as the good ones, which
+# must all be finished.
 MOST_LOST = 9
 
 Check = Callable[[int, Changes], object]
@@ -34,22 +36,22 @@ Check = Callable[[int, Changes], object]
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of a point."""
+    """The state of a point, and its result if it is finished."""
 
     point: Changes
     state: Literal["running", "finished", "lost"]
-    """lost: none of its trials finished; they were stopped, or failed."""
+    """lost: none of its trials finished, because all were stopped or failed."""
     metric: float = 0.0
-    """Headline metric, negative where less is better: the mean of its finished trials."""
+    """Headline metric, negative if lower is better: the mean over its finished trials."""
     density: float = 0.0
-    """Achieved density of the linear weights, likewise."""
+    """Achieved density of the linear weights: the mean over its finished trials."""
 
 
 def first_points(space: Space, check: Check | None = None) -> list[Changes]:
-    """The points that a search begins with, whatever comes of them; fewer where the space has no more.
+    """The first points of a search, which do not depend on results; fewer if the space has no more.
 
     Raises:
-        ConfigError: of a combination of the grid axes, no point fits.
+        ConfigError: a combination of the grid axes has no valid point.
     """
     told: list[Observation] = []
     while (point := _next(space, told, min(STARTUP, space.settings.trials or 0), check)) is not None:
@@ -58,22 +60,24 @@ def first_points(space: Space, check: Check | None = None) -> list[Changes]:
 
 
 def suggest(space: Space, told: Sequence[Observation], check: Check | None = None) -> Changes | None:
-    """The next point after those told; None where all are drawn, or nothing new that fits is found.
+    """The next point, given the observations of all points before it; None if all points are drawn, or no new valid
+    point is found.
 
-    Each combination of the grid axes has a search of its own. They take turns, and those that have no more points let
-    the others go on.
+    Each combination of the grid axes has its own search. The searches take turns; one that finds no more points is
+    skipped.
 
     Args:
-        check: called with the number and the point; raises ConfigError where it does not fit, and another is drawn.
+        check: called with the number and the point; raises ConfigError if the point is not valid, and another point is
+            drawn.
 
     Raises:
-        ConfigError: a combination has no point before it, and none that fits.
+        ConfigError: a combination has no point yet, and no valid one is found.
     """
     return _next(space, told, space.settings.trials or 0, check)
 
 
 def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
-    """The points of a search up to where one of its combinations has more than it is to have."""
+    """The points of a search up to the first that exceeds the wanted number of its combination."""
     counts = [0] * len(space.grid("grid"))
     for number, owner in enumerate(_owners(space, points)):
         counts[owner] += 1
@@ -83,21 +87,22 @@ def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
 
 
 def _next(space: Space, told: Sequence[Observation], most: int, check: Check | None) -> Changes | None:
-    """The next point of the combination that has the fewest, and fewer than `most`; of another where it has no more."""
+    """The next point of the combination that has the fewest points, fewer than `most`; if it has no more, of the
+    next."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     grid, owners = space.grid("grid"), _owners(space, [each.point for each in told])
     own = [[each for each, owner in zip(told, owners, strict=True) if owner == i] for i in range(len(grid))]
     for fixed, known in sorted(zip(grid, own, strict=True), key=lambda pair: len(pair[1])):
-        if len(known) < most and (point := _drawn(space, fixed, known, told, check)) is not None:
+        if len(known) < most and (point := _new_point(space, fixed, known, told, check)) is not None:
             return point
     return None
 
 
 def _owners(space: Space, points: Sequence[Changes]) -> list[int]:
-    """Whose each point is, by the number of its combination of the grid axes; where some of these do not matter at a
-    point, several have it, and it is the one's that had the fewest."""
+    """The grid combination each point belongs to, by its number. If several match, because a grid axis does not apply,
+    the one with the fewest points so far."""
     grid = space.grid("grid")
     counts, owners = [0] * len(grid), []
     for point in points:
@@ -111,10 +116,10 @@ def _has(fixed: Changes, point: Changes) -> bool:
     return all(point.get(name, value) == value for name, value in fixed.items())
 
 
-def _drawn(
+def _new_point(
     space: Space, fixed: Changes, known: Sequence[Observation], told: Sequence[Observation], check: Check | None
 ) -> Changes | None:
-    """A new point of a combination, learned from those `known` of it; None where none is found."""
+    """A new valid point of the combination `fixed`, learned from its `known` points; None if none is found."""
     number = len(told)
     problems: list[str] = []
     finished = sum(each.state == "finished" for each in known)
@@ -124,22 +129,14 @@ def _drawn(
         attempt = unfit + repeated
         numbers = (space.settings.seed, number, attempt)
         trial = _ask(lessons, *numbers) if repeated < MOST_KNOWN_OF_OPTUNA else None
-        random = np.random.default_rng(numbers)
-        point: Changes = {}
-        for name, axis in space.axes.items():
-            if not space.matters(name, point):
-                continue
-            if axis.kind == "grid":
-                point[name] = fixed[name]
-            else:
-                point[name] = draw(axis, random) if trial is None else _suggested(trial, name, axis)
+        point = space.point(partial(_value, space, fixed, trial, np.random.default_rng(numbers)))
         if any(each.point == point for each in told):
             repeated += 1
             continue
         try:
             (check or space.trials)(number, point)
         except ConfigError as error:
-            problems += error.problems  # the ends of the ranges fit, this combination does not
+            problems += error.problems  # the ends of the ranges are valid, but not this combination
             unfit += 1
             continue
         return point
@@ -148,8 +145,16 @@ def _drawn(
     return None
 
 
+def _value(space: Space, fixed: Changes, trial: Any | None, random: np.random.Generator, name: str) -> Any:
+    """The value of an axis: the combination's, the suggestion of Optuna's trial, or a random value without a trial."""
+    axis = space.axes[name]
+    if axis.kind == "grid":
+        return fixed[name]
+    return draw(axis, random) if trial is None else _suggested(trial, name, axis)
+
+
 def _ask(lessons: Sequence[FrozenTrial], *numbers: int) -> Any:
-    """A trial of Optuna's that learns from others; without any, of chance. The numbers make its seed."""
+    """A trial of Optuna's that learns from other trials, or is random without any. The numbers make its seed."""
     import optuna
 
     seed = int.from_bytes(hashlib.blake2b(repr(numbers).encode()).digest()[:4])
@@ -162,7 +167,7 @@ def _ask(lessons: Sequence[FrozenTrial], *numbers: int) -> Any:
 
 
 def _lessons(known: Sequence[Observation]) -> list[Observation]:
-    """What is learned from: all finished points, and the latest of those that were lost."""
+    """The points that TPE learns from: all finished points, and the latest of the lost ones."""
     finished = sum(each.state == "finished" for each in known)
     lost = [place for place, each in enumerate(known) if each.state == "lost"]
     forgotten = set(lost[: max(0, len(lost) - MOST_LOST * finished)])
@@ -185,7 +190,7 @@ def _suggested(trial: Any, name: str, axis: Axis) -> Any:
 
 
 def _frozen(space: Space, told: Observation) -> FrozenTrial:
-    """A point as Optuna knows it."""
+    """A point in the form of Optuna's trials."""
     from optuna.trial import TrialState, create_trial
 
     drawn = {name: value for name, value in told.point.items() if space.axes[name].kind != "grid"}
@@ -200,7 +205,7 @@ def _frozen(space: Space, told: Observation) -> FrozenTrial:
 
 
 def _parameter(axis: Axis, value: Any) -> tuple[Any, BaseDistribution]:
-    """What `_suggested` made the value from, and its distribution."""
+    """The parameter from which `_suggested` makes the value, and its distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if axis.values is not None:

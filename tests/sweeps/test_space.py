@@ -145,7 +145,7 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         ({"space": {"train.seed": {"choice": [1], "randint": [1, 2]}}}, ["exactly one of", "choice, randint"]),
         ({"space": {}}, ["sweep.space"]),
-        ({"space": {"cluster.workers": {"choice": [0, 1]}}}, ["cluster.workers is the same for all trials"]),
+        ({"space": {"cluster.workers": {"choice": [0, 1]}}}, ["cluster.workers must be the same for all trials"]),
         (
             {"space": {"train.seed": {"choice": [1, 2], "when": {"pruning.metod": "topk"}}}},
             ["train.seed: when: there is no setting 'pruning.metod'"],
@@ -160,7 +160,7 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         (
             {"space": {"train.seed": {"choice": [1, 2], "when": {"pruning.method": "topkk"}}}},
-            ["train.seed matters in no point"],
+            ["no point has the axis train.seed"],
         ),
         (
             {
@@ -171,11 +171,11 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
                     "train.seed": {"choice": [1, 2]},
                 }
             },
-            ["whether train.epochs, train.batch_size, pruning.scope matter depends on each other in a circle"],
+            ["`when` conditions of train.epochs, train.batch_size, pruning.scope are circular"],
         ),
         (
             {"space": {"pruning": {"choice": [None], "when": {"pruning.method": "topk"}}}},
-            ["whether pruning matter", "on the axis itself"],
+            ["`when` conditions of pruning are circular", "on the axis itself"],
         ),
         (
             {
@@ -297,7 +297,7 @@ def test_a_value_is_what_the_field_makes_of_it(monkeypatch: pytest.MonkeyPatch) 
         ("/home/one/b", 0.5, None),
     ]
     both = {"train.epochs": {"choice": [2, 3]}, "train.max_steps": {"choice": [5]}}
-    with pytest.raises(ConfigError, match=r"train\.epochs has no effect, another axis sets it anew"):
+    with pytest.raises(ConfigError, match=r"train\.epochs has no effect, because another axis overwrites it"):
         trials({"space": both})
 
 
@@ -309,7 +309,7 @@ def test_a_random_search_repeats_no_point_and_ends_where_there_are_no_more() -> 
 
 
 def test_trials_are_named_by_their_settings() -> None:
-    with pytest.raises(ConfigError, match="run: trials are named by their settings, got 'mine'"):
+    with pytest.raises(ConfigError, match="run: the trials of a sweep get their own names, got 'mine'"):
         trials({"space": {"pruning.final_density": {"choice": [0.5]}}}, run="mine")
 
 

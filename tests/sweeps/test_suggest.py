@@ -209,7 +209,7 @@ def searched_densities(space: Space) -> list[float]:
         ({"space": {DENSITY: {"uniform": [0.1, 0.5]}}, "trials": None}, ["search: optuna needs trials"]),
         (
             {"space": {DENSITY: {"uniform": [0.1, 0.5]}}, "stopping": {}},
-            ["sweep.stopping", "no two are the same", "choice, grid or quniform"],
+            ["sweep.stopping", "no two values drawn from a", "choice, grid or quniform"],
         ),
     ],
 )
