@@ -1,7 +1,6 @@
-"""From an experiment to everything that must hold before a worker starts: inputs found, read and hashed, settings
-that fit.
+"""Plans a run: finds, reads and hashes its inputs, and checks its settings, before any worker starts.
 
-All problems are collected into one `ConfigError`. Nothing is written here.
+All problems are collected in one `ConfigError`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from raypp.config import Experiment
@@ -30,30 +29,39 @@ from raypp.training.steps import StepPlan, plan_steps
 from raypp.training.training_rows import Lengths, TrainingRows
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One run, checked and named."""
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """The parts of a run that are known once its experiment is checked; a draft and a plan of the run have them."""
 
     experiment: Experiment
-    """With every default filled in that depends on something else."""
+    """The experiment, with all defaults that depend on other settings filled in."""
     task: Task
     raw: RawData
     student: ModelInput
     teacher: ModelInput | None
     """A teacher that is fine-tuned already."""
+    hidden_state_terms: Mapping[str, HiddenStateTerm]
+    """The loss terms on both models' hidden states, by name."""
+    micro_batches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(CheckedRun):
+    """A run that is checked and has a name."""
+
     teacher_plan: Plan | None
     """A teacher that must be trained first: a dense run of its own."""
-    hidden_state_terms: Mapping[str, HiddenStateTerm]
-    """The terms on both models' hidden states, by name."""
-    micro_batches: int
     steps: StepPlan
     digest: str
+    """The hash of the run's identity."""
     run: Location
+    """The run's folder."""
     store: Store
 
     @contextlib.contextmanager
     def trained_model(self) -> Iterator[ModelInput]:
-        """The model that the finished run left, known by what it was made from; on this machine while it is needed."""
+        """The model of the finished run, in a local folder that is deleted afterwards. The run's digest is its
+        fingerprint."""
         with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
             folder = (self.run / "model").download(Path(scratch))
             yield replace(self.student, folder=folder, fingerprint=self.digest)
@@ -64,47 +72,45 @@ class Plan:
         return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
 
     @property
+    def teacher_identity(self) -> str | None:
+        """The fingerprint of a given teacher, or the digest of the run that trains it; None without a teacher."""
+        return _teacher_identity(self.teacher, self.teacher_plan)
+
+    @property
     def trained_teacher(self) -> Location | None:
-        """Where the model of a teacher that is trained first is, or will be; None for any other."""
+        """The (future) folder of the model of a teacher that is trained first; None for any other teacher."""
         return self.teacher_plan.run / "model" if self.teacher_plan else None
 
     def features_key(self, split: str, tokenizer: str) -> str:
-        """Content key of a split's features under a tokenizer."""
+        """Content key of the features of a split, for a tokenizer."""
         return self.kind.features_key(raw_fingerprint=self.raw.fingerprint(split), tokenizer_fingerprint=tokenizer)
 
 
 Prepare = Callable[[RawData, str, TaskKind, ModelInput, Store], Artifact]
-"""Makes the features of a split, under a model's tokenizer, where the store lacks them."""
+"""Makes the features of a split with a model's tokenizer, if the store lacks them."""
 
 
-@dataclass(frozen=True)
-class Draft:
-    """One run, of which everything is checked but what follows from a number of batches that is not known yet."""
+@dataclass(frozen=True, kw_only=True)
+class Draft(CheckedRun):
+    """A run that is checked, except for what depends on its number of steps, which may not be known yet."""
 
-    experiment: Experiment
-    """With every default filled in that depends on something else."""
-    task: Task
-    raw: RawData
-    student: ModelInput
-    teacher: ModelInput | None
     teacher_draft: Draft | None
-    hidden_state_terms: Mapping[str, HiddenStateTerm]
-    micro_batches: int
+    """A teacher that must be trained first."""
     rows: TrainingRows
     steps: StepPlan | None
-    """None where the training split's features must be made first."""
+    """None if the number of steps depends on features that must be made first."""
     runs: Location
-    """Folder that holds the run."""
+    """The folder that will contain the run's folder."""
 
     def to_plan(self, prepare: Prepare | None = None) -> Plan:
         """The plan of the run.
 
         Args:
-            prepare: makes the features of a split, where the number of batches follows from them; None: they are only
-                counted, in this process.
+            prepare: makes the features of a split, if the number of batches depends on them. None: the features are
+                only counted, in this process.
 
         Raises:
-            ConfigError: with every problem found.
+            ConfigError: lists every problem.
         """
         problems = Problems()
         kind, store = self.rows.kind, self.rows.store
@@ -113,10 +119,10 @@ class Draft:
             assert prepare is not None
             return prepare(self.raw, split, kind, self.student, store)
 
-        def lay_steps() -> StepPlan:
+        def count_steps() -> StepPlan:
             return _steps(self.experiment, self.rows.make(None if prepare is None else make))
 
-        steps = self.steps or problems.attempt(lay_steps)
+        steps = self.steps or problems.attempt(count_steps)
         teacher_plan = None
         with problems.collect():
             teacher_plan = self.teacher_draft.to_plan(prepare) if self.teacher_draft else None
@@ -124,18 +130,12 @@ class Draft:
         assert steps is not None
 
         inputs = {split: self.raw.fingerprint(split) for split in self.task.run_splits}
-        followed = self.teacher.fingerprint if self.teacher else teacher_plan.digest if teacher_plan else None
         inputs["student"] = self.student.fingerprint
-        digest = identity_hash(run_identity(self.experiment, inputs, self.micro_batches, followed))
+        teacher = _teacher_identity(self.teacher, teacher_plan)
+        digest = identity_hash(run_identity(self.experiment, inputs, self.micro_batches, teacher))
         return Plan(
-            experiment=self.experiment,
-            task=self.task,
-            raw=self.raw,
-            student=self.student,
-            teacher=self.teacher,
+            **{each.name: getattr(self, each.name) for each in fields(CheckedRun)},
             teacher_plan=teacher_plan,
-            hidden_state_terms=self.hidden_state_terms,
-            micro_batches=self.micro_batches,
             steps=steps,
             digest=digest,
             run=self.runs / (self.experiment.run or run_name(self.experiment, digest)),
@@ -143,23 +143,29 @@ class Draft:
         )
 
 
+def _teacher_identity(teacher: ModelInput | None, teacher_plan: Plan | None) -> str | None:
+    if teacher is not None:
+        return teacher.fingerprint
+    return None if teacher_plan is None else teacher_plan.digest
+
+
 def make_plan(experiment: Experiment, prepare: Prepare | None = None) -> Plan:
-    """Checks an experiment against the world and lays its run out; `prepare`: as in `Draft.to_plan`.
+    """Checks an experiment with its inputs and plans its run; `prepare`: as in `Draft.to_plan`.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: lists every problem.
     """
     return draft_plan(experiment).to_plan(prepare)
 
 
 def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
-    """Checks an experiment against the world.
+    """Checks an experiment with its inputs.
 
     Args:
-        runs: folder that holds the run; `<storage>/<name>` unless it is a teacher's.
+        runs: the folder that will contain the run's folder; None: `<storage>/<name>`.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: lists every problem.
     """
     problems = Problems()
     task = problems.attempt(lambda: resolve_task(experiment.task, experiment.data.source))
@@ -169,11 +175,12 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
         check_sections(experiment, task)
     if task is not None and task.train_split is None:
         problems.found.append(
-            f"task: {task.name} is only a test set; train another task and `raypp evaluate` it on this"
+            f"task: {task.name} is only a test set; train another task and evaluate it on this one with "
+            "`raypp evaluate`"
         )
     if task is None or task.train_split is None:
         problems.stop()
-        raise AssertionError("a task that cannot be trained is a problem")
+        raise AssertionError("a task that cannot be trained is one of the problems")
     experiment = problems.attempt(lambda: fill_in(experiment, task)) or experiment
     problems.stop()
     assert experiment.data.source is not None
@@ -222,7 +229,7 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
 
 
 def _steps(experiment: Experiment, lengths: Lengths) -> StepPlan:
-    """The run's steps; ConfigError where warmup or the pruning's schedule do not fit them."""
+    """The run's steps; ConfigError if they are too few for the warmup or the pruning schedule."""
     batches_of = batch_counter(experiment.train, lengths)
     between = experiment.cluster.checkpoint_every_steps
     steps = plan_steps(experiment.train, experiment.evaluation, batches_of, between)
@@ -232,7 +239,7 @@ def _steps(experiment: Experiment, lengths: Lengths) -> StepPlan:
 
 
 def _teacher_draft(experiment: Experiment, store: Location) -> Draft | None:
-    """The run that makes the teacher, where one is trained first."""
+    """The draft of the run that trains the teacher; None if no teacher is trained first."""
     settings = experiment.teacher
     if settings is None or settings.train is None:
         return None

@@ -42,7 +42,7 @@ class SharedInputs:
         """The inputs of a planned run."""
         needs = (
             *(plan.features_key(split, plan.student.tokenizer) for split in plan.task.run_splits),
-            plan.teacher.fingerprint if plan.teacher else plan.teacher_plan.digest if plan.teacher_plan else None,
+            plan.teacher_identity,
         )
         if needs not in self._inputs:
             # With the experiment's own settings: no trial runs while a teacher trains, so the teacher has all CPUs. The

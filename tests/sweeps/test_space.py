@@ -175,7 +175,7 @@ def test_a_random_search_draws_within_the_ranges_and_the_same_again() -> None:
         ),
         (
             {"space": {"pruning": {"choice": [None], "when": {"pruning.method": "topk"}}}},
-            ["`when` conditions of pruning are circular", "on the axis itself"],
+            ["`when` conditions of pruning are circular", "an axis depends on itself"],
         ),
         (
             {
