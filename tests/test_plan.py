@@ -121,6 +121,8 @@ def test_the_best_is_chosen_only_among_models_of_one_density(pruning: dict[str, 
     if fits:
         check_sections(best, None)
     else:
-        with pytest.raises(ConfigError, match=r"^evaluation\.select: best compares .* give one, or set evaluation.select to last$"):
+        with pytest.raises(
+            ConfigError, match=r"^evaluation\.select: best compares .* give one, or set evaluation.select to last$"
+        ):
             check_sections(best, None)
     check_sections(experiment_from(values), None)

@@ -1,7 +1,8 @@
-"""One live progress display for the whole of a command, fed with events.
+"""The live progress display of a command, which receives events.
 
-On a terminal each running phase is one line that moves, and the trials of a sweep are a table below; what is finished
-stays above. Elsewhere (a log file, `ray job`) plain lines appear now and then, without control characters.
+On a terminal each running phase is one line that is updated, and the trials of a sweep are a table below; the lines of
+finished phases stay above. Elsewhere (in a log file or `ray job`) the display writes occasional plain lines without
+control characters.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ from rich.text import Text
 
 from raypp.display.durations import clock_time, duration
 from raypp.display.trial_table import best_of_strata, plain_line, progress_table
+from raypp.evaluation.metric_label import metric_label
 from raypp.events import Event, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, TrialAdvanced
 
 BAR_COLUMNS = (8, 24)
 FORMATS = dict(epoch="epoch {:.1f}", loss="loss {:.3f}", density="density {:.3f}", rows_per_second="{:,.0f} rows/s")
-# Where the terminal is narrow, what stands last here is left out first.
+# On a narrow terminal, the last of these are left out first.
 PRIORITY = ("end", "progress", "left", "loss", "density", "metric", "epoch", "rows_per_second")
-PLAIN_SECONDS = 30.0  # a phase writes a plain line when it is a tenth further, or after so long
+PLAIN_SECONDS = 30.0  # a phase writes a plain line after a tenth of its work, or after this time
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """What is known of a running phase. Times are the clock's, in seconds."""
+    """The state of a running phase. Times are those of the display's clock, in seconds."""
 
     latest: PhaseAdvanced
     first: tuple[float, int] | None = None
-    """When the first advance came, and what was done by then (more than 0 in a resumed run)."""
+    """Time of the first advance, and the amount done by then (above 0 in a resumed run)."""
     last_time: float = 0.0
-    """When the latest advance came."""
+    """Time of the latest advance."""
     printed: tuple[float, int] = (0.0, 0)
-    """When the last plain line was written, and what was done by then."""
+    """Time of the last plain line, and the amount done by then."""
 
     def advanced(self, event: PhaseAdvanced, now: float) -> _Phase:
         news = {name: value for name, value in vars(event).items() if value is not None}
@@ -48,20 +50,20 @@ class _Phase:
         return min(1.0, self.latest.done / self.latest.total) if self.latest.total else 0.0
 
     def is_due(self, now: float) -> bool:
-        """Whether to write a plain line: a tenth further than the last one, or so much later."""
+        """Whether to write a plain line: the phase has advanced by a tenth, or PLAIN_SECONDS have passed."""
         time_printed, done_printed = self.printed
         tenth = self.latest.total is not None and self.latest.done - done_printed >= self.latest.total / 10
         return tenth or now - time_printed >= PLAIN_SECONDS
 
     def seconds_left(self, now: float) -> float | None:
-        """Expected from the pace since the first advance; None before the second one."""
+        """The expected time left, by the pace since the first advance; None before the second advance."""
         if self.first is None or self.latest.total is None or self.latest.done <= self.first[1]:
             return None
         pace = (self.last_time - self.first[0]) / (self.latest.done - self.first[1])
         return max(0.0, self.last_time + pace * (self.latest.total - self.latest.done) - now)
 
     def parts(self, now: float | None = None) -> dict[str, str]:
-        """What there is to say, as {what: text}, in the order shown; without a time, what is left is left out."""
+        """The parts of the phase's line by name, in the order shown; the time left only if `now` is given."""
         latest, parts = self.latest, {}
         if latest.done or latest.total:
             parts["progress"] = f"{latest.done}/{latest.total}" if latest.total else str(latest.done)
@@ -69,7 +71,7 @@ class _Phase:
             if (value := getattr(latest, name)) is not None:
                 parts[name] = form.format(value)
         if latest.metric is not None:
-            parts["metric"] = f"{latest.metric[0].removeprefix('eval/')} {latest.metric[1]:.3f}"
+            parts["metric"] = f"{metric_label(latest.metric[0])} {latest.metric[1]:.3f}"
         left = None if now is None else self.seconds_left(now)
         if left is not None:
             parts["left"] = f"{clock_time(left)} left"
@@ -77,13 +79,13 @@ class _Phase:
 
 
 class Display:
-    """Shows the phases of a command on `console` (standard error by default) while it is entered."""
+    """Shows the phases of a command on `console` (standard error by default), as a context manager."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(stderr=True)
         self._clock = clock
         self._lock = threading.Lock()
-        # Replaced as a whole, never changed: the live display's own thread reads it without our lock.
+        # Replaced and never mutated, because the live display's thread reads it without our lock.
         self._running: dict[str, _Phase] = {}
         self._trials: dict[str, TrialAdvanced] = {}
         unicode = self.console.encoding.lower().startswith("utf")
@@ -157,7 +159,7 @@ class Display:
     def _say(self, text: str, style: str = "") -> None:
         encoding = self.console.encoding
         shown = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
-        # soft_wrap: a long line (a command to copy) stays one line.
+        # soft_wrap: a long line stays one line, so that a command can be copied.
         self.console.print(Text(shown.encode(encoding, "replace").decode(encoding), style), soft_wrap=True)
 
     def _render(self) -> Group:
@@ -169,13 +171,13 @@ class Display:
             _line(mark, name[:names].ljust(names), phase.parts(now), width, self._bar, phase.fraction)
             for name, phase in phases.items()
         ]
-        # The last line of a terminal is the cursor's.
+        # One line less than the terminal has, because the cursor needs the last one.
         trials = [progress_table(self._trials, width, self.console.height - len(lines) - 1)] if self._trials else []
         return Group(*lines, *trials)
 
 
 def _line(mark: Text, name: str, parts: dict[str, str], width: int, bar: str = "", fraction: float = 0.0) -> Text:
-    """One line of at most `width` columns: as many of the parts as fit, the important ones first, then a bar."""
+    """One line of at most `width` columns: as many parts as fit, by priority, then a bar."""
     room, chosen = width - len(name) - 2, set()
     for what in PRIORITY:
         if what in parts and len(parts[what]) < room:

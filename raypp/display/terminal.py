@@ -1,6 +1,6 @@
-"""Who may write to the terminal: Python, not the native code below it (Ray's C++ log has lines that no level hides).
+"""Hides the native code's output from the terminal: no log level hides some lines of Ray's C++ log.
 
-`-v` leaves everything as it is.
+With `-v` nothing is hidden.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def native_output_hidden() -> Iterator[None]:
-    """While it lasts, what this process's native code and its children write to stderr is not shown.
+    """Hides what this process's native code and its child processes write to stderr.
 
-    Python's own stderr goes on to where it went. Where somebody has put another one in its place, nothing is changed.
+    Python's own stderr still goes where it went before. If `sys.stderr` was replaced, nothing is hidden.
     """
     if not _is_descriptor(sys.stderr, 2):
         yield
@@ -40,7 +40,7 @@ def native_output_hidden() -> Iterator[None]:
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes log records to whatever `sys.stderr` is at the time."""
+    """Writes log records to the current `sys.stderr`."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

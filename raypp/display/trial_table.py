@@ -1,6 +1,6 @@
-"""The trials of a running sweep in one table that fits the terminal: those that run, and the best of each stratum.
+"""The table of a running sweep, which fits the terminal: the running trials, and the best trial of each stratum.
 
-Waiting and finished trials are counted, not listed: thirty of them would push out what moves.
+Waiting and finished trials are only counted, because a long list of them would leave no lines for the running ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from raypp.evaluation.metric_label import metric_label
 from raypp.events import TrialAdvanced, TrialState
 
 ACTIVE = ("running", "retrying")
-FRAME_LINES = 7  # title, head, four rules and the line of what is left out
-NAME_COLUMNS = (24, 80)  # of trial and stratum together
-FIXED_COLUMNS = 44  # what the other columns need, with what is between
+FRAME_LINES = 7  # title, head, four rules, and the line that counts what is not shown
+NAME_COLUMNS = (24, 80)  # minimum and maximum width of trial and stratum together
+FIXED_COLUMNS = 44  # width of all other columns and the gaps
 
 
 def progress_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) -> Table:
-    """The table, at most `width` columns wide and, if at all possible, `lines` lines high.
+    """The table, at most `width` columns wide and, if possible, at most `lines` lines high.
 
     Args:
-        trials: the latest of every trial, by name.
+        trials: the latest event of each trial, by name.
     """
     active = sorted((trial for trial in trials.values() if trial.state in ACTIVE), key=lambda trial: -trial.fraction)
     best = best_of_strata(trials.values())
@@ -67,7 +67,7 @@ def progress_table(trials: Mapping[str, TrialAdvanced], width: int, lines: int) 
 
 
 def best_of_strata(trials: Iterable[TrialAdvanced]) -> dict[str, TrialAdvanced]:
-    """The finished trial with the best metric in each stratum, the strata in the order in which they came."""
+    """The finished trial with the best metric of each stratum; strata in the order of their first finished trial."""
     best: dict[str, TrialAdvanced] = {}
     for trial in trials:
         if trial.state == "finished" and trial.metric is not None:
@@ -86,7 +86,7 @@ def counted(trials: Iterable[TrialAdvanced]) -> str:
 
 
 def plain_line(trial: TrialAdvanced, is_best: bool) -> str:
-    """What a log file says of a trial whose state has changed."""
+    """The line of a log file for a trial whose state has changed."""
     parts = [f"{trial.trial}: {trial.state}"]
     if trial.fraction:
         parts.append(f"{trial.fraction:.0%}")
@@ -100,8 +100,8 @@ def plain_line(trial: TrialAdvanced, is_best: bool) -> str:
 
 
 def _names(trial: TrialAdvanced, trial_columns: int, columns: int) -> tuple[Text, Text]:
-    """Trial and stratum, cut to what there is room for: of a run's name the middle, since both the method at its
-    beginning and the hash at its end tell it; of a stratum the beginning, since it ends with its number."""
+    """Trial and stratum, shortened to fit. A run's name loses its middle, because it starts with the method and ends
+    with the hash; a stratum loses its beginning, because it ends with the number."""
     run, stratum, room = trial.trial, trial.stratum, columns - trial_columns
     if len(run) > trial_columns:
         run = f"{run[: trial_columns - 9]}~{run[-8:]}"

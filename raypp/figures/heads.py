@@ -1,4 +1,4 @@
-"""The figure of attention heads: which survive, and how much is left of each."""
+"""The figure of attention heads: which heads survive, and the remaining weights of each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DEAD = "\N{MULTIPLICATION SIGN}"
 
 
 def heads_figure(layers: Sequence[AttentionHeads]) -> Picture:
-    """Remaining weights of every head (%), a row for each layer; a head that is dead is crossed out."""
+    """Remaining weights of every head (%), one row per layer; dead heads are crossed out."""
     if not layers:
-        raise NothingToDraw("attention heads: the encoder's attention is of an unknown kind")
+        raise NothingToDraw("attention heads: raypp does not know this kind of attention")
     columns = max(len(layer.kept) for layer in layers)
     percent = np.full((len(layers), columns), np.nan)
     for row, layer in enumerate(layers):
@@ -39,7 +39,7 @@ def heads_figure(layers: Sequence[AttentionHeads]) -> Picture:
     axes.set_yticks(range(len(layers)), names)
     axes.set_xticks(range(columns))
     axes.set_xlabel(
-        "attention head" + ("" if alive == every else f"  ({DEAD}: nothing left of its values or its output)")
+        "attention head" + ("" if alive == every else f"  ({DEAD}: no weights left in its values or its output)")
     )
     axes.set_ylabel("layer")
     axes.set_title(f"{alive} of {every} attention heads survive")

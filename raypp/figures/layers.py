@@ -1,4 +1,4 @@
-"""The figure of what is left of a model: remaining weights of every pruned matrix."""
+"""The figure of the remaining weights of every pruned matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raypp.pruning.density import split_layer_name
 
 
 class Layer(Protocol):
-    """A pruned matrix; `raypp.pruning.density.LayerDensity` is one."""
+    """A pruned matrix, such as `raypp.pruning.density.LayerDensity`."""
 
     @property
     def name(self) -> str: ...
@@ -23,15 +23,16 @@ class Layer(Protocol):
 
 
 def density_by_layer_figure(layers: Sequence[Layer]) -> Picture:
-    """Remaining weights of each pruned matrix (%): a map of layers by kinds of matrix; bars if no name has a number."""
+    """Remaining weights of each pruned matrix (%): a map of layers by kind of matrix, or bars if layers have no
+    numbers."""
     if not layers:
-        raise NothingToDraw("density by layer: there is no pruned layer")
+        raise NothingToDraw("density by layer: the model has no pruned layers")
     places = [split_layer_name(layer.name) for layer in layers]
     return _density_map(layers, places) if any(number for _, number, _ in places) else _density_bars(layers)
 
 
 def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]) -> Picture:
-    """A row for each layer and for all of them, a column for each kind of matrix and for all of them."""
+    """One row per layer and one for all layers, one column per kind of matrix and one for all kinds."""
     rows = list(dict.fromkeys(place[:2] for place in places))
     columns = list(dict.fromkeys(place[2] for place in places))
     kept, total = np.zeros((2, len(rows) + 1, len(columns) + 1))
@@ -45,7 +46,7 @@ def _density_map(layers: Sequence[Layer], places: Sequence[tuple[str, str, str]]
 
     figure = Picture(2.6 + 0.75 * percent.shape[1], max(4.0, 2.2 + 0.3 * percent.shape[0]))
     axes = figure.subplots()
-    # At least twice the mean: where all matrices are equally dense, that is the middle of the scale and not its end.
+    # At least twice the mean, so that equally dense matrices have the middle colour of the scale.
     top = max(0.1, np.nanmax(percent), min(100.0, 2 * percent[-1, -1]))
     image = axes.imshow(percent, cmap="cividis", vmin=0.0, vmax=top, aspect="auto")
     for (row, column), value in np.ndenumerate(percent):

@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 from raypp.figures import DOTS_PER_INCH, ORANGE, Picture
 
 PRUNED, KEPT = "#1A1A1A", ORANGE
-SMALLEST_SIDE = 320  # pixels: a matrix of few weights is drawn with several pixels a weight, so that it can be seen
-LEFT, RIGHT, BOTTOM, TOP = 110, 40, 90, 90  # pixels, for what is written around it
+SMALLEST_SIDE = 320  # pixels; a smaller matrix is drawn with several pixels per weight
+LEFT, RIGHT, BOTTOM, TOP = 110, 40, 90, 90  # margins in pixels, for labels
 
 
 def pixels_per_weight(shape: tuple[int, int]) -> int:
-    """1 for the matrices of real models; a whole number of pixels for those whose longer side is very short."""
+    """Pixels per weight in each direction: 1 for matrices of real models, more for very small ones."""
     return max(1, SMALLEST_SIDE // max(shape))
 
 
 def mask_box(shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Which part of `mask_figure(…).rgb()` is the mask: its rows and its columns."""
+    """The rows and columns of `mask_figure(…).rgb()` that show the mask."""
     height, width = (side * pixels_per_weight(shape) for side in shape)
     return slice(TOP, TOP + height), slice(LEFT, LEFT + width)
 
 
 def mask_figure(mask: NDArray[np.bool_], name: str) -> Picture:
-    """A mask (out, in) as an image of one pixel a weight, outputs downwards; a kept weight is bright.
+    """A mask (out, in) as an image of one pixel per weight, outputs downwards; kept weights are bright.
 
     Args:
         mask: True where a weight is kept.
-        name: of the matrix.
+        name: the name of the matrix.
     """
     rows, columns = mask_box(mask.shape)
     width, height = max(columns.stop + RIGHT, LEFT + 480), rows.stop + BOTTOM
@@ -37,7 +37,7 @@ def mask_figure(mask: NDArray[np.bool_], name: str) -> Picture:
     figure.set_layout_engine("none")
     box = (LEFT / width, BOTTOM / height, (columns.stop - LEFT) / width, (rows.stop - TOP) / height)
     axes = figure.add_axes(box)
-    # "none": neither smoothed nor, in an SVG or PDF, drawn again at another resolution.
+    # "none": no smoothing, and no resampling in SVG or PDF.
     axes.imshow(mask, cmap=ListedColormap([PRUNED, KEPT]), vmin=0, vmax=1, interpolation="none", aspect="auto")
     axes.spines[:].set_visible(False)
     axes.tick_params(labelsize=7)

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from its metrics.jsonl and what was counted of its weights."""
+"""The figures of a run, drawn from its metrics.jsonl and the statistics of its weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from raypp.pruning.weight_statistics import WeightStatistics
 
 MAIN_FIGURES = ("schedule", "evaluation", "loss", "density_by_layer")
 FIGURES = (*MAIN_FIGURES, "heads", "scores", "weights", "movement", "mask")
-"""Names of all, in the order in which they are shown."""
-SMOOTHING_WINDOWS = 20  # a running mean of a loss is over this part of the run
+"""The names of all figures, in the order in which they are shown."""
+SMOOTHING_WINDOWS = 20  # the running mean of a loss is over one such part of the run
 
 Record = Mapping[str, Any]
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -39,17 +39,17 @@ DRAWINGS_OF_WEIGHTS: dict[str, Callable[[WeightStatistics], Picture]] = {
     "movement": movement_figure,
     "mask": lambda statistics: mask_figure(statistics.mask, statistics.mask_name),
 }
-"""What draws each of the figures that show weights."""
+"""The function that draws each figure of weights."""
 
 
 def run_figures(
     records: Sequence[Record], statistics: WeightStatistics | None, names: Sequence[str] = FIGURES
 ) -> dict[str, Picture]:
-    """The figures that there is data for, by name, in the order of the names.
+    """The figures for which there is data, by name, in the order of `names`.
 
     Args:
-        records: of metrics.jsonl.
-        statistics: of the weights; None for a dense run.
+        records: the records of metrics.jsonl.
+        statistics: the statistics of the weights; None for a dense run.
     """
     over_steps = {"schedule": schedule_figure, "evaluation": evaluation_figure, "loss": loss_figure}
     drawings: dict[str, Callable[[], Picture]] = {name: partial(draw, records) for name, draw in over_steps.items()}
@@ -64,12 +64,12 @@ def run_figures(
 
 
 def overview_figure(records: Sequence[Record]) -> Picture:
-    """A run in one figure: its pruning schedule above, its evaluations below."""
+    """An overview in one figure: the pruning schedule above, the evaluations below."""
     return _over_steps("Pruning schedule and evaluation", [*_schedule_panels(records), *_evaluation_panels(records)])
 
 
 def schedule_figure(records: Sequence[Record]) -> Picture:
-    """Density requested and achieved, threshold, and lambda over steps, each of the three in a panel of its own."""
+    """Density (requested and achieved), threshold and lambda over steps, in a panel each."""
     return _over_steps("Pruning schedule", _schedule_panels(records))
 
 
@@ -80,7 +80,7 @@ def _schedule_panels(records: Sequence[Record]) -> list[Panel]:
         if requested is not None:
             _line(axes, requested, color=ORANGE, linestyle="--", linewidth=2.5, label="requested")
         if achieved is not None:
-            # Counted at evaluations alone: a line between two of them would say what was not so.
+            # Markers without a line, because the density is only measured at evaluations.
             axes.plot(*achieved, color=BLUE, marker="s", markersize=5, linestyle="none", label="achieved")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=0.0)
@@ -99,7 +99,7 @@ def _schedule_panels(records: Sequence[Record]) -> list[Panel]:
 
 
 def loss_figure(records: Sequence[Record]) -> Picture:
-    """The loss and its terms over steps, values faint, their running mean strong; the penalty in its own panel."""
+    """The loss and its terms over steps: faint values, and a running mean; the penalty in a panel of its own."""
     styles = {
         "loss": (BLACK, "-"),
         "soft_loss": (BLUE, "--"),
@@ -110,7 +110,7 @@ def loss_figure(records: Sequence[Record]) -> Picture:
     }
     terms = {name: series for name in styles if (series := _series(records, f"train/{name}")) is not None}
     if len(terms) == 2 and len({tuple(series[1].tolist()) for series in terms.values()}) == 1:
-        del terms["loss"]  # it has one term, of weight 1
+        del terms["loss"]  # the loss is a single term with weight 1
     penalty = _series(records, "train/penalty")
 
     def draw_terms(axes: Axes) -> None:
@@ -126,7 +126,7 @@ def loss_figure(records: Sequence[Record]) -> Picture:
 
 
 def evaluation_figure(records: Sequence[Record]) -> Picture:
-    """Evaluation metrics over steps: those between -1 and 1 together, every other one in a panel of its own."""
+    """Evaluation metrics over steps: metrics between -1 and 1 in one panel, each other metric in its own panel."""
     return _over_steps("Evaluation", _evaluation_panels(records))
 
 
@@ -152,8 +152,8 @@ def _evaluation_panels(records: Sequence[Record]) -> list[Panel]:
 
 
 def _series(records: Iterable[Record], key: str) -> Series | None:
-    """Steps and values of the records that hold the key, one value a step; None if there is none."""
-    # A step may have two records, its log line and its evaluation: the later one says how the step ended.
+    """Steps and values of the records that have the key, one value per step; None if no record has it."""
+    # If a step has two records (a log line and an evaluation), the later one is its final state.
     values = {record["step"]: record[key] for record in records if key in record}
     return (np.array([*values], np.float64), np.array([*values.values()], np.float64)) if values else None
 
@@ -168,7 +168,7 @@ def _smoothed_line(axes: Axes, series: Series, color: str, style: str, label: st
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the values around each of values [n], so that it does not lag; the window is cut at both ends alike."""
+    """Centred running mean of values [n], which does not lag; near the ends the window is smaller on both sides."""
     half, sums = len(values) // SMOOTHING_WINDOWS // 2, np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))
     reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
@@ -176,9 +176,9 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _over_steps(title: str, panels: Sequence[Panel]) -> Picture:
-    """Panels (label of the y axis, what draws it) below one another, over one axis of steps."""
+    """Panels (label of the y axis, drawing function) one below the other, with one axis of steps."""
     if not panels:
-        raise NothingToDraw(f"{title}: none of its series is recorded")
+        raise NothingToDraw(f"{title}: none of its series was recorded")
     figure = Picture(7.0, 1.0 + 2.6 * len(panels))
     figure.suptitle(title)
     column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

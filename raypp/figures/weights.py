@@ -1,4 +1,4 @@
-"""Figures of all pruned weights together, drawn from counts: scores, weights, and how the weights have moved."""
+"""Figures of all pruned weights together, drawn from counts: scores, weights, and the movement of the weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from raypp.pruning.weight_statistics import Histogram, WeightStatistics
 
 
 def scores_figure(statistics: WeightStatistics) -> Picture:
-    """How many weights have which score, kept and pruned, and the lowest score that was kept."""
+    """Histogram of the scores of kept and pruned weights, with the lowest kept score."""
     if statistics.scores is None:
-        raise NothingToDraw("scores: the method has none, or they are not in a folded model")
+        raise NothingToDraw("scores: the method has no scores, or the model is folded and has lost them")
     figure = Picture(7.0, 4.4)
     axes = figure.subplots()
     _draw(axes, statistics.scores)
@@ -33,7 +33,7 @@ def scores_figure(statistics: WeightStatistics) -> Picture:
 
 
 def weights_figure(statistics: WeightStatistics) -> Picture:
-    """How many weights have which value: above as they began, if that is known, below as they ended."""
+    """Histogram of the weights: above the initial weights, if they are known; below the final weights."""
     panels = [("final weight", statistics.weights)]
     if statistics.movement is not None:
         panels.insert(0, ("initial weight", statistics.movement.initial))
@@ -42,8 +42,8 @@ def weights_figure(statistics: WeightStatistics) -> Picture:
     for axes, (label, histogram) in zip(column, panels, strict=True):
         _draw(axes, histogram)
         axes.set_xlabel(label)
-    column[-1].set_xlabel("final weight (the outermost bins: and beyond)")
-    if statistics.scores is None and statistics.lowest_kept and statistics.weights.pruned.any():  # by magnitude
+    column[-1].set_xlabel("final weight (the outermost bins include all weights beyond)")
+    if statistics.scores is None and statistics.lowest_kept and statistics.weights.pruned.any():  # magnitude pruning
         lowest = np.array(statistics.lowest_kept)
         _draw_threshold(column[-1], lowest, "smallest absolute weight kept")
         _draw_threshold(column[-1], -lowest)
@@ -53,16 +53,16 @@ def weights_figure(statistics: WeightStatistics) -> Picture:
 
 
 def movement_figure(statistics: WeightStatistics) -> Picture:
-    """What became of the weights from where they began, kept and pruned ones side by side (Sanh et al. 2020, figure 1).
+    """Movement of the weights, kept and pruned weights side by side (Sanh et al. 2020, figure 1).
 
-    Over the initial weight is drawn how far the final one is from it: fine-tuning moves weights by a hundredth of their
-    spread, so that in a plot of final against initial weight nothing is seen but a diagonal.
+    The y axis is the change of the weight, not the final weight: fine-tuning moves weights by a hundredth of their
+    spread, so a plot of final against initial weight shows only a diagonal.
     """
     movement = statistics.movement
     if movement is None:
         raise NothingToDraw("movement: the initial weights are not known")
     panels = [("kept", movement.kept)]
-    if statistics.lowest_kept and movement.pruned.any():  # in a folded model they have all gone to 0
+    if statistics.lowest_kept and movement.pruned.any():  # in a folded model all pruned weights are 0
         panels.append(("pruned", movement.pruned))
     figure = Picture(1.6 + 3.7 * len(panels), 4.6)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
@@ -88,7 +88,8 @@ def movement_figure(statistics: WeightStatistics) -> Picture:
 
 
 def _draw(axes: Axes, histogram: Histogram) -> None:
-    """Kept weights as an outline that is filled, pruned ones as a dashed one: both are seen where they overlap."""
+    """Kept weights with a solid outline, pruned weights with a dashed one, so that both are visible where they
+    overlap."""
     for name, counts, color, style in (
         ("pruned", histogram.pruned, ORANGE, "--"),
         ("kept", histogram.kept, BLUE, "-"),
@@ -98,7 +99,7 @@ def _draw(axes: Axes, histogram: Histogram) -> None:
             axes.stairs(counts, histogram.edges, color=color, alpha=0.3, fill=True)
             axes.stairs(counts, histogram.edges, color=color, linestyle=style, linewidth=1.3, label=label)
     axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(NullLocator())  # ten to a decade, they take longer to draw than all the rest
+    axes.yaxis.set_minor_locator(NullLocator())  # ten ticks per decade would take longer than all the rest
     axes.set_ylim(bottom=0.7)
     axes.set_ylabel("weights in a bin")
     axes.grid(alpha=0.3)
@@ -106,20 +107,20 @@ def _draw(axes: Axes, histogram: Histogram) -> None:
 
 
 def _draw_threshold(axes: Axes, lowest: NDArray[np.float64], label: str | None = None) -> None:
-    """A line at the median of the matrices' thresholds, and a band from the lowest to the highest."""
+    """A line at the median of the matrices' thresholds, and a band from the lowest to the highest threshold."""
     lowest = lowest[np.isfinite(lowest)]
     if not len(lowest):
         return
     middle, low, high = float(np.median(lowest)), float(lowest.min()), float(lowest.max())
     text = f"{label}: {middle:.3g}"
-    if high - low > 0.002 * np.ptp(axes.get_xlim()):  # else it could not be seen
+    if high - low > 0.002 * np.ptp(axes.get_xlim()):  # otherwise the band is too narrow to be visible
         axes.axvspan(low, high, color=BLACK, alpha=0.12, linewidth=0)
         text += f" (median; band: {low:.3g} to {high:.3g}, by matrix)"
     axes.axvline(middle, color=BLACK, linestyle=":", linewidth=1.6, label=text if label else "_nolegend_")
 
 
 def _add_legend(figure: Picture, column: Iterable[Axes]) -> None:
-    """One legend below the figure; what several axes show alike stands in it once."""
+    """One legend below the figure, with each label once."""
     entries = {}
     for axes in column:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -128,5 +129,5 @@ def _add_legend(figure: Picture, column: Iterable[Axes]) -> None:
 
 
 def _short(count: int) -> str:
-    """1,234 as it is, 12.3 million as such."""
+    """'1,234', '12.3 million'."""
     return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:.1f} million"

@@ -1,4 +1,4 @@
-"""A sweep before anything of it runs: its trials, each checked as a single run would be, and its folder."""
+"""Plans a sweep: its trials, each checked like a single run, and its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXHAUSTED = "exhausted.json"
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial that was checked and has a run folder."""
+    """A trial that is checked and has a run folder."""
 
     trial: Trial
     plan: Plan
@@ -36,42 +36,42 @@ class PlannedTrial:
 
     @property
     def stratum(self) -> str:
-        """Whom it competes with."""
+        """The stratum in which it competes."""
         return stratum_of(self.plan.experiment)
 
 
 @dataclass
 class SweepPlan:
-    """The trials of a sweep, as far as they are known; a search that learns adds more."""
+    """The known trials of a sweep. An Optuna search adds more while it runs."""
 
     space: Space
     folder: Location
     trials: list[PlannedTrial] = field(default_factory=list)
-    """Each run once, though several points may come to it."""
+    """Each run once, even if several points lead to it."""
     points: list[Changes] = field(default_factory=list)
-    """Of a search that learns: its points, as they were suggested."""
+    """Optuna: the points in the order in which they were suggested."""
     runs: list[list[str]] = field(default_factory=list)
-    """Names of the runs of each of these points."""
+    """Optuna: names of the runs of each of these points."""
     recorded: list[Changes] = field(default_factory=list)
-    """The points that were written down when this was planned."""
+    """Optuna: the points that the sweep's folder had when this was planned."""
     exhausted: dict[str, int] | None = None
-    """What is written down of a search that found no more points."""
+    """Optuna: the content of exhausted.json, if an earlier search found no more points."""
 
     @property
     def is_current(self) -> bool:
-        """Whether those are still what is written down."""
+        """Whether the sweep's folder still has the same recorded points."""
         return self.recorded == _recorded(self.space, self.folder)
 
     @property
     def is_complete(self) -> bool:
-        """Whether no point is to be drawn any more."""
+        """Whether all points have been drawn."""
         return (
             self.space.settings.search != "optuna" or len(self.points) >= self.wanted or self.exhausted == self._extent
         )
 
     @property
     def wanted(self) -> int:
-        """Points that a search that learns is to have, where its space has so many."""
+        """Optuna: the number of points to draw, if the space has as many."""
         return (self.space.settings.trials or 0) * len(self.space.grid("grid"))
 
     @property
@@ -79,7 +79,7 @@ class SweepPlan:
         return {"wanted": self.wanted, "found": len(self.points)}
 
     def add(self, point: Changes, planned: list[PlannedTrial]) -> list[PlannedTrial]:
-        """Adds a suggested point; returns its trials that are no other point's."""
+        """Adds a suggested point; returns those of its trials that no earlier point has."""
         known = {each.name for each in self.trials}
         new = [each for each in planned if each.name not in known]
         self.points.append(point)
@@ -88,30 +88,30 @@ class SweepPlan:
         return new
 
     def record_point(self, number: int) -> None:
-        """Writes a suggested point down, before anything of it runs."""
+        """Records a suggested point in the sweep's folder, before any of its trials runs."""
         (self.folder / "points").make_folder()
         (self.folder / "points" / f"{number:05d}.json").write_json(self.points[number])
 
     def record_exhausted(self) -> None:
-        """Writes down that there are no more points, so that nothing starts again to look for them."""
+        """Records in the sweep's folder that no more points were found, so that no command searches for them again."""
         self.folder.make_folder()
         self.exhausted = self._extent
         (self.folder / EXHAUSTED).write_json(self.exhausted)
 
 
 def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepPlan:
-    """Every trial that is known now, checked against its input. Two that come to the same run are one.
+    """Plans and checks all trials that are known now. Trials that lead to the same run are one.
 
     Args:
-        prepare: as in `Draft.to_plan`; called when all trials that are known have been checked.
+        prepare: as in `Draft.to_plan`; called after all known trials have been checked.
 
     Raises:
-        ConfigError: with every problem of every trial.
+        ConfigError: lists every problem of every trial.
     """
     if experiment.cluster.autoscaling and (experiment.sweep is None or experiment.sweep.concurrent is None):
         raise ConfigError(
-            "sweep.concurrent: the room that there will be with cluster.autoscaling is not known; give the number of "
-            "trials at a time, such as the GPUs that the cluster may have, for trials of one GPU"
+            "sweep.concurrent: is required with cluster.autoscaling, because the cluster's final resources are not "
+            "known; give the number of trials at a time, for example the maximum number of GPUs for trials of one GPU"
         )
     space, known = Space.of(experiment), trials_of(experiment)
     _check_comparable(known)
@@ -125,28 +125,28 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
 
 
 def _check_comparable(trials: Iterable[Trial]) -> None:
-    """Refuses trials that have no metric in common."""
+    """Refuses trials whose metrics cannot be compared."""
     problems, found = Problems(), set[str]()
     for trial in trials:
-        with problems.collect():  # what is wrong with a task is said with all else of its trial
+        with problems.collect():  # problems of a task are reported later, with all other problems of its trial
             task = resolve_task(trial.experiment.task, trial.experiment.data.source)
             found.add(f"{task.name} ({headline_key(task)})")
     if len(found) > 1:
         raise ConfigError(
-            f"sweep.space: trials of different tasks or headline metrics have no front in common: "
+            f"sweep.space: trials with different tasks or headline metrics cannot be compared: "
             f"{', '.join(sorted(found))}; make a sweep of each"
         )
 
 
 def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
-    """The points that were drawn before, and those that a search begins with."""
+    """The plan of an Optuna search: the points that were recorded before, and its first points."""
     planned: dict[int, list[PlannedTrial]] = {}
 
     def check(number: int, point: Changes) -> None:
         planned[number] = plan_point(space, number, point, prepare)
 
     first = first_points(space, check)
-    # How many points are wanted is left out: a longer search goes on with a shorter one.
+    # The number of trials is left out, so that a longer search continues a shorter one.
     settings = space.settings.model_dump(mode="json", include={"space", "seed", "seeds"})
     folder = _folder(planned[0], json.dumps(settings, sort_keys=True), _stopping(space))
     file = folder / EXHAUSTED
@@ -159,7 +159,7 @@ def _plan_search(space: Space, prepare: Prepare | None) -> SweepPlan:
 
 
 def _recorded(space: Space, folder: Location) -> list[Changes]:
-    """The points of a search that are written down, as far as they are wanted."""
+    """The recorded points of an Optuna search, up to the number of points to draw."""
     if space.settings.search != "optuna":
         return []
     files = (folder / "points").children()
@@ -167,19 +167,19 @@ def _recorded(space: Space, folder: Location) -> list[Changes]:
 
 
 def plan_point(space: Space, number: int, point: Changes, prepare: Prepare | None = None) -> list[PlannedTrial]:
-    """The trials of a point.
+    """The planned trials of a point.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: the point is not valid.
     """
     return plan_trials(space.trials(number, point), prepare)
 
 
 def plan_trials(trials: Iterable[Trial], prepare: Prepare | None = None) -> list[PlannedTrial]:
-    """Trials, checked; those that come to the same run once.
+    """Plans and checks trials. Trials that lead to the same run are one.
 
     Raises:
-        ConfigError: with every problem of every trial.
+        ConfigError: lists every problem of every trial.
     """
     problems = Problems()
     drafts: list[tuple[Trial, Draft]] = []
@@ -197,13 +197,13 @@ def plan_trials(trials: Iterable[Trial], prepare: Prepare | None = None) -> list
 
 
 def _check_stopping(plan: SweepPlan) -> None:
-    """Refuses stopping early where no trial is evaluated between the first rung and its end."""
+    """Refuses early stopping if no trial is evaluated between the first rung and its end."""
     stopping = plan.space.settings.stopping
     if stopping is None or any(_is_judged(each.plan.steps, stopping.grace_fraction) for each in plan.trials):
         return
     raise ConfigError(
         f"sweep.stopping.grace_fraction: no trial is evaluated between {stopping.grace_fraction:g} of its steps and "
-        "its end, so none would ever be stopped; lower evaluation.every_epochs (or every_steps), or leave stopping out"
+        "its end, so none could be stopped; lower evaluation.every_epochs (or every_steps), or leave stopping out"
     )
 
 
@@ -212,7 +212,7 @@ def _is_judged(steps: StepPlan, grace_fraction: float) -> bool:
 
 
 def _stopping(space: Space) -> str:
-    """What others were stopped by is no reason under other settings."""
+    """Stopping settings are part of the folder hash, because judgements under other settings do not hold."""
     return "" if space.settings.stopping is None else space.settings.stopping.model_dump_json()
 
 

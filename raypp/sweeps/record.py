@@ -1,4 +1,4 @@
-"""What the folders of a sweep and of its runs say of its trials: from this an interrupted sweep goes on."""
+"""The records of a sweep in its own folder and in its run folders, from which an interrupted sweep resumes."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from raypp.training.metrics_file import whole_records
 
 logger = logging.getLogger("raypp")
 
-NOTED_EVERY_SECONDS = 10.0
+RECORD_EVERY_SECONDS = 10.0
 LEAVE_SECONDS = 5.0
 
 
 class SweepClock:
-    """Seconds that all commands of a sweep have taken together, noted in its folder while it is entered: so those of a
-    command that is killed count, but for the last few."""
+    """The seconds that all commands of a sweep have taken together. As a context manager, it records them in the
+    sweep's folder regularly, so a command that is killed loses only its last seconds."""
 
     def __init__(self, folder: Location, began: float) -> None:
         """
         Args:
-            began: when the command did, by `time.monotonic`.
+            began: the start of this command, by `time.monotonic`.
         """
         self.file = folder / "seconds.json"
         self.earlier: float = self.file.read_json()["seconds"] if self.file.is_file() else 0.0
         self.began = began
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._note, name="spent", daemon=True)
+        self._thread = threading.Thread(target=self._record, name="spent", daemon=True)
 
     @property
     def seconds(self) -> float:
-        """Of this command and those before it."""
+        """The seconds of this command and all commands before it."""
         return self.earlier + time.monotonic() - self.began
 
     def __enter__(self) -> SweepClock:
@@ -48,45 +48,45 @@ class SweepClock:
 
     def __exit__(self, *_: object) -> None:
         self._left.set()
-        self._thread.join(LEAVE_SECONDS)  # a storage that fails is waited for elsewhere
+        self._thread.join(LEAVE_SECONDS)  # do not wait longer for failing storage: other code retries and reports it
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         left = False
         while True:
             try:
                 self.file.write_json({"seconds": self.seconds})
-            except OSError as error:  # what else is written there says so as well, and matters more
+            except OSError as error:  # no failure: more important files are written there, too, and report it
                 logger.warning("%s cannot be written: %s", self.file, error)
             if left:
                 return
-            left = self._left.wait(NOTED_EVERY_SECONDS)
+            left = self._left.wait(RECORD_EVERY_SECONDS)
 
 
 def read_results(trials: Iterable[PlannedTrial]) -> dict[str, dict[str, Any]]:
     """The results of the finished trials (as in their result.json), by run name.
 
     Raises:
-        ConfigError: a run folder holds a run of other settings.
+        ConfigError: a run folder contains a run with other settings.
     """
     found = {each.name: finished_result(each.plan.run, each.plan.digest) for each in trials}
     return {name: result for name, result in found.items() if result is not None}
 
 
 def read_stopped(folder: Location) -> dict[str, Judgement]:
-    """Why trials were stopped early, by run name."""
+    """The judgements that stopped trials early, by run name."""
     files = (folder / "stopped").children()
     judgements = [Judgement(**file.read_json()) for file in files if file.name.endswith(".json")]
     return {judgement.trial: judgement for judgement in judgements}
 
 
 def record_stopped(folder: Location, judgement: Judgement) -> None:
-    """Writes down that a trial is stopped early."""
+    """Records the judgement that stops a trial early."""
     (folder / "stopped").make_folder()
     (folder / "stopped" / f"{judgement.trial}.json").write_json(asdict(judgement))
 
 
 def evaluations_of(trial: PlannedTrial) -> list[tuple[float, float, float]]:
-    """Part of its steps, headline metric and density at each evaluation that a trial has on record, in order."""
+    """The recorded evaluations of a trial, in order: fraction of its steps, headline metric and density."""
     headline, total = headline_key(trial.plan.task), trial.plan.steps.total
     records = whole_records(trial.plan.run / "metrics.jsonl")
     return [(each["step"] / total, each[headline], each["prune/density"]) for each in records if headline in each]

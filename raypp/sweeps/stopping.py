@@ -1,10 +1,10 @@
-"""Which trials of a sweep are not worth going on with: successive halving inside each stratum of requested density.
+"""Early stopping of a sweep's trials: asynchronous successive halving within each stratum of requested density.
 
-Accuracy falls with density, so a halving over all trials would stop every sparse one, and the front would end where it
-begins to be of interest. Here a trial is compared with trials of its own stratum only, at the same part of its
-schedule, and of the trials of a stratum that reached a rung the best always goes on: every stratum ends with a finished
-trial. Asynchronous (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", ASHA): a trial is judged
-when it reaches a rung, by those that were there before it; nobody waits.
+Accuracy falls with density, so successive halving over all trials would stop every sparse trial, and the front would
+lack its most interesting part. Here a trial is only compared with trials of its own stratum at the same fraction of
+their steps. The best trial of a stratum always continues, so every stratum has a finished trial. The halving is
+asynchronous (ASHA: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): when a trial reaches a
+rung, it is judged against the trials that reached the rung before it, and no trial waits for another.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from raypp.config import Experiment, StoppingSettings
 
 
 def stratum_of(experiment: Experiment) -> str:
-    """Whom a trial competes with: those of the same requested density, or, where nothing but a method's threshold and
-    lambda decides the density, of the same method, threshold and lambda."""
+    """The stratum in which a trial competes: its requested density, or, if the method's threshold and lambda determine
+    the density, its method, threshold and lambda."""
     pruning = experiment.pruning
     if pruning is None:
         return "dense"
@@ -35,7 +35,7 @@ def stratum_of(experiment: Experiment) -> str:
 
 
 def rungs_of(settings: StoppingSettings) -> tuple[float, ...]:
-    """Fractions of the steps at which a trial is judged, ascending."""
+    """The fractions of its steps at which a trial is judged, ascending."""
     rungs = [settings.grace_fraction]
     while (following := rungs[-1] * settings.reduction_factor) < 1:
         rungs.append(following)
@@ -44,21 +44,21 @@ def rungs_of(settings: StoppingSettings) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was decided of a trial at a rung."""
+    """The decision on a trial at a rung."""
 
     trial: str
     stratum: str
     rung: float
     """The rung, as a fraction of the steps."""
     fraction: float
-    """Where its evaluation was."""
+    """The fraction of the steps at the evaluation."""
     metric: float
     cut: float
-    """The metric that was needed to go on."""
+    """The metric that was needed to continue."""
     compared: int
-    """Trials of its stratum at this rung so far, itself included."""
+    """Number of trials of its stratum that have reached this rung, itself included."""
     lower_is_better: bool = False
-    """Of the metric."""
+    """Whether a lower metric is better."""
 
     @property
     def stops(self) -> bool:
@@ -72,7 +72,7 @@ class Judgement:
 
 
 class Halving:
-    """The rungs of all strata, and who reached them with which metric."""
+    """The rungs of all strata, and the metric of each trial that has reached them."""
 
     def __init__(self, settings: StoppingSettings, lower_is_better: bool = False) -> None:
         self.settings, self.lower_is_better = settings, lower_is_better
@@ -80,8 +80,8 @@ class Halving:
         self._metrics: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
 
     def judge(self, trial: str, stratum: str, fraction: float, metric: float) -> Judgement | None:
-        """Records an evaluation and judges the trial at the highest rung it has reached. None where there is nothing to
-        judge: no rung is reached yet, the trial is at its end, or it was judged at this rung before."""
+        """Records an evaluation and judges the trial at the highest rung that it has reached. None if the trial has
+        reached no rung, has reached its end, or was judged at this rung before."""
         reached = [rung for rung in self.rungs if rung <= fraction + 1e-9]
         if not reached or fraction >= 1 or trial in self._metrics[stratum, reached[-1]]:
             return None
@@ -92,11 +92,11 @@ class Halving:
         return Judgement(trial, stratum, reached[-1], fraction, metric, cut, len(metrics), self.lower_is_better)
 
     def note(self, trial: str, stratum: str, evaluations: Iterable[tuple[float, float]]) -> None:
-        """Takes in the (fraction, metric) pairs that a trial had reached before, in order."""
+        """Records the earlier evaluations of a trial, as (fraction, metric) pairs in order."""
         for fraction, metric in evaluations:
             self.judge(trial, stratum, fraction, metric)
 
     def forget(self, trial: str) -> None:
-        """Takes out a trial that failed: nobody is measured by one that will not finish."""
+        """Removes a trial that failed, so that no other trial is compared with it."""
         for metrics in self._metrics.values():
             metrics.pop(trial, None)

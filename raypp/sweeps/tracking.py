@@ -1,4 +1,4 @@
-"""A sweep in W&B: a group, with a run for each trial, which records itself, and one for what the sweep came to."""
+"""Records a sweep in W&B as a group: each trial records its own run, and one more run has the front."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raypp.training.tracking import make_tracker, upload_recorded
 
 
 def tracking_group(folder: Location) -> str:
-    """What the runs of a sweep are grouped under, from the sweep's folder: `<experiment>/sweep-1a2b3c4d`."""
+    """The W&B group of a sweep, from its folder: `<experiment>/sweep-1a2b3c4d`."""
     return f"{folder.parent.name}/{folder.name}"
 
 
@@ -27,14 +27,14 @@ def record_sweep(
     result: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> None:
-    """Records the front as table and figure (`front.png` is in the folder), and the sweep's numbers as summary.
+    """Records the front as a table and a figure (`front.png` of the folder), and the sweep's numbers as the summary.
 
     Args:
-        warn: called with each line that the user should see, such as why W&B cannot be reached.
+        warn: called with each message for the user, such as the reason why W&B cannot be reached.
     """
     group = tracking_group(folder)
     with contextlib.ExitStack() as stack:
-        # Of a remote sweep, W&B's files are written here and uploaded.
+        # W&B writes local files; those of a remote sweep are uploaded afterwards.
         local = folder.is_local
         here = Path(folder.path if local else stack.enter_context(tempfile.TemporaryDirectory(prefix="raypp-")))
         tracker = make_tracker(
@@ -60,12 +60,15 @@ def record_sweep(
 
 
 def sync_command(folder: Location, runs: Iterable[str]) -> str | None:
-    """The command that uploads what the trials, of these names, and the sweep itself have recorded offline; None if
-    there is nothing."""
+    """The command that uploads what the sweep and its runs have recorded offline; None if there is nothing.
+
+    Args:
+        runs: names of the trials' runs.
+    """
     places = [folder, *(folder.parent / run for run in runs)]
     recorded = (child.name for place in places for child in (place / "wandb").children())
     if not any(name.startswith("offline-run-") for name in recorded):
         return None
     if not folder.is_local:
-        return f"wandb sync offline-run-*  # download it first from {folder.parent / '*' / 'wandb'}"
+        return f"wandb sync offline-run-*  # download them first from {folder.parent / '*' / 'wandb'}"
     return f"wandb sync {shlex.quote(str(folder.parent))}/*/wandb/offline-run-*"

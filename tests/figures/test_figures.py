@@ -142,7 +142,7 @@ def test_series_that_are_missing_are_left_out() -> None:
 def test_nothing_to_draw_is_an_error_that_says_so(draw: Any, records: list[dict[str, float]]) -> None:
     if draw is density_by_layer_figure:
         records = []
-    with pytest.raises(ValueError, match=r"(?i)(none of its series is recorded|no pruned layer)"):
+    with pytest.raises(ValueError, match=r"(?i)(none of its series was recorded|no pruned layer)"):
         draw(records)
 
 
