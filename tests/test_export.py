@@ -88,5 +88,5 @@ def test_predictions_are_not_written_to_a_folder_that_is_named_like_a_uri(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", str(run), "--out", "s3://bucket/predictions"]) == 2
-    assert "--out: files are written to a folder on this machine, got 's3://" in capsys.readouterr().err
+    assert "--out: must be a local folder, got 's3://" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"], "no folder of that name either"

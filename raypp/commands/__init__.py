@@ -1,1 +1,1 @@
-"""What the verbs of the command line do that is not training: evaluate, inspect, show, report, the page of settings."""
+"""The subcommands that do not train (evaluate, inspect, show, report), and the page of settings."""

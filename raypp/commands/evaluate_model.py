@@ -1,7 +1,7 @@
-"""`raypp evaluate`: the metrics of any fine-tuned model on any task and data; for an unlabelled split, a GLUE
-submission file.
+"""`raypp evaluate`: the metrics of a fine-tuned model on any task and data, or a GLUE submission file for an unlabelled
+split.
 
-It runs in this process, without Ray and without the store: one pass over one split.
+It makes one pass over each split in this process, without Ray and without the store.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and on what."""
+    """The data to evaluate on, and the run if the model is a run's."""
 
     kind: TaskKind
-    """Of the task."""
+    """The kind of the task."""
     raw: RawData
     splits: tuple[str, ...]
     experiment: Experiment | None
-    """That of the run, if the model is one."""
+    """The run's experiment; None if the model is not a run's."""
     run: Location | None
 
 
@@ -66,25 +66,25 @@ def evaluate_command(
     out: str | Path = ".",
     all_checkpoints: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Evaluates a model and prints what it finds; returns the metrics by split (by step and split for checkpoints).
+    """Evaluates a model and prints its metrics; returns them by split (for checkpoints, by step and split).
 
     Args:
         model: Hugging Face folder, run folder, hub name or package:….
-        task: name in the task table; a run knows its own.
+        task: name of a built-in task; None: the task of the run or of the experiment file.
         data: folder of the official files.
-        experiment_file: an experiment whose task and data to use instead.
-        split: a split's name; `dev` and `test` stand for all of that kind that the task has.
-        out: folder on this machine for predictions (labelled splits) and submission files (unlabelled ones).
-        all_checkpoints: of a run: metrics alone, of each checkpoint.
+        experiment_file: an experiment from which to take task and data.
+        split: the name of a split; `dev` and `test` are all dev or test splits of the task.
+        out: local folder for predictions (labelled splits) and submission files (unlabelled splits).
+        all_checkpoints: whether to evaluate each checkpoint of a run, for metrics only.
 
     Raises:
-        ConfigError: no such model, task, data or split, or labels that do not match.
+        ConfigError: the model, task, data or split does not exist, or the labels do not match.
     """
     if "://" in str(out):
-        raise ConfigError(f"--out: files are written to a folder on this machine, got {str(out)!r}")
+        raise ConfigError(f"--out: must be a local folder, got {str(out)!r}")
     if all_checkpoints and Path(out) != Path():
         raise ConfigError(
-            f"--out: --all-checkpoints gives metrics and writes nothing; leave one of them out, got {out}"
+            f"--out: has no effect with --all-checkpoints, which writes no files; got {out}; leave it out"
         )
     subject = _subject(model, task, data, experiment_file, split)
     splits = subject.splits
@@ -122,7 +122,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     own = run_experiment(run, model, "MODEL") if run is not None else None
     described = load_experiment(experiment_file) if experiment_file else own
     if task is None and described is None:
-        raise ConfigError("--task: is missing; a model folder does not say what it was trained for (a run folder does)")
+        raise ConfigError("--task: is missing; only a run folder records the task that a model was trained for")
     wanted = task if task is not None else described.task  # type: ignore[union-attr]
     source: Any = None if described is None else described.data.source
     if data is not None:
@@ -130,7 +130,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     elif (
         described is not None and task is not None and find_task(task).name != resolve_task(described.task, source).name
     ):
-        source = None  # of another task's data nothing is known
+        source = None  # the described source is that of another task
     found = resolve_task(wanted, source)
     kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
     splits = _splits(found, split)
@@ -139,7 +139,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
 
 
 def _splits(task: Task, split: str) -> tuple[str, ...]:
-    """The splits that a name stands for."""
+    """The splits of a task that are meant by a name."""
     splits = {"dev": task.eval_splits, "test": task.test_splits}.get(split) or (split,)
     if unknown := [name for name in splits if name not in task.splits]:
         raise ConfigError(f"--split: {task.name} has no split {unknown[0]!r}; allowed: {', '.join(task.splits)}")
@@ -156,7 +156,7 @@ def _folder(model: str, subject: Subject) -> Iterator[Path]:
 
 
 def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
-    """The kind with a length that the model in the folder has positions for."""
+    """The kind with its maximum length limited to the positions of the model in the folder."""
     longest = min(kind.data.max_length, max_positions(load_model_config(folder, "MODEL", kind)))
     return replace(kind, data=kind.data.model_copy(update={"max_length": longest}))
 
@@ -167,9 +167,9 @@ def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTraine
 
 
 def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
-    """Metrics by step and split, of every whole checkpoint of a run."""
+    """The metrics of every complete checkpoint of a run, by step and split."""
     if subject.run is None or subject.experiment is None:
-        raise ConfigError("--all-checkpoints: only a run has checkpoints, and MODEL is no run folder")
+        raise ConfigError("--all-checkpoints: only a run has checkpoints, but MODEL is not a run folder")
     student = subject.experiment.student
     folder = resolve_model(student.model, student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
@@ -185,19 +185,20 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
             predictions = predict(model, split, kind, pad_id, Worker())
             found[f"step {step} {name}"] = kind.metrics(predictions)
     if not found:
-        raise ConfigError(f"--all-checkpoints: there is none in {subject.run / 'checkpoints'} that can be used")
+        raise ConfigError(f"--all-checkpoints: {subject.run / 'checkpoints'} has no usable checkpoint")
     return found
 
 
 def _checkpoints(run: Location, experiment: Experiment) -> Iterator[tuple[int, PreTrainedModel]]:
-    """Every whole checkpoint of a run, with the masks it had at its step."""
+    """Step and model of every complete checkpoint of a run, with the masks of its step."""
     load_initial = initial_model(experiment)
     checkpoints = Checkpoints(run / "checkpoints", experiment.cluster.keep_checkpoints)
     for step in checkpoints.steps():
         checkpoint = checkpoints.read(step)
         if checkpoint is None:
             continue
-        # Loaded anew each time: a checkpoint lacks what is frozen, and pruning has patched the last one.
+        # Load the initial model again each time: a checkpoint lacks the frozen parameters, and pruning has modified the
+        # previous model.
         model = load_initial()
         freeze(model, experiment)
         total, warmup = checkpoint.state["total_steps"], checkpoint.state["warmup_steps"]

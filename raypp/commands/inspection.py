@@ -1,4 +1,4 @@
-"""What is left of a model, counted in its files without running it: `raypp inspect`, its table and its figures."""
+"""`raypp inspect`: the remaining weights of a model, counted in its files without running it, as table and figures."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ if TYPE_CHECKING:
     from raypp.figures import Picture
 
 FIGURES = ("density_by_layer", "heads", "weights", "movement", "mask")
-"""Those of `run_figures` that can be drawn from a model's files."""
-OF_ONE_MATRIX = ("weights", "movement", "mask")  # those that show one matrix, if it is named
+"""The figures of `run_figures` that can be drawn from a model's files."""
+OF_ONE_MATRIX = ("weights", "movement", "mask")  # figures that can show a single matrix
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is left of a model."""
+    """A model and its remaining weights."""
 
     name: str
-    """Class of the model."""
+    """The model's class."""
     density: DensityReport
-    """Over the three denominators, and of each layer."""
+    """The density of the linear weights, the encoder, the model, and each layer."""
     model: PreTrainedModel = field(repr=False)
-    """It, in memory."""
     missing: tuple[str, ...]
-    """Parameters of the model that its files lack, such as a pooler; they count as they are initialised."""
+    """Parameters of the model that its files lack, such as a pooler; their initial values are counted."""
 
 
 def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
@@ -54,11 +53,11 @@ def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
 
     Args:
         folder: configuration and safetensors of a plain (folded) model.
-        layers: which linear layers were pruned; None: all that may be.
+        layers: which linear layers were pruned; None: all linear layers of the encoder.
 
     Raises:
-        ConfigError: no such model, files that cannot be read, weights of the encoder that they lack, or an encoder
-            without linear layers.
+        ConfigError: the model does not exist, its files cannot be read or lack weights of the encoder, or the encoder
+            has no linear layers.
     """
     model, missing = _load(resolve_model(str(folder), None, "MODEL"), "MODEL")
     names = None if layers is None else list(select_layers(model, layers))
@@ -66,7 +65,8 @@ def inspect_model(folder: Path, layers: LayerRule | None = None) -> Inspection:
 
 
 def _load(folder: Path, field: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model as the class that its configuration names, and the names of what its files lack. Errors say `field`."""
+    """The model, as the class that its configuration names, and the names of the parameters that its files lack.
+    Errors name `field`."""
     import transformers
 
     config = load_model_config(folder, field)
@@ -82,18 +82,18 @@ def _load(folder: Path, field: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
         raise ConfigError(f"{field}: the weights in {folder} cannot be read: {error}") from error
     layers = linear_layers(model)
     if not layers:
-        raise ConfigError(f"{field}: the encoder of {type(model).__name__} has no linear layer to count")
+        raise ConfigError(f"{field}: the encoder of {type(model).__name__} has no linear layers")
     missing = tuple(sorted(info["missing_keys"]))
     inside = {name.removeprefix(f"{model.base_model_prefix}.") for name in missing}
     if lost := sorted(inside.intersection(f"{name}.weight" for name in layers)):
         raise ConfigError(
-            f"{field}: the weights in {folder} lack {len(lost)} of the encoder's matrices, {lost[0]} first"
+            f"{field}: the weights in {folder} lack {len(lost)} matrices of the encoder; the first is {lost[0]}"
         )
     return model, missing
 
 
 def inspection_table(inspection: Inspection) -> Table:
-    """Remaining weights of every pruned matrix, grouped by layer, with the sums at the end."""
+    """The table of the remaining weights of every pruned matrix, grouped by layer, with totals at the end."""
     density = inspection.density
     table = Table(title=f"Remaining weights of {inspection.name}", title_style="bold", title_justify="left")
     table.add_column("layer")
@@ -121,12 +121,12 @@ def inspection_figure(
     """One of `FIGURES` of a model.
 
     Args:
-        name: which.
-        matrix: show this matrix alone; None: all matrices together, or the first one's mask.
-        initial: the model before it was pruned, for `movement`.
+        name: the name of the figure.
+        matrix: draw this matrix only; None: all matrices together, or the mask of the first one.
+        initial: the model before pruning, for `movement`.
 
     Raises:
-        ConfigError: no such figure or matrix, or nothing to draw it from.
+        ConfigError: the figure or matrix does not exist, or there is no data for the figure.
     """
     from raypp.figures import NothingToDraw
     from raypp.figures.run import DRAWINGS_OF_WEIGHTS
@@ -134,17 +134,19 @@ def inspection_figure(
     if name not in FIGURES:
         raise ConfigError(f"--figure: allowed are {', '.join(FIGURES)}, got {name!r}")
     if matrix is not None and name not in OF_ONE_MATRIX:
-        raise ConfigError(f"--matrix: {name} shows all of them; one alone is shown by {', '.join(OF_ONE_MATRIX)}")
-    if (initial is None) == (name == "movement"):
         raise ConfigError(
-            "--initial: --figure movement, and it alone, needs the model before it was pruned; a run knows its own"
+            f"--matrix: {name} shows all matrices; figures of a single matrix are {', '.join(OF_ONE_MATRIX)}"
         )
+    if name == "movement" and initial is None:
+        raise ConfigError("--initial: --figure movement needs the model before pruning; only a run has recorded it")
+    if name != "movement" and initial is not None:
+        raise ConfigError(f"--initial: is only for --figure movement, got --figure {name}")
     density = inspection.density
     if matrix is not None:
         layers = {layer.name: layer for layer in density.layers}
         if matrix not in layers:
             near = ", ".join(difflib.get_close_matches(matrix, layers, n=3, cutoff=0.0))
-            raise ConfigError(f"--matrix: {matrix!r} is no pruned matrix of this model; the nearest are {near}")
+            raise ConfigError(f"--matrix: {matrix!r} is not a pruned matrix of this model; similar names: {near}")
         density = replace(density, layers=(layers[matrix],))
     try:
         return DRAWINGS_OF_WEIGHTS[name](measure(inspection.model, density, initial))
@@ -161,16 +163,16 @@ def inspect_command(
     matrix: str | None = None,
     initial: str | None = None,
 ) -> None:
-    """Prints the table of a run or model (folder, URI, hub name or package); saves a figure if a file is named.
+    """Prints the table of a run or model (folder, URI, hub name or package), and saves a figure if a file is given.
 
     Args:
         figure, matrix: as in `inspection_figure`.
-        initial: the model before it was pruned, for `movement`; a run's own is known.
+        initial: the model before pruning, for `movement`; None: the run's own.
     """
     console = console or Console()
     if save_to is None:
         if named := [f"--{n}" for n, v in {"figure": figure, "matrix": matrix, "initial": initial}.items() if v]:
-            raise ConfigError(f"{', '.join(named)}: say what is drawn; --save FILE says where to")
+            raise ConfigError(f"{', '.join(named)}: needs --save FILE, the file for the figure")
     else:
         from raypp.figures import require_format
 
@@ -191,14 +193,14 @@ def inspect_command(
     console.print(inspection_table(inspection))
     if inspection.missing:
         names = ", ".join(inspection.missing)
-        console.print(f"Not in the files, counted as initialised: {names}", markup=False, soft_wrap=True)
+        console.print(f"Not in the files; initial values counted: {names}", markup=False, soft_wrap=True)
     if save_to is not None:
         console.print(f"figure: {save_to}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
-    """The local model folder of what the user named, and of a run its experiment."""
+    """The local folder of the model, and the experiment if the reference is a run."""
     location = Location.of(reference, "MODEL")
     if (location / "experiment.yaml").is_file():
         experiment = run_experiment(location, reference, "MODEL")

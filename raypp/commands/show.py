@@ -1,4 +1,4 @@
-"""`raypp show`: the experiment as it would run, with everything that follows from it."""
+"""`raypp show`: the experiment with all defaults, and the run folder, steps and layers that follow from it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from raypp.pruning.linear import select_layers
 
 
 def show(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, and as comments what it comes to: run folder, steps, layers. Of a sweep, what
-    the experiment itself would be; each trial differs from it as the sweep says."""
+    """The resolved experiment as YAML, with run folder, steps and pruned layers as comments. For a sweep, the comments
+    describe the experiment without the sweep."""
     plan = make_plan(experiment.model_copy(update={"sweep": None}))
     facts = _facts(plan)
     if experiment.sweep is not None:
-        facts.insert(0, "without its sweep, whose trials `raypp sweep --dry-run` lists:")
+        facts.insert(0, "the experiment without its sweep (`raypp sweep --dry-run` lists the trials):")
     resolved = plan.experiment.model_copy(update={"sweep": experiment.sweep})
     settings = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return "\n".join([*(f"# {line}" for line in facts), settings.rstrip()])
@@ -33,8 +33,8 @@ def _facts(plan: Plan) -> list[str]:
     steps = plan.steps
     facts = [
         f"run folder: {plan.run}",
-        f"{steps.total} steps, {_range(steps.epoch_steps)} an epoch, {steps.warmup} of warmup; "
-        f"{plan.micro_batches} micro-batches a global batch",
+        f"{steps.total} steps, {_range(steps.epoch_steps)} per epoch, {steps.warmup} of warmup; "
+        f"{plan.micro_batches} micro-batches per global batch",
     ]
     if plan.teacher_plan is not None:
         facts.append(f"teacher: {plan.teacher_plan.steps.total} steps in {plan.teacher_plan.run}")

@@ -1,1 +1,1 @@
-"""The command lines of the original scripts, translated."""
+"""Translates command lines of the original scripts."""

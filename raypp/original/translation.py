@@ -1,8 +1,8 @@
-"""`raypp show --from-original`: the experiment that a command line of the original research scripts asks for.
+"""`raypp show --from-original`: translates a command line of the original research scripts to an experiment.
 
-Translates by `original_options.OPTIONS`. The scripts' defaults are written out where raypp's differ in value, so that
-the experiment is what the command would have done; what has no meaning here stands above it as a comment. The settings
-have passed the checks that `raypp train` makes of them alone; models and data need not be there.
+The translation follows the table `original.options.OPTIONS`. It writes out the scripts' defaults where raypp's differ,
+so that the experiment does what the command did. Options without an equivalent are comments above the experiment. The
+settings pass the checks of `raypp train` that need no models or data, which may be missing.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from raypp.tasks import find_task
 METHODS = ("topk", "magnitude", "sigmoid_threshold", "threshold", "l0")
 EXTRACTED_LAYERS = (0, 2, 4, 7, 9, 11)
 MAX_LENGTHS = {"bert": 512, "roberta": 512, "gpt2": 1024}
-"""Tokens of a text at most, by the teacher's family: what its tokenizer said."""
+"""Maximum tokens of a text, by the teacher's family, as in its tokenizer."""
 INTERVALS = ("logging_steps", "save_steps", "log_interval", "checkpoint_interval")
-"""Steps between two of something; the scripts took 0, too, which the fields do not."""
+"""Intervals in steps. The scripts accepted 0, which raypp's fields do not."""
 
 
 def translate(command_line: str) -> str:
-    """The equivalent experiment as YAML, with comments for what it does not say.
+    """The equivalent experiment as YAML, with comments on what the experiment does not contain.
 
     Args:
-        command_line: as typed: launcher, script and options, of one of the scripts that train.
+        command_line: launcher, script and options as typed, of one of the scripts that train.
 
     Raises:
-        ConfigError: what `OriginalCommand.parse` refuses; an option that the script needs and that is missing; a task
-            or a method that is unknown; a value that the field of an experiment refuses.
+        ConfigError: `OriginalCommand.parse` refuses the command line; a required option is missing; a task or method is
+            unknown; a field of the experiment refuses a value.
     """
     try:
         command = OriginalCommand.parse(command_line)
         translation = _Translation(command)
         ordered = {name: translation.settings[name] for name in Experiment.model_fields if name in translation.settings}
-        # The name will be the file's. Its variables are for whoever trains it, maybe elsewhere.
+        # The experiment gets the name of its file later. Its variables are expanded where it is trained.
         experiment_from({"name": "translated", **ordered}, expand_paths=False)
     except ConfigError as error:
         raise ConfigError(f"--from-original: {problem}" for problem in error.problems) from error
@@ -51,7 +51,7 @@ def translate(command_line: str) -> str:
 
 
 class _Translation:
-    """Nested settings, written field by field, and what there is to say besides."""
+    """Nested settings, which are written field by field, and comments."""
 
     def __init__(self, command: OriginalCommand) -> None:
         self.command = command
@@ -76,7 +76,7 @@ class _Translation:
             self._teacher()
 
     def put(self, field: str, value: Any) -> None:
-        """Writes a setting, by field path."""
+        """Sets a field by its path."""
         *sections, last = field.split(".")
         target = self.settings
         for section in sections:
@@ -84,19 +84,19 @@ class _Translation:
         target[last] = value
 
     def comment(self, why: str, *names: str) -> None:
-        """Says why options that were given are not in the settings."""
+        """Adds comments that explain why given options are not in the settings."""
         for name in names:
             if name in self.command.given:
                 value = "" if self.options[name].is_flag else f" {self.command.given[name]}"
                 self.comments.append(f"--{name}{value}: {why}")
 
     def _take(self, option: Option) -> None:
-        """An option whose value is the field's own; or one that no field takes the place of."""
+        """Translates an option whose value is the field's value, or comments on one that has no field."""
         value = self.command[option.name]
         if option.name in INTERVALS and value <= 0:
-            self.comment(f"not above 0, so {option.place} is left out and has raypp's default", option.name)
+            self.comment(f"not above 0, so {option.place} keeps raypp's default", option.name)
         elif option.name == "null_score_diff_threshold" and not self.command["version_2_with_negative"]:
-            self.comment("every question of squad has an answer, so the script did not read it", option.name)
+            self.comment("every question of squad has an answer, so the script ignored it", option.name)
         elif option.copied and value is not None:
             self.put(option.place, value)
         elif not option.place:
@@ -105,12 +105,12 @@ class _Translation:
             self.comment(f"`{option.place}`. {option.note}", option.name)
 
     def _without_training(self) -> None:
-        """Says at the top that the command asked for something else than what follows."""
+        """Adds a comment at the top if the command did not train."""
         if self.command["do_train"]:
             return
         does = "only evaluates, which is `raypp evaluate` here" if self.command["do_eval"] else "does nothing"
         self.comments.append(f"this command did not train: without --do_train the script {does};")
-        self.comments.append("what follows is what it would have trained with --do_train")
+        self.comments.append("the experiment below is the training that --do_train would have started")
 
     def _task(self) -> None:
         command = self.command
@@ -124,7 +124,7 @@ class _Translation:
             folder = str(PurePosixPath(next(file for file in files if file)).parent)
         if folder is not None:
             self.put("data.source", {"kind": "official", "directory": folder})
-        self.comment("is looked for under its published name, such as train-v1.1.json", "train_file", "predict_file")
+        self.comment("raypp expects its published name, such as train-v1.1.json", "train_file", "predict_file")
 
     def _language_modeling(self) -> None:
         command, masked = self.command, self.command["mlm"]
@@ -137,7 +137,7 @@ class _Translation:
         self.put("data.source", {"kind": "text", "files": [text]})
         self.comment(f"raypp reads the text that it was made of; {text} is a guess at its name", "data_file")
         self.put("data.max_length", MAX_LENGTHS[command["teacher_type"]])
-        self.put("train.adam_betas", [0.9, 0.98])  # fixed in the script, and not torch's
+        self.put("train.adam_betas", [0.9, 0.98])  # fixed in the script, different from torch's default
         self.put("student.model", command["teacher_name"])
         if command["student_pretrained_weights"] is None:
             self._student_config()
@@ -161,8 +161,8 @@ class _Translation:
                 self.put(self.options[name].place, True)
 
     def _student_config(self) -> None:
-        """The file's values with their family, which the script took from another option."""
-        from raypp.models.student import read_config  # with torch, which takes seconds to import
+        """The values of the configuration file, with the model family, which the script took from another option."""
+        from raypp.models.student import read_config  # imports torch, which takes seconds
 
         path, family = self.command["student_config"], self.command["student_type"]
         file = Path(expanded(path))
@@ -173,7 +173,7 @@ class _Translation:
             why = "its values are in student.config, with --student_type as model_type and without tie_weights_"
         else:
             self.put("student.config", path)
-            why = f'is not there to be read; it must hold "model_type": "{family}", and no "tie_weights_"'
+            why = f'cannot be read here; it must contain "model_type": "{family}" and no "tie_weights_"'
         self.comment(why, "student_config")
 
     def _length_and_batches(self) -> None:
@@ -182,13 +182,13 @@ class _Translation:
         steps = -1 if is_language_modeling else command["max_steps"]
         if steps > 0:
             self.put("train.max_steps", steps)
-            self.comment("--max_steps takes its place", "num_train_epochs")
+            self.comment("--max_steps takes precedence", "num_train_epochs")
         else:
             self.put("train.epochs", float(command["n_epoch" if is_language_modeling else "num_train_epochs"]))
         shares = command["gradient_accumulation_steps"] * self._processes()
         each = command["batch_size" if is_language_modeling else "per_gpu_train_batch_size"]
         self.put("train.batch_size", each * shares)
-        if shares > 1:  # else as many as there will be workers
+        if shares > 1:  # with one share, auto: as many micro-batches as workers
             self.put("train.micro_batches", shares)
         if command["fp16"]:
             self.put("train.precision", "float16")
@@ -196,7 +196,7 @@ class _Translation:
             if command["logging_steps"] > 0:
                 self.put("evaluation.every_steps", command["logging_steps"])
             else:
-                self.comment("with --logging_steps at 0 or less there was none", "evaluate_during_training")
+                self.comment("has no effect with --logging_steps at 0 or less", "evaluate_during_training")
 
     def _processes(self) -> int:
         return self.command.processes or max(1, self.command["n_gpu"] if "n_gpu" in self.options else 1)
@@ -209,12 +209,12 @@ class _Translation:
             self.put("cluster.workers", processes)
             self.put("cluster.gpus_per_worker", int(has_gpus))
         else:
-            self.comments.append("the script took a GPU where it found one: cluster.gpus_per_worker=1 asks for one")
+            self.comments.append("the script used a GPU if it found one; in raypp set cluster.gpus_per_worker=1")
 
     def _pruning(self) -> None:
         command, method = self.command, method_name(self.command["pruning_method"])
         if method not in METHODS:
-            raise ConfigError(f"--pruning_method: allowed are {', '.join(METHODS)}, got {method!r}")
+            raise ConfigError(f"--pruning_method: must be one of {', '.join(METHODS)}, got {method!r}")
         self.put("pruning.method", method)
         has_density, has_scores = method in ("topk", "magnitude"), method != "magnitude"
         if method == "l0":
@@ -227,7 +227,7 @@ class _Translation:
         if command["global_topk"] and has_density:
             self.put("pruning.scope", "global")
         elif command["global_topk"]:
-            self.comment(f"a threshold is one for all matrices, so {method} has no scope", "global_topk")
+            self.comment(f"all matrices have the same threshold, so {method} has no scope", "global_topk")
         for name in ("initial_warmup", "final_warmup"):
             self.put(self.options[name].place, command[name])
         if not has_scores:
@@ -237,7 +237,7 @@ class _Translation:
         self.put("pruning.mask_learning_rate", command["mask_scores_learning_rate"])
         self._first_scores()
         if command["regularization"] in (None, "null"):
-            self.comment("without --regularization it has no effect", "final_lambda")
+            self.comment("has no effect without --regularization", "final_lambda")
         else:
             for name in ("regularization", "final_lambda"):
                 self.put(self.options[name].place, command[name])
@@ -249,12 +249,12 @@ class _Translation:
             self.comment("has no effect with --mask_init kaiming, as in the script", "mask_scale")
         elif kind == "uniform" and scale == 0:
             kind = "constant"
-            self.comment("with a mask_scale of 0 all scores are 0, which is constant here", "mask_init")
+            self.comment("with a mask_scale of 0 all scores are 0, so it is constant here", "mask_init")
         self.put("pruning.score_initialization", {"kind": kind, "scale": scale})
 
     def _teacher(self) -> None:
         places = {name: o.place for name, o in self.options.items() if o.place.startswith("distillation.")}
-        if "teacher_type" not in self.command.given:  # without it, the scripts read none of the others
+        if "teacher_type" not in self.command.given:  # without it, the scripts ignored the other options
             self.comment("without --teacher_type there is no teacher", "teacher_name_or_path", *places)
             return
         if self.command["teacher_name_or_path"] is None:

@@ -98,7 +98,7 @@ def test_only_the_layers_that_were_pruned_count(pruned: Path) -> None:
 def test_what_the_files_lack_is_said(pruned: Path) -> None:
     edit(pruned, drop=r"^classifier\.")
     assert inspect_model(pruned).missing == ("classifier.bias", "classifier.weight")
-    assert "Not in the files, counted as initialised: classifier.bias, classifier.weight\n" in printed(pruned)
+    assert "Not in the files; initial values counted: classifier.bias, classifier.weight\n" in printed(pruned)
 
 
 def test_missing_matrices_of_the_encoder_are_an_error(pruned: Path) -> None:
@@ -110,7 +110,7 @@ def test_missing_matrices_of_the_encoder_are_an_error(pruned: Path) -> None:
 def test_a_model_without_linear_layers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)).save_pretrained(tmp_path)
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "MODEL: the encoder of GPT2LMHeadModel has no linear layer to count" in capsys.readouterr().err
+    assert "MODEL: the encoder of GPT2LMHeadModel has no linear layers" in capsys.readouterr().err
 
 
 def test_damaged_or_absent_models_are_refused(pruned: Path, tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_movement_of_a_run_is_counted_from_the_student_that_it_began_as(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--figure", "heads"], r"--figure: say what is drawn; --save FILE says where to"),
+        (["--figure", "heads"], r"--figure: needs --save FILE"),
         (["--save", "a.png", "--figure", "schedule"], r"--figure: allowed are density_by_layer, .*, got 'schedule'"),
-        (["--save", "a.png", "--figure", "movement"], r"--initial: --figure movement, and it alone, needs the model"),
+        (["--save", "a.png", "--figure", "movement"], r"--initial: --figure movement needs the model"),
         (["--save", "a.png", "--initial", "X"], r"--initial: 'X' is not a folder, and the hub does not provide it"),
-        (["--save", "a.png", "--matrix", "query"], r"--matrix: density_by_layer shows all of them"),
+        (["--save", "a.png", "--matrix", "query"], r"--matrix: density_by_layer shows all matrices"),
         (
             ["--save", "a.png", "--figure", "mask", "--matrix", "encoder.layer.1.attention.self.quary"],
-            r"no pruned matrix of this model; the nearest are encoder\.layer\.1\.attention\.self\.query, ",
+            r"not a pruned matrix of this model; similar names: encoder\.layer\.1\.attention\.self\.query, ",
         ),
     ],
 )

@@ -160,14 +160,14 @@ def test_what_was_off_is_left_out(command: str, logging: str, saving: str, tmp_p
     experiment = loaded(command, tmp_path)
     assert experiment.cluster.checkpoint_every_steps is None
     assert "log_every_steps" not in experiment.train.model_fields_set
-    assert f"# --{logging} 0: not above 0, so train.log_every_steps is left out" in comments(command)
-    assert f"# --{saving} -1: not above 0, so cluster.checkpoint_every_steps is left out" in comments(command)
+    assert f"# --{logging} 0: not above 0, so train.log_every_steps keeps raypp's default" in comments(command)
+    assert f"# --{saving} -1: not above 0, so cluster.checkpoint_every_steps keeps raypp's default" in comments(command)
 
 
 def test_evaluation_whose_rhythm_was_off_is_left_out(tmp_path: Path) -> None:
     command = f"{GLUE} --evaluate_during_training --logging_steps 0"
     assert loaded(command, tmp_path).evaluation.every_steps is None
-    assert "# --evaluate_during_training: with --logging_steps at 0 or less there was none" in comments(command)
+    assert "# --evaluate_during_training: has no effect with --logging_steps at 0 or less" in comments(command)
 
 
 @pytest.mark.parametrize("command", [GLUE, SQUAD])
@@ -199,7 +199,7 @@ def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
     ):
         assert line in said
     assert "mask_scale" not in said, "what was not given is not spoken of"
-    assert "# --final_lambda 3.0: without --regularization" in comments(f"{GLUE} --final_lambda 3")
+    assert "# --final_lambda 3.0: has no effect without --regularization" in comments(f"{GLUE} --final_lambda 3")
     assert "# --final_threshold 0.1: l0 has no threshold" in comments(
         f"{GLUE} --pruning_method l0 --final_threshold .1"
     )
@@ -405,7 +405,7 @@ def test_a_students_configuration_is_one_that_transformers_takes(
 def test_a_students_configuration_that_is_not_there_stays_a_path(tmp_path: Path) -> None:
     command = f"{TRAIN} --student_type distilbert --student_config $NOT_SET_HERE/student.json"
     assert settings(command)["student"] == {"model": "gpt2", "config": "${NOT_SET_HERE}/student.json"}
-    said = 'is not there to be read; it must hold "model_type": "distilbert", and no "tie_weights_"'
+    said = 'cannot be read here; it must contain "model_type": "distilbert" and no "tie_weights_"'
     assert f"# --student_config ${{NOT_SET_HERE}}/student.json: {said}" in comments(command)
     (tmp_path / "student.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"^--from-original: student\.config: .* holds no JSON object"):
@@ -420,16 +420,16 @@ def test_a_students_configuration_that_is_not_there_stays_a_path(tmp_path: Path)
     [
         (
             f"{GLUE} --final_treshold 0.1",
-            "masked_run_glue.py has no option --final_treshold; the nearest is --final_threshold",
+            "masked_run_glue.py has no option --final_treshold; did you mean --final_threshold?",
         ),
         (f"{GLUE} stray", "takes no argument 'stray'"),
         (f"{GLUE} --final_threshold much", "argument --final_threshold: invalid float value: 'much'"),
-        (f"{GLUE} --pruning_method movement", "allowed are topk, magnitude, sigmoid_threshold, threshold, l0"),
+        (f"{GLUE} --pruning_method movement", "must be one of topk, magnitude, sigmoid_threshold, threshold, l0"),
         ("masked_run_glue.py --task_name mrpc", "masked_run_glue.py needs --model_name_or_path"),
         (f"{GLUE} --teacher_type bert", "--teacher_type needs --teacher_name_or_path"),
-        (f"torchrun --nproc_per_node=$N {GLUE}", "--nproc_per_node: give a number, from 1, got '${N}'"),
-        (f"torchrun --nproc-per-node gpu {GLUE}", "--nproc-per-node: give a number, from 1, got 'gpu'"),
-        (f"torchrun --nnodes=1:4 --nproc_per_node=8 {GLUE}", "--nnodes: give a number, from 1, got '1:4'"),
+        (f"torchrun --nproc_per_node=$N {GLUE}", "--nproc_per_node: must be a number of at least 1, got '${N}'"),
+        (f"torchrun --nproc-per-node gpu {GLUE}", "--nproc-per-node: must be a number of at least 1, got 'gpu'"),
+        (f"torchrun --nnodes=1:4 --nproc_per_node=8 {GLUE}", "--nnodes: must be a number of at least 1, got '1:4'"),
         (TRAIN.replace("--teacher_type gpt2", ""), "train.py needs --teacher_type"),
         (f"{TRAIN} --teacher_type t5", "argument --teacher_type: invalid choice: 't5'"),
         (f"{GLUE} --learning_rate 3", "--from-original: experiment: train.learning_rate: must be less than or equal"),
@@ -437,8 +437,8 @@ def test_a_students_configuration_that_is_not_there_stays_a_path(tmp_path: Path)
         (f"{GLUE} --initial_threshold 0", "pruning.initial_density: must be greater than 0, got 0.0"),
         (f"{GLUE} --regularization l2", "pruning.penalty.kind: must be 'l1' or 'l0', got 'l2'"),
         (GLUE.replace("mrpc", "mrcp"), "task: there is no task 'mrcp'; did you mean 'mrpc'"),
-        ("bertarize.py --pruning_method topK", "trains nothing; what it did is `raypp export RUN`"),
-        ("run_glue.py --task_name mrpc", "names none of the scripts masked_run_glue.py, "),
+        ("bertarize.py --pruning_method topK", "trains nothing; use `raypp export RUN`"),
+        ("run_glue.py --task_name mrpc", "the command line has none of the scripts masked_run_glue.py, "),
         (f"{GLUE} 'open", "not a command line: No closing quotation"),
     ],
 )
