@@ -1,8 +1,8 @@
-"""Every option of the archived research scripts of Hugging Face (movement-pruning and distillation), and what takes its
-place here.
+"""Every option of Hugging Face's archived research scripts (movement-pruning and distillation), and its equivalent in
+raypp.
 
-`raypp show --from-original` translates by this table, and `docs/from-masked_run_glue.md` shows it; a test keeps the
-two alike.
+`raypp show --from-original` translates by this table, and `docs/from-masked_run_glue.md` shows it; a test fails if they
+differ.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ class Option:
     """One option of a script."""
 
     name: str
-    """Without the dashes."""
+    """The name without dashes."""
     place: str
-    """The field, or the command, that takes its place; empty where there is none."""
+    """The equivalent field or command; empty if there is none."""
     note: str
-    """What differs, and why."""
+    """What differs in raypp, and why."""
     default: str | int | float | bool | None = None
-    """The script's; False (or True, for one that switches off) for a flag. Its type is the option's."""
+    """The script's default. A flag has False, or True if it switches something off. The option has the default's
+    type."""
     type: type[str] | type[int] | type[float] = str
-    """Of its value, where the default does not say."""
+    """The type of the value, for an option without a default."""
     copied: bool = False
-    """Its value is the field's value as it is."""
+    """Whether the field takes the option's value unchanged."""
     needed: bool = False
-    """The script does not start without it, and there is no experiment without it either."""
+    """Whether the script and the experiment require it."""
     choices: tuple[str, ...] = ()
-    """The values that the script takes; empty: any, or those that the field takes."""
+    """The values that the script allows; empty: any, or those that the field allows."""
 
     @property
     def is_flag(self) -> bool:
-        """Whether it takes no value."""
+        """Whether the option takes no value."""
         return isinstance(self.default, bool)
 
 
@@ -418,4 +419,4 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         ),
     ),
 }
-"""By script; every option of each, in groups of what belongs together."""
+"""All options of each script, in related groups."""
