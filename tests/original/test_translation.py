@@ -194,7 +194,7 @@ def test_what_has_no_meaning_here_is_said(tmp_path: Path) -> None:
     for line in (
         "# --mask_init uniform: magnitude has no scores",
         "# --alpha_ce 0.3: without --teacher_type there is no teacher",
-        "# --fp16_opt_level O2: raypp does not use Apex.",
+        "# --fp16_opt_level O2: Apex is not used.",
         "# --overwrite_output_dir: `raypp train --fresh`.",
     ):
         assert line in said
