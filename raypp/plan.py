@@ -13,7 +13,8 @@ from pathlib import Path
 
 from raypp.config import Experiment
 from raypp.data.batches import batch_counter
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.defaults import fill_in, micro_batches, teacher_experiment
 from raypp.distillation.teacher import HiddenStateTerm, hidden_state_terms
 from raypp.errors import Problems

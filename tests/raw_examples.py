@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from raypp.config import OfficialSource
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS
 

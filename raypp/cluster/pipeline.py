@@ -20,7 +20,7 @@ from raypp.cluster.trainer import Supervision, run_job
 from raypp.config import Experiment
 from raypp.corpus.blocks import CutReport
 from raypp.data.features import Features
-from raypp.data.sources import RawData
+from raypp.data.raw import RawData
 from raypp.evaluation.evaluate import metrics_of
 from raypp.evaluation.predictions import Predictions
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore

@@ -30,7 +30,7 @@ from raypp.store import Artifact, Store, StoredFile, content_key, write_part
 if TYPE_CHECKING:
     import ray
 
-    from raypp.data.sources import RawData
+    from raypp.data.raw import RawData
     from raypp.kinds import TaskKind
 
 # Fewest and most rows of a part, which one task tokenizes: few enough to keep many nodes busy, but enough to be worth a

@@ -27,7 +27,7 @@ from raypp.store import Artifact, Store, StoredFile, write_part
 if TYPE_CHECKING:
     import ray
 
-    from raypp.data.sources import RawData
+    from raypp.data.raw import RawData
     from raypp.kinds import TaskKind
     from raypp.storage import Location
 

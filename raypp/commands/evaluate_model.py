@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from raypp.config import Experiment, OfficialSource
 from raypp.data.examples import EvaluationExamples
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluation.evaluate import predict

@@ -15,14 +15,12 @@ from raypp.config import (
 from raypp.data.files import FilesData
 from raypp.data.hub import HubData
 from raypp.data.official import OfficialData
-from raypp.data.raw import BATCH_ROWS, Example, RawData
+from raypp.data.raw import RawData
 from raypp.data.synthetic import SyntheticData
 from raypp.data.text import GlueTexts, HubTexts, TextFiles
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind, kind_of
 from raypp.tasks import find_task
-
-__all__ = ["BATCH_ROWS", "Example", "RawData", "open_source"]
 
 
 def open_source(

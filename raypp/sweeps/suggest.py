@@ -53,13 +53,13 @@ def first_points(space: Space, check: Check | None = None) -> list[Changes]:
     Raises:
         ConfigError: a combination of the grid axes has no valid point.
     """
-    told: list[Observation] = []
-    while (point := _next(space, told, min(STARTUP, space.settings.trials or 0), check)) is not None:
-        told.append(Observation(point, "running"))
-    return [each.point for each in told]
+    observations: list[Observation] = []
+    while (point := _next(space, observations, min(STARTUP, space.settings.trials or 0), check)) is not None:
+        observations.append(Observation(point, "running"))
+    return [each.point for each in observations]
 
 
-def suggest(space: Space, told: Sequence[Observation], check: Check | None = None) -> Changes | None:
+def suggest(space: Space, observations: Sequence[Observation], check: Check | None = None) -> Changes | None:
     """The next point, given the observations of all points before it; None if all points are drawn, or no new valid
     point is found.
 
@@ -73,7 +73,7 @@ def suggest(space: Space, told: Sequence[Observation], check: Check | None = Non
     Raises:
         ConfigError: a combination has no point yet, and no valid one is found.
     """
-    return _next(space, told, space.settings.trials or 0, check)
+    return _next(space, observations, space.settings.trials or 0, check)
 
 
 def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
@@ -86,16 +86,16 @@ def as_many_as_wanted(space: Space, points: Sequence[Changes]) -> list[Changes]:
     return list(points)
 
 
-def _next(space: Space, told: Sequence[Observation], most: int, check: Check | None) -> Changes | None:
+def _next(space: Space, observations: Sequence[Observation], most: int, check: Check | None) -> Changes | None:
     """The next point of the combination that has the fewest points, fewer than `most`; if it has no more, of the
     next."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    grid, owners = space.grid("grid"), _owners(space, [each.point for each in told])
-    own = [[each for each, owner in zip(told, owners, strict=True) if owner == i] for i in range(len(grid))]
+    grid, owners = space.grid("grid"), _owners(space, [each.point for each in observations])
+    own = [[each for each, owner in zip(observations, owners, strict=True) if owner == i] for i in range(len(grid))]
     for fixed, known in sorted(zip(grid, own, strict=True), key=lambda pair: len(pair[1])):
-        if len(known) < most and (point := _new_point(space, fixed, known, told, check)) is not None:
+        if len(known) < most and (point := _new_point(space, fixed, known, observations, check)) is not None:
             return point
     return None
 
@@ -117,10 +117,10 @@ def _has(fixed: Changes, point: Changes) -> bool:
 
 
 def _new_point(
-    space: Space, fixed: Changes, known: Sequence[Observation], told: Sequence[Observation], check: Check | None
+    space: Space, fixed: Changes, known: Sequence[Observation], observations: Sequence[Observation], check: Check | None
 ) -> Changes | None:
     """A new valid point of the combination `fixed`, learned from its `known` points; None if none is found."""
-    number = len(told)
+    number = len(observations)
     problems: list[str] = []
     finished = sum(each.state == "finished" for each in known)
     lessons = [_frozen(space, each) for each in _lessons(known)] if finished >= STARTUP else []
@@ -130,7 +130,7 @@ def _new_point(
         numbers = (space.settings.seed, number, attempt)
         trial = _ask(lessons, *numbers) if repeated < MOST_KNOWN_OF_OPTUNA else None
         point = space.point(partial(_value, space, fixed, trial, np.random.default_rng(numbers)))
-        if any(each.point == point for each in told):
+        if any(each.point == point for each in observations):
             repeated += 1
             continue
         try:
@@ -140,7 +140,7 @@ def _new_point(
             unfit += 1
             continue
         return point
-    if problems and not any(_has(fixed, each.point) for each in told):
+    if problems and not any(_has(fixed, each.point) for each in observations):
         raise ConfigError(list(dict.fromkeys(problems)))
     return None
 
@@ -189,16 +189,18 @@ def _suggested(trial: Any, name: str, axis: Axis) -> Any:
             return trial.suggest_float(name, low, high)
 
 
-def _frozen(space: Space, told: Observation) -> FrozenTrial:
+def _frozen(space: Space, observation: Observation) -> FrozenTrial:
     """A point in the form of Optuna's trials."""
     from optuna.trial import TrialState, create_trial
 
-    drawn = {name: value for name, value in told.point.items() if space.axes[name].kind != "grid"}
+    drawn = {name: value for name, value in observation.point.items() if space.axes[name].kind != "grid"}
     parameters = {name: _parameter(space.axes[name], value) for name, value in drawn.items()}
-    state = {"running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "lost": TrialState.PRUNED}[told.state]
+    state = {"running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "lost": TrialState.PRUNED}[
+        observation.state
+    ]
     return create_trial(
         state=state,
-        values=[told.metric, told.density] if told.state == "finished" else None,
+        values=[observation.metric, observation.density] if observation.state == "finished" else None,
         params={name: parameter for name, (parameter, _) in parameters.items()},
         distributions={name: distribution for name, (_, distribution) in parameters.items()},
     )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypp.data.features import Features
-from raypp.data.sources import RawData
+from raypp.data.raw import RawData
 from raypp.errors import Problems
 from raypp.kinds import TaskKind
 from raypp.models.loading import load_tokenizer

@@ -15,7 +15,8 @@ import pytest
 from raw_examples import rows
 
 from raypp.config import Columns, FilesSource, OwnTask
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.tasks import resolve_task

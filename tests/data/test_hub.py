@@ -10,7 +10,8 @@ from hub_copy import hub_copy
 from raw_examples import rows
 
 from raypp.config import HubSource
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.errors import ConfigError
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS, Task

@@ -9,7 +9,8 @@ import pytest
 from raw_examples import official, rows, table, write
 
 from raypp.config import Columns, FilesSource, OwnTask
-from raypp.data.sources import BATCH_ROWS, open_source
+from raypp.data.raw import BATCH_ROWS
+from raypp.data.sources import open_source
 from raypp.kinds import kind_of
 from raypp.tasks import TASKS, resolve_task
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from raypp.cli import main
 from raypp.config import Columns, DataSettings, DistillationSettings, FilesSource, HubSource, OfficialSource, OwnTask
 from raypp.data.features import Features
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import HiddenStateTerm, OnlineTeacher
 from raypp.errors import ConfigError

@@ -29,7 +29,8 @@ from raypp.config import (
     OwnTask,
 )
 from raypp.data.features import Features
-from raypp.data.sources import RawData, open_source
+from raypp.data.raw import RawData
+from raypp.data.sources import open_source
 from raypp.errors import ConfigError
 from raypp.evaluation.answer_metrics import answer_metrics
 from raypp.evaluation.evaluate import predict
