@@ -60,7 +60,7 @@ def metrics_table(result: Mapping[str, Any]) -> ReportTable:
 
 def front_table(front: Front, headline: str) -> ReportTable:
     """The teacher and the points on the front, by falling density."""
-    rows = [] if front.teacher is None else [TableRow(("dense", _number(front.teacher), "", "teacher"))]
+    rows = [] if front.teacher is None else [TableRow(("dense", _number(front.teacher), "teacher", ""))]
     rows += [
         TableRow((_percent(each.density), each.metric, _settings(each.settings), each.run))
         for each in front_rows(front.points)

@@ -1,7 +1,8 @@
-"""Reports: self-contained, escaped, complete; and what is no run and no sweep."""
+"""Reports: self-contained, escaped and complete; what is not a run or sweep is refused."""
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from raypp.cli import main
 from raypp.commands.report import FinishedFolder, report, write_report
-from raypp.commands.report_tables import trials_table
+from raypp.commands.report_tables import front_table, trials_table
+from raypp.display.summary import print_front
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
 from raypp.runs import write_experiment
@@ -137,6 +140,27 @@ def test_the_report_of_a_sweep_has_every_trial_and_needs_nothing_else(tmp_path: 
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "@import" not in text
     assert not re.search(r"url\(", text)
+
+
+def test_the_terminal_shows_the_same_front_as_the_report(tmp_path: Path) -> None:
+    folder = write_sweep(Location.of(tmp_path / "ladder" / "sweep-1"))
+    front = front_table(FinishedFolder.of(folder).front(), "eval/accuracy")
+    file = io.StringIO()
+    print_front((folder / "result.json").read_json(), Console(file=file, width=120))
+    lines = [line for line in file.getvalue().splitlines() if re.match("[│┃]", line)]
+    heads, *rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    assert heads == [column.name for column in front.columns]
+    assert rows == [
+        ["dense", "0.9500", "teacher", ""],
+        ["0.5000", "0.9000", "pruning.final_density=0.5", "topk-0"],
+        ["0.2500", "0.8000", "pruning.final_density=0.25", "topk-1"],
+    ]
+    assert [row.cells for row in front.rows] == [
+        ("dense", "0.9500", "teacher", ""),
+        ("50.00%", "0.9000", "pruning.final_density 0.5", "topk-0"),
+        ("25.00%", "0.8000", "pruning.final_density 0.25", "topk-1"),
+    ]
+    assert "failed: /runs/topk-3: RunFailed: <b>no</b> & never" in file.getvalue()
 
 
 def test_what_is_an_axis_is_said_to_be_several_and_compared_with_no_published_encoder(tmp_path: Path) -> None:
