@@ -133,7 +133,7 @@ def test_a_run_of_a_raypp_with_other_settings_is_said_to_be_one(
     for words in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
         assert main(words) == 2
         said = capsys.readouterr().err
-        assert "was started with raypp 0.0.1, and this one does not know its settings train.warm_restarts" in said
+        assert "was started with raypp 0.0.1, and this version does not know its settings train.warm_restarts" in said
 
 
 def test_a_run_that_was_killed_while_it_delivered_keeps_its_speed(finished: Path, world: Path, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
         ),
         (["inspect", "WORLD/nowhere"], "MODEL"),
         (["inspect", "RUN", "--save", "WORLD/figure.bmp"], ".png"),
-        (["export", "WORLD", "--to", "WORLD/out"], "no finished run"),
+        (["export", "WORLD", "--to", "WORLD/out"], "is not a finished run"),
         (["export", "RUN", "--to", "WORLD/MRPC"], "is not empty"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=5"], "but the cluster has 4; ask for less"),
         (["train", "WORLD/mrpc.yaml", "cluster.workers=1", "cluster.gpus_per_worker=1"], "but the cluster has 0"),

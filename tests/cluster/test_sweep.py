@@ -111,7 +111,7 @@ def test_a_sweep_ends_with_its_front_and_goes_on_with_what_is_unfinished(
 
 def test_a_single_run_of_a_sweep_is_refused(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(experiment)]) == 2
-    assert "run by `raypp sweep`" in capsys.readouterr().err
+    assert "sweep: run an experiment with a sweep by `raypp sweep`" in capsys.readouterr().err
 
 
 def sweep_result(storage: Path) -> dict[str, Any]:

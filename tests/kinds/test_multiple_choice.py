@@ -124,7 +124,7 @@ def test_own_files_may_have_another_number_of_endings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("endings", [("a", "b"), ("a", "b", "c", "d", "e")])
 def test_files_of_swag_have_its_four_endings(endings: tuple[str, ...]) -> None:
     source = FilesSource(kind="files", train="t.csv", dev="d.csv", columns=Columns(endings=endings))
-    said = rf"data\.source\.columns\.endings: got {len(endings)} columns; swag has 4 endings; for another number give a"
+    said = rf"data\.source\.columns\.endings: got {len(endings)} columns, but swag has 4 endings; "
     with pytest.raises(ConfigError, match=said):
         resolve_task("swag", source)
 
