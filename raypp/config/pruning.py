@@ -144,9 +144,9 @@ class FisherPruning(DensityPruning, PruningBase):
     empirical Fisher information.
 
     The score of a weight is the running mean of n (w g)^2, where w is the weight and g is the gradient of the mean loss
-    over the n rows of a global batch. To second order, and for the other weights unchanged, this is twice the increase
-    of the loss when the weight is set to 0 (LeCun et al. 1990, "Optimal Brain Damage"; Kurtic et al. 2022 with blocks
-    of one weight). Pruned weights also have gradients, so they may return.
+    over the n rows of a global batch (language modelling: its n targets). To second order, and for the other weights
+    unchanged, this is twice the increase of the loss when the weight is set to 0 (LeCun et al. 1990, "Optimal Brain
+    Damage"; Kurtic et al. 2022 with blocks of one weight). Pruned weights also have gradients, so they may return.
 
     In a training loop of your own, `raypp.training.optim.build_optimizer` makes the optimizer that keeps these means.
     If batches differ in size, as the last one of an epoch does, give each step its size: `optimizer.step(rows=n)`.
