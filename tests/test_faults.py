@@ -152,8 +152,14 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     ("workers", "trains"), [(0, True), (1, True), (1, False)], ids=["no workers", "a worker", "a worker that starts"]
 )
 def test_a_second_interrupt_does_not_wait(workers: int, trains: bool, experiment: Path, tmp_path: Path) -> None:
-    words = (f"cluster.workers={workers}", "cluster.cpus_per_worker=1", "train.max_steps=200")
-    with started("train", experiment, f"cluster.storage={tmp_path}", *words) as command:
+    words = (
+        "train",
+        experiment,
+        f"cluster.storage={tmp_path}",
+        f"cluster.workers={workers}",
+        "cluster.cpus_per_worker=1",
+    )
+    with started(*words) as command:
         if trains:
             wait_for(lambda: steps_of(tmp_path) >= STRIKES_AFTER, "the middle of the run")
         else:
@@ -167,7 +173,7 @@ def test_a_second_interrupt_does_not_wait(workers: int, trains: bool, experiment
     assert "which is saved" not in output, "that is what the first one waits for"
     assert "raypp: interrupted" in output
     assert "from the last checkpoint: raypp train" in output
-    assert run(experiment, tmp_path, *words[2:]) == 0
+    assert run(experiment, tmp_path) == 0
     assert_tidy(tmp_path)
 
 
