@@ -121,7 +121,7 @@ class RawData(ABC):
         schema = self.kind.schema()
         row = 0
         for columns in self.columns_of(split, self._limit(split)):
-            count = len(columns["label"])
+            count = len(next(iter(columns.values())))
             columns["row"] = pa.array(range(row, row + count), schema.field("row").type)
             yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
             row += count
@@ -141,7 +141,7 @@ def in_columns(examples: Iterator[Example], kind: TaskKind) -> Iterator[dict[str
         *texts, labels = zip(*chunk, strict=True)
         # Not strict: a missing second sentence (None) has no column.
         values = {"label": labels, **dict(zip(kind.columns, texts, strict=False))}
-        yield {name: pa.array(column, schema.field(name).type) for name, column in values.items()}
+        yield {name: pa.array(values[name], schema.field(name).type) for name in schema.names if name != "row"}
 
 
 def _chunk(examples: Iterator[Example]) -> list[Example]:

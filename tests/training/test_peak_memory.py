@@ -32,12 +32,13 @@ def resident() -> int:
 
 def test_a_second_run_does_not_have_the_peak_of_the_first() -> None:
     before = resident()
-    first = PeakMemory(CPU)
-    hold(256)
-    assert first.metrics()["perf/peak_memory_bytes"] == pytest.approx(before + 256 * MIB, abs=32 * MIB)
-    second = PeakMemory(CPU)
-    hold(64)
-    assert second.metrics()["perf/peak_memory_bytes"] == pytest.approx(before + 64 * MIB, abs=32 * MIB)
+    peaks = []
+    for mebibytes in (512, 128):
+        run = PeakMemory(CPU)
+        hold(mebibytes)
+        peaks.append(run.metrics()["perf/peak_memory_bytes"])
+    # Within what the process may give back of earlier tests' memory meanwhile.
+    assert peaks == [pytest.approx(before + held * MIB, abs=128 * MIB) for held in (512, 128)]
 
 
 def test_where_the_peak_cannot_be_reset_only_a_higher_one_is_the_runs(
@@ -51,4 +52,4 @@ def test_where_the_peak_cannot_be_reset_only_a_higher_one_is_the_runs(
     hold(32)
     assert run.metrics() == {}
     hold(256)
-    assert run.metrics()["perf/peak_memory_bytes"] == pytest.approx(before + 256 * MIB, abs=32 * MIB)
+    assert run.metrics()["perf/peak_memory_bytes"] == pytest.approx(before + 256 * MIB, abs=128 * MIB)
