@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -123,6 +124,17 @@ def resumed_after(output: str) -> int:
     return int(([0, *re.findall(r"resumes after step\s+(\d+)", output)])[-1])
 
 
+def open_files(process: Path) -> Iterator[str]:
+    """The paths of a process's open files.
+
+    Args:
+        process: its folder in /proc.
+    """
+    for descriptor in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile, by a process that lives
+            yield os.readlink(descriptor)
+
+
 @dataclass
 class Command:
     """A `raypp` command that runs, with all the processes it starts."""
@@ -133,16 +145,18 @@ class Command:
 
     def processes(self, title: str = "") -> list[int]:
         """Process ids of those that it started, itself among them, whose command line holds `title`."""
+        home = str(self.home)
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                files = [os.readlink(file) for file in (folder / "fd").iterdir()]
-                mine = str(self.home).encode() in (folder / "environ").read_bytes()
+                if title not in line:
+                    continue
+                is_mine = home.encode() in (folder / "environ").read_bytes()
+                if is_mine or any(name.startswith(home) for name in open_files(folder)):
+                    found.append(int(folder.name))
             except OSError:  # it has ended
                 continue
-            if title in line and (mine or any(name.startswith(str(self.home)) for name in files)):
-                found.append(int(folder.name))
         return found
 
     def one_of(self, title: str) -> int:
