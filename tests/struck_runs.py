@@ -39,6 +39,7 @@ class Undisturbed:
 
     def __call__(self, workers: int, *overrides: str) -> Path:
         """The run's folder."""
+        workers = 0 if workers == 1 else workers  # the same numbers, without the start of a cluster
         if (workers, overrides) not in self._made:
             storage = self.experiment.parent / f"undisturbed-{len(self._made)}"
             how = (f"cluster.storage={storage}", f"cluster.workers={workers}")
