@@ -163,6 +163,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Pa
     return path
 
 
+@pytest.mark.slow  # its files, checkpoints and store are tested above, in seconds
 @pytest.mark.ray
 def test_a_run_is_interrupted_goes_on_and_is_the_one_on_a_disk(
     server: str, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
