@@ -33,7 +33,7 @@ from raypp.tasks import TASKS
 
 TASK = TASKS["sst2"]
 ROWS = [100_000, 1_000_000, 3_000_000]
-WARM_ROWS = 8192  # a part for each CPU, so that all of Ray's workers start before the clock
+WARM_ROWS = 8192  # eight parts, so that the workers of up to eight CPUs start before the clock does
 REFERENCE_ROWS = 10_000  # in one call of encode_batch
 
 

@@ -123,9 +123,8 @@ def run_plan(
     """
     result = None
     if not fresh:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another command deletes the run; it holds the lock until it is done
+        # Not found: another command deletes the run, and holds the lock until it is done.
+        with contextlib.suppress(FileNotFoundError):
             result = _whole_result(plan, stored)
     if result is not None:  # a finished run needs no lock (locking may start Ray) and no write access
         delete_leftovers(plan.run)

@@ -67,14 +67,11 @@ class FilesData(RawData):
 
     def examples(self, split: str) -> Iterator[Example]:
         records = read_records(self.files[split], self.quotes, {*self.columns, self.label})
-        return self._examples(records, optional=split in self.task.test_splits)
+        return self._examples(split, records)
 
-    def _examples(self, records: Records, *, optional: bool) -> Iterator[Example]:
-        """The examples of records.
-
-        Args:
-            optional: whether a label may be absent.
-        """
+    def _examples(self, split: str, records: Records) -> Iterator[Example]:
+        """The examples of a split's records."""
+        optional = split in self.task.test_splits
         for place, record in records:
             try:
                 texts = self.kind.texts([value_in(record, column, COLUMNS) for column in self.columns], self.columns)
@@ -100,7 +97,7 @@ class FilesData(RawData):
                 yield columns
                 continue
             records = _parquet_records(file, first_row, batch)
-            yield from in_columns(self._examples(records, optional=split in self.task.test_splits), self.kind)
+            yield from in_columns(self._examples(split, records), self.kind)
 
     def _whole_columns(self, batch: pa.RecordBatch) -> dict[str, pa.Array] | None:
         """The columns of a batch, converted; None if a column is missing or the kind cannot convert them."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from raypp.storage import Location
 logger = logging.getLogger("raypp")
 
 MANIFEST = "manifest.json"
+FOLDER_PREFIX = "step-"
 EXTRA_PREFIX = "beside/"  # prefix, in a checkpoint's files, of the names of the extra modules' parameters
 
 
@@ -213,8 +214,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending. Whether one is damaged is only found when it is read."""
-        names = [child for child in self.location.children() if child.name.startswith("step-")]
-        return [int(child.name.removeprefix("step-")) for child in names if (child / MANIFEST).is_file()]
+        return _complete(self._folders())
 
     def read(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step, or None (and a warning that names the file) if it is damaged.
@@ -222,7 +222,7 @@ class Checkpoints:
         Raises:
             StorageFailed: the storage cannot be read.
         """
-        folder = self.location / f"step-{step:08d}"
+        folder = self._folder(step)
         try:
             manifest = (folder / MANIFEST).read_json()
             contents = {name: (folder / name).read_bytes() for name in manifest["files"]}
@@ -280,7 +280,7 @@ class Checkpoints:
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> None:
         self._stop_if_closed()
-        folder = self.location / f"step-{checkpoint.step:08d}"
+        folder = self._folder(checkpoint.step)
         folder.delete()
         folder.make_folder()
         contents = {
@@ -311,18 +311,33 @@ class Checkpoints:
         self._best_steps[newest_step] = best_step
         # A checkpoint that was never finished (its writer was killed) does not count, because a run cannot resume from
         # it.
-        kept: set[int | None] = set([step for step in self.steps() if step <= newest_step][-self.keep :])
+        folders = self._folders()
+        kept: set[int | None] = set([step for step in _complete(folders) if step <= newest_step][-self.keep :])
         kept |= {self._best_step(step) for step in kept if step is not None}
-        for child in self.location.children():
-            if child.name.startswith("step-") and int(child.name.removeprefix("step-")) not in kept:
-                child.delete()
+        for step, folder in folders.items():
+            if step not in kept:
+                folder.delete()
 
     def _best_step(self, step: int) -> int | None:
         """The best step at the time of a checkpoint; read from its files if this process has not written it."""
         if step not in self._best_steps:
             try:
-                best = (self.location / f"step-{step:08d}" / "state.json").read_json()["progress"]["best"]
+                best = (self._folder(step) / "state.json").read_json()["progress"]["best"]
                 self._best_steps[step] = best and int(best["step"])
             except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: `latest` skips it
                 self._best_steps[step] = None
         return self._best_steps[step]
+
+    def _folder(self, step: int) -> Location:
+        """The folder of a step's checkpoint."""
+        return self.location / f"{FOLDER_PREFIX}{step:08d}"
+
+    def _folders(self) -> dict[int, Location]:
+        """The folders of all checkpoints, finished or not, by step, ascending."""
+        folders = [child for child in self.location.children() if child.name.startswith(FOLDER_PREFIX)]
+        return {int(folder.name.removeprefix(FOLDER_PREFIX)): folder for folder in folders}
+
+
+def _complete(folders: Mapping[int, Location]) -> list[int]:
+    """The steps of the folders that hold a finished checkpoint."""
+    return [step for step, folder in folders.items() if (folder / MANIFEST).is_file()]
