@@ -20,7 +20,7 @@ from raypp.config.fields import models_in
 from raypp.identity import RUN_FORMAT, identity_hash, run_identity
 from raypp.load_config import experiment_from
 
-# The defaults of RUN_FORMAT 4, of every section that is hashed. What a run left to a default is not in its identity:
+# The defaults of RUN_FORMAT 5, of every section that is hashed. What a run left to a default is not in its identity:
 # who changes a default raises RUN_FORMAT and changes it here; who adds a field adds it here, with a default that means
 # what was done before.
 PRUNING: dict[str, Any] = {
@@ -112,7 +112,7 @@ def all_settings(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_the_defaults_are_those_of_the_format(section: str) -> None:
-    assert RUN_FORMAT == 4
+    assert RUN_FORMAT == 5
     (model,) = {each for each in all_settings(Experiment) if each.__name__ == section}
     fields = model.model_fields
     found = {name: field.get_default() for name, field in fields.items() if not field.is_required()}

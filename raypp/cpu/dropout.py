@@ -1,7 +1,7 @@
 """Dropout that is many times faster than torch's on a CPU.
 
 torch draws a dropout's random numbers on one thread, one after the other, which takes a fifth of a small encoder's
-step. Here each piece of the tensor has a generator of its own (`kernels.c`), and all threads draw. The backward pass
+step. Here each chunk of the tensor has a generator of its own (`noise.py`), and all threads draw. The backward pass
 draws the same numbers again, so that only their seed is kept for it.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raypp.cpu import kernels as cpu_kernels
+from raypp.noise import random_bits
 
 
 def replace_dropout(model: nn.Module) -> None:
@@ -58,23 +57,9 @@ def drop(inputs: Tensor, probability: float, seed: int) -> Tensor:
     scale = 2**16 / (2**16 - dropped)
     if (kernels := cpu_kernels.kernels_for(or_bfloat16=inputs)) is not None:
         return kernels.dropout(inputs, dropped, scale, seed)
-    kept = torch.from_numpy(_noise(inputs.numel(), seed) >= dropped).view(inputs.shape)
+    kept = torch.from_numpy(random_bits(inputs.numel(), seed) >= dropped).view(inputs.shape)
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     return torch.where(kept, (wide * scale).to(inputs.dtype), 0)
-
-
-def _noise(size: int, seed: int) -> npt.NDArray[np.uint16]:
-    """The same random numbers as the kernel's (DROPOUT in kernels.c): each piece has an SFC64 generator, which the seed
-    and the piece's number seed."""
-    generator = np.random.SFC64()
-    pieces = []
-    for piece in range(-(-size // cpu_kernels.CHUNK)):
-        state = generator.state
-        state["state"]["state"] = np.array([seed, piece, 0, 1], np.uint64)
-        generator.state = state
-        generator.random_raw(18)
-        pieces.append(generator.random_raw(cpu_kernels.CHUNK // 4).view(np.uint16))
-    return np.concatenate([np.zeros(0, np.uint16), *pieces])[:size]
 
 
 class _Dropout(torch.autograd.Function):

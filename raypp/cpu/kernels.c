@@ -13,7 +13,8 @@
 
 enum {
     BLOCK = 64,      /* scores that are compared with a threshold at a time; a multiple of 8 */
-    CHUNK = 16384,   /* hidden states that share a generator */
+    CHUNK = 16384,   /* random numbers of one generator, as in noise.py */
+    WARM_UP = 18,    /* words that are discarded first, as in noise.py */
     NOISE = 512,     /* random numbers that are drawn at a time, 4 from a word */
     ADDED = 512,     /* numbers that are added in float before their sum goes into a double */
     SUMMED = 131072, /* … and into a double of their own */
@@ -328,21 +329,26 @@ static inline uint64_t next(Noise *noise) {
     return raw;
 }
 
+/* The generator of a chunk: the numbers depend on the seed alone and not on the threads. */
+static inline Noise seeded(uint64_t seed, uint64_t chunk) {
+    Noise noise = {seed, chunk, 0, 1};
+    for (int i = 0; i < WARM_UP; i++) next(&noise);
+    return noise;
+}
+
 static inline void draw(Noise *noise, uint16_t bits[NOISE]) {
     uint64_t raw[NOISE / 4];
     for (int word = 0; word < NOISE / 4; word++) raw[word] = next(noise);
     memcpy(bits, raw, sizeof raw);
 }
 
-/* out = in * scale, or 0 where a 16-bit number is below `dropped`. Every chunk has a generator of its own, so that the
-   numbers depend on the seed alone and not on the threads, and the backward pass draws them again. */
+/* out = in * scale, or 0 where a 16-bit number is below `dropped`. The backward pass draws the same numbers again. */
 #define DROPOUT(NAME, TYPE)                                                                                            \
     void NAME(int64_t size, const TYPE *in, TYPE *out, uint64_t seed, uint32_t dropped, float scale, int threads) {    \
         int64_t chunks = (size + CHUNK - 1) / CHUNK;                                                                   \
         _Pragma("omp parallel for num_threads(threads)")                                                               \
         for (int64_t chunk = 0; chunk < chunks; chunk++) {                                                             \
-            Noise noise = {seed, chunk, 0, 1};                                                                         \
-            for (int i = 0; i < 18; i++) next(&noise); /* until every bit of the state depends on both */              \
+            Noise noise = seeded(seed, chunk);                                                                         \
             uint16_t bits[NOISE];                                                                                      \
             int64_t end = (chunk + 1) * CHUNK < size ? (chunk + 1) * CHUNK : size;                                     \
             for (int64_t start = chunk * CHUNK; start < end; start += NOISE) {                                         \
@@ -359,33 +365,37 @@ static inline void draw(Noise *noise, uint16_t bits[NOISE]) {
 DROPOUT(dropout_float, float)
 DROPOUT(dropout_bfloat16, bfloat16)
 
-/* Hard concrete gates of each matrix and their derivatives by log_alpha, with noise drawn on the way from a generator of
-   the matrix's own, 16 bits a gate.
+/* Hard concrete gates of each matrix and their derivatives by log_alpha, with noise drawn on the way from the matrix's
+   seed, 16 bits a gate.
 
    With a temperature of 2/3, sigmoid((logit(u) + log_alpha) / temperature) is 1 / (1 + r * sqrt(r)) of
    r = exp(-log_alpha) * (1 - u) / u: no logarithm. */
-void sample_gates(int64_t matrices, const int64_t *sizes, const float *const *all_log_alpha,
-                  const uint64_t (*states)[4], float lift, float low, float high, float margin, float *const *gates,
-                  float *const *slopes, int threads) {
+void sample_gates(int64_t matrices, const int64_t *sizes, const float *const *all_log_alpha, const uint64_t *seeds,
+                  float lift, float low, float high, float margin, float *const *gates, float *const *slopes,
+                  int threads) {
     float stretch = high - low;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel num_threads(threads)
     for (int64_t m = 0; m < matrices; m++) {
         const float *log_alpha = all_log_alpha[m];
         float *gate = gates[m], *slope = slopes[m];
-        Noise noise = {states[m][0], states[m][1], states[m][2], states[m][3]};
-        uint16_t bits[NOISE];
-        for (int64_t start = 0; start < sizes[m]; start += NOISE) {
-            int64_t length = sizes[m] - start < NOISE ? sizes[m] - start : NOISE;
-            draw(&noise, bits);
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t begin = 0; begin < sizes[m]; begin += CHUNK) {
+            Noise noise = seeded(seeds[m], begin / CHUNK);
+            uint16_t bits[NOISE];
+            int64_t end = begin + CHUNK < sizes[m] ? begin + CHUNK : sizes[m];
+            for (int64_t start = begin; start < end; start += NOISE) {
+                int64_t length = end - start < NOISE ? end - start : NOISE;
+                draw(&noise, bits);
 #pragma omp simd
-            for (int64_t i = 0; i < length; i++) {
-                float uniform = clamp(((float)bits[i] + 0.5f) * 0x1p-16f, margin, 1 - margin);
-                float odds = exponential(-clamp(log_alpha[start + i] + lift, -80, 80)) * ((1 - uniform) / uniform);
-                float sigmoid = 1 / (1 + odds * sqrtf(odds));
-                float stretched = low + stretch * sigmoid;
-                float clamped = clamp(stretched, 0, 1);
-                slope[start + i] = stretched == clamped ? 1.5f * stretch * sigmoid * (1 - sigmoid) : 0;
-                gate[start + i] = clamped;
+                for (int64_t i = 0; i < length; i++) {
+                    float uniform = clamp(((float)bits[i] + 0.5f) * 0x1p-16f, margin, 1 - margin);
+                    float odds = exponential(-clamp(log_alpha[start + i] + lift, -80, 80)) * ((1 - uniform) / uniform);
+                    float sigmoid = 1 / (1 + odds * sqrtf(odds));
+                    float stretched = low + stretch * sigmoid;
+                    float clamped = clamp(stretched, 0, 1);
+                    slope[start + i] = stretched == clamped ? 1.5f * stretch * sigmoid * (1 - sigmoid) : 0;
+                    gate[start + i] = clamped;
+                }
             }
         }
     }

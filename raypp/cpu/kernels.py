@@ -33,7 +33,6 @@ logger = logging.getLogger("raypp")
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120.0
-CHUNK = 16_384  # elements that share a generator, as in kernels.c
 PROCESSOR_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")  # x86, ARM
 
 _SIZE, _FLOAT, _POINTER, _INT = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
@@ -210,13 +209,12 @@ class Kernels:
     ) -> list[tuple[Tensor, Tensor]]:
         """Returns the hard concrete gates of each matrix + lift, and their derivatives (see `gates.sample_gates`)."""
         _require(*matrices)
-        states = np.stack([np.random.SFC64(np.random.SeedSequence(seed)).state["state"]["state"] for seed in seeds])
         gates, slopes = ([torch.empty_like(matrix) for matrix in matrices] for _ in range(2))
         self._library.sample_gates(
             len(matrices),
             _sizes(matrices),
             _pointers(matrices),
-            states.ctypes.data,
+            (ctypes.c_uint64 * len(seeds))(*seeds),
             lift,
             *stretch,
             margin,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from raypp.cpu import kernels as cpu_kernels
+from raypp.gpu import kernels as gpu_kernels
+from raypp.noise import random_bits
 
 # The interval to which a gate is stretched before it is clamped to [0, 1], and the temperature of the distribution.
 GATE_LOW, GATE_HIGH, GATE_TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -59,6 +60,12 @@ def sample_gates(
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
         raised = 0.0 if lift is None else float(lift)
         return kernels.sample_gates(matrices, seeds, raised, (GATE_LOW, GATE_HIGH), NOISE_MARGIN)
+    is_single = all(matrix.dtype == torch.float32 for matrix in matrices)
+    if is_single and (on_gpu := gpu_kernels.kernels_for(*matrices)) is not None:
+        sampled: list[tuple[Tensor, Tensor]] = on_gpu.sample_gates(
+            matrices, seeds, lift, (GATE_LOW, GATE_HIGH), NOISE_MARGIN
+        )
+        return sampled
     return [
         hard_concrete(matrix if lift is None else matrix + lift, uniform_noise(matrix, seed))
         for matrix, seed in zip(matrices, seeds, strict=True)
@@ -66,14 +73,11 @@ def sample_gates(
 
 
 def uniform_noise(matrix: Tensor, seed: int) -> Tensor:
-    """Uniform noise in (0, 1) for the gates of one matrix.
+    """Uniform noise in (0, 1) for the gates of one matrix, the same on every device, 16 bits each.
 
-    It is drawn on the CPU, so it is the same for every device, and from the bit generator's raw numbers, which numpy
-    promises never to change, 16 bits each.
+    It is drawn on the CPU, and copied to the matrix's device without waiting for it.
     """
-    size = matrix.numel()
-    raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw(-(-size // 4)).view(np.uint16)[:size]
-    noise = torch.from_numpy(raw).float().mul_(2.0**-16).add_(2.0**-17)
+    noise = torch.from_numpy(random_bits(matrix.numel(), seed)).float().mul_(2.0**-16).add_(2.0**-17)
     if matrix.is_cuda:
         noise = noise.pin_memory()  # otherwise the host would wait for the device at each matrix
     return noise.view(matrix.shape).to(matrix.device, non_blocking=True)

@@ -18,7 +18,7 @@ from raypp.pruning import masked_product
 
 # Modules with these parts in their dotted names are never pruned and do not count as encoder: embeddings and their
 # projections (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in), pooler and head. The heads of
-# Hugging # Face models are outside the base encoder anyway; these names are for the user's own modules.
+# Hugging Face models are outside the base encoder anyway; these names are for the user's own modules.
 _NOT_ENCODER = re.compile(
     r"(^|\.)([^.]*embed[^.]*|pooler|pre_classifier|classifier|head|lm_head|score|qa_outputs)(\.|$)"
 )

@@ -1,7 +1,7 @@
 """The product of a weight and its mask, and the gradients of that product, on any device.
 
-On a GPU, each is one kernel (`triton_kernels.py`), which reads and writes every number once. On a CPU, so is the
-product with a boolean mask in float32 or bfloat16 (`raypp/cpu/kernels.py`). In all other cases, and without a C
+On a GPU, each is one kernel (`raypp/gpu/triton_kernels.py`), which reads and writes every number once. On a CPU, so is
+the product with a boolean mask in float32 or bfloat16 (`raypp/cpu/kernels.py`). In all other cases, and without a C
 compiler, plain torch needs more passes. The result is the same: a multiplication also where the mask is 0 (infinity
 gives NaN, and a negative weight -0.0), in at least float32, rounded once to the type of the result.
 
@@ -12,17 +12,11 @@ product computed in the same pass would have to be computed again.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from raypp.cpu import kernels as cpu_kernels
-
-logger = logging.getLogger("raypp")
+from raypp.gpu import kernels as gpu_kernels
 
 
 def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
@@ -34,7 +28,7 @@ def multiply(weight: Tensor, mask: Tensor, out: Tensor) -> Tensor:
         out: floating point, shaped as the weight, contiguous. Its type is that of the following matrix multiplication,
             so that no conversion is needed.
     """
-    if (kernels := _kernels_for(weight)) is not None:
+    if (kernels := gpu_kernels.kernels_for(weight)) is not None:
         kernels.multiply(weight, mask, out)
     elif mask.dtype == torch.bool and (compiled := cpu_kernels.kernels_for(weight, mask, or_bfloat16=out)) is not None:
         compiled.multiply(weight, mask, out)
@@ -67,8 +61,7 @@ def gradients(
     Returns:
         gradient * mask and gradient * weight * gate_slope; None for one that is not needed.
     """
-    kernels = _kernels_for(gradient)
-    if kernels is not None:
+    if (kernels := gpu_kernels.kernels_for(gradient)) is not None:
         found: tuple[Tensor | None, Tensor | None] = kernels.gradients(gradient, weight, mask, gate_slope, dtypes)
         return found
     if weight is not None and mask is not None and dtypes == (torch.float32, torch.float32):
@@ -89,29 +82,3 @@ def gradients(
     if gate_slope is not None:
         for_scores *= gate_slope
     return for_weight, for_scores.to(dtypes[1])
-
-
-def _kernels_for(tensor: Tensor) -> ModuleType | None:
-    """The module with Triton kernels for this tensor's device; None if there is none."""
-    return _working_kernels() if tensor.is_cuda else None
-
-
-@functools.cache
-def _working_kernels() -> ModuleType | None:
-    """Imports the Triton kernels and tries them; None, with a warning that is logged once, if they do not work.
-
-    Called only with a GPU, because Triton takes long to import and comes only with torch's CUDA builds. On first use it
-    compiles its connection to the driver, with the machine's C compiler and Python's headers; without them, training
-    works with plain torch.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from raypp.pruning import triton_kernels
-
-    try:
-        probe = torch.ones(1, device="cuda")
-        triton_kernels.multiply(probe, probe, torch.empty_like(probe))
-    except Exception as error:  # of many types: no compiler, a compiler that fails, a GPU that is too old
-        logger.warning("Triton does not work on this machine, so masks are applied in several passes: %s", error)
-        return None
-    return triton_kernels

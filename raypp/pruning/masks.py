@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raypp.cpu import kernels as cpu_kernels
+from raypp.gpu import kernels as gpu_kernels
 
 HINT_MEMORY = 0.8  # part of an error that the next step still expects
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
@@ -65,8 +66,8 @@ class ThresholdHint:
     """The expected threshold of a selection, which is searched near there first.
 
     A threshold moves little, and much as at the previous step. A hint changes only the time that a selection takes,
-    never its result. It is used for float32 scores on a CPU; on a GPU each selection looks at all scores, and sets only
-    `found`.
+    never its result. It is used for float32 scores on a CPU. On a GPU it would save one of four passes that are fast;
+    each selection looks at all scores there, and sets only `found`.
     """
 
     value: float = math.nan
@@ -125,16 +126,13 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     if not selections:
         return []
     flats = [[matrix.detach().reshape(-1) for matrix in selection.scores] for selection in selections]
-    near = _cuts_near(selections, flats)
-    cuts = [found or _cut(*whole) for whole, found in zip(zip(selections, flats, strict=True), near, strict=True)]
-    counted = [number for cut in cuts for number in cut.kept]
-    if any(isinstance(number, Tensor) for number in counted):  # all counts are brought to the host together
-        device = cuts[0].flats[0].device
-        counted = torch.stack([torch.as_tensor(number, device=device) for number in counted]).tolist()
-    numbers = iter(counted)
+    fast = _cuts_on_gpu(selections, flats) | _cuts_near(selections, flats)
+    cuts = [fast.get(index) or _cut(selection, flats[index]) for index, selection in enumerate(selections)]
+    on_device = [cut.kept for cut in cuts if isinstance(cut.kept, Tensor)]
+    fetched = iter(torch.cat(on_device).tolist() if on_device else [])
     chosen = []
     for selection, cut in zip(selections, cuts, strict=True):
-        kept = [int(next(numbers)) for _ in cut.masks]
+        kept = [next(fetched) for _ in cut.masks] if isinstance(cut.kept, Tensor) else list(cut.kept)
         if (surplus := sum(kept) - selection.count) > 0:
             _drop_last_ties(cut, surplus, selection.tie_seeds)
             if selection.minimums:
@@ -177,8 +175,8 @@ class _Cut:
     """Whether each score is at or above the threshold."""
     threshold: Tensor
     """The k-th largest of all scores, a scalar; meaningless if all weights are kept, or none."""
-    kept: Sequence[int | Tensor]
-    """Number of scores in each mask, on the host or as int64 scalars on the device."""
+    kept: Sequence[int] | Tensor
+    """Number of scores in each mask, on the host, or int64 [masks] on the device."""
 
 
 def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
@@ -200,27 +198,53 @@ def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
         hint.found = threshold.clone()  # because the threshold may be a view of all scores
         if all(_in_numpy(flat) for flat in flats):
             hint.note(float(threshold))
-    return _Cut(flats, masks, threshold, [mask.count_nonzero().to(threshold.device) for mask in masks])
+    return _Cut(flats, masks, threshold, torch.stack([mask.count_nonzero() for mask in masks]))
 
 
-def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> list[_Cut | None]:
-    """Makes cuts by looking only at scores near the expected thresholds; None if the threshold is not among them."""
+def _cuts_on_gpu(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> dict[int, _Cut]:
+    """Makes all cuts together with the kernels for GPUs, where these can be used; by the index of the selection."""
+    chosen = [index for index, selection in enumerate(selections) if _keeps_some(selection, flats[index])]
+    everything = [flat for index in chosen for flat in flats[index]]
+    if not chosen or any(flat.dtype != torch.float32 for flat in everything):
+        return {}
+    if (kernels := gpu_kernels.kernels_for(*everything)) is None:
+        return {}
+    counts = [selections[index].count for index in chosen]
+    thresholds, masks, kept = kernels.select_largest([flats[index] for index in chosen], counts)
+    cuts, begin = {}, 0
+    for index, threshold in zip(chosen, thresholds.unbind(), strict=True):
+        end = begin + len(flats[index])
+        cuts[index] = _Cut(flats[index], masks[begin:end], threshold, kept[begin:end])
+        if (hint := selections[index].hint) is not None:
+            hint.found = threshold
+        begin = end
+    return cuts
+
+
+def _keeps_some(selection: Selection, flats: Sequence[Tensor]) -> bool:
+    """Whether a selection keeps neither no weight nor all of them, so that it has a threshold."""
+    return 0 < selection.count < sum(flat.numel() for flat in flats)
+
+
+def _cuts_near(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> dict[int, _Cut]:
+    """Makes cuts by looking only at scores near the expected thresholds, by the index of the selection. A selection
+    whose threshold is not there has none."""
     expecting = {
         index: selection.hint
         for index, selection in enumerate(selections)
         if selection.hint is not None
         and math.isfinite(selection.hint.expected)
         and all(_in_numpy(flat) for flat in flats[index])
-        and 0 < selection.count < sum(flat.numel() for flat in flats[index])
+        and _keeps_some(selection, flats[index])
     }
-    cuts: list[_Cut | None] = [None] * len(selections)
     if not expecting:
-        return cuts
+        return {}
     near = _select_near(
         [flats[index] for index in expecting],
         [selections[index].count for index in expecting],
         [(hint.expected - hint.reach, hint.expected + hint.reach) for hint in expecting.values()],
     )
+    cuts = {}
     for (index, hint), found in zip(expecting.items(), near, strict=True):
         if found is not None:
             threshold, masks, kept = found
@@ -308,9 +332,14 @@ def keep_above(
         A mask per matrix: bool, contiguous, shaped as the scores.
     """
     matrices = [matrix.detach() for matrix in scores]
+    is_single = all(matrix.dtype == torch.float32 for matrix in matrices)
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
         marked = [kernels.mark_above(matrix, threshold) for matrix in matrices]
         masks, kept = [mask for mask, _ in marked], [above for _, above in marked]
+    elif is_single and (on_gpu := gpu_kernels.kernels_for(*matrices)) is not None:
+        masks, above = on_gpu.mark_above([matrix.reshape(-1) for matrix in matrices], threshold)
+        masks = [mask.view(matrix.shape) for mask, matrix in zip(masks, matrices, strict=True)]
+        kept = above.tolist()
     else:
         masks = [(matrix > threshold).contiguous() for matrix in matrices]
         kept = torch.stack([mask.count_nonzero() for mask in masks]).tolist()

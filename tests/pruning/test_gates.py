@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from c_kernels import needs_compiler, without_kernels
 from torch import Tensor
 
+from raypp.noise import random_bits
 from raypp.pruning.gates import hard_concrete, sample_gates, uniform_noise
 
 
@@ -58,14 +58,13 @@ def scores_with_extremes(size: int, seed: int) -> Tensor:
 def test_sampled_gates_are_those_of_their_seeds_noise_however_they_are_computed(
     lift: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = [scores_with_extremes(size, size) for size in (1, 7, 512, 1027, 5000)]  # no multiple of a word's 4, or not
+    scores = [scores_with_extremes(size, size) for size in (1, 7, 512, 1027, 40_000)]  # of several chunks, or not
     seeds = list(range(40, 45))
     found = sample_gates(scores, seeds, lift)
     without_kernels(monkeypatch)
     plain = sample_gates(scores, seeds, lift)
     for matrix, seed, gates, plain_gates in zip(scores, seeds, found, plain, strict=True):
-        raw = np.random.SFC64(seed).random_raw(-(-matrix.numel() // 4)).view(np.uint16)[: matrix.numel()]
-        noise = (torch.from_numpy(raw.astype(np.float64)) + 0.5) / 65536
+        noise = (torch.from_numpy(random_bits(matrix.numel(), seed)).double() + 0.5) / 65536
         assert torch.equal(uniform_noise(matrix, seed).double(), noise)
         expected = hard_concrete(matrix.double() + (0.0 if lift is None else float(lift)), noise)
         for one, plain_one, exact in zip(gates, plain_gates, expected, strict=True):
@@ -75,7 +74,7 @@ def test_sampled_gates_are_those_of_their_seeds_noise_however_they_are_computed(
 
 
 def test_sampled_gates_do_not_depend_on_the_number_of_threads() -> None:
-    scores, threads = [scores_with_extremes(3000, seed) for seed in range(5)], torch.get_num_threads()
+    scores, threads = [scores_with_extremes(30_000, seed) for seed in range(5)], torch.get_num_threads()
     first = sample_gates(scores, range(5))
     try:
         torch.set_num_threads(3)

@@ -1,0 +1,1 @@
+"""What raypp computes on GPUs with kernels of its own."""

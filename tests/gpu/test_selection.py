@@ -1,0 +1,122 @@
+"""Masks by the Triton kernels against full sorts: exact counts, ties in the seeded order, any layout; thresholds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from c_kernels import without_kernels
+from mask_references import KINDS, largest, largest_together, reference_masks, scores_of_kind
+from torch import Tensor
+from triton_place import Place, needs_triton
+
+from raypp.gpu import kernels as gpu_kernels
+from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest
+
+pytestmark = needs_triton
+FLOATS = [kind for kind in KINDS if kind not in ("halves", "integers")]  # all other scores are plain torch's
+TILE = 32 * 1024  # scores of one program
+
+
+@pytest.fixture(autouse=True)
+def used(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Selections use the kernels; the names of those that they used."""
+    names: list[str] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            names.append(name)
+            return getattr(place.kernels, name)
+
+    without_kernels(monkeypatch)
+    monkeypatch.setattr(gpu_kernels, "kernels_for", lambda *tensors: Watched())
+    return names
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_the_kernels_keep_the_head_of_a_full_sort(kind: str, place: Place, used: list[str]) -> None:
+    scores = scores_of_kind(kind, 1).to(place.device)
+    for count in (1, 57, 195, 390):
+        mask = largest(scores, count, tie_seed=1)
+        assert mask.dtype == torch.bool
+        assert mask.flatten().tolist() == reference_masks([scores], count, [1])[0]
+    assert used == ["select_largest"] * 4
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_the_kernels_keep_the_head_of_one_sort_over_all_matrices(kind: str, place: Place) -> None:
+    shapes = [(7, 5), (1, 1), (11, 3), (4, 9)]
+    scores = [scores_of_kind(kind, seed, shape).to(place.device) for seed, shape in enumerate(shapes)]
+    seeds = [5, 5, 2**40 + 3, 8]
+    total = sum(matrix.numel() for matrix in scores)
+    for count in (0, 1, 13, total // 2, total - 1, total):
+        masks = largest_together(scores, count, seeds)
+        assert [mask.shape for mask in masks] == [matrix.shape for matrix in scores]
+        assert [mask.flatten().tolist() for mask in masks] == reference_masks(scores, count, seeds)
+
+
+def test_scores_of_every_magnitude_are_in_order(place: Place) -> None:
+    """All floats that differ in one bit of the exponent or the fraction, subnormal ones included, of both signs."""
+    bits = torch.tensor([0, *(1 << bit for bit in range(31)), *(0x7F7FFFFF - (1 << bit) for bit in range(23))])
+    scores = bits.to(torch.int32).view(torch.float32)
+    scores = torch.cat([scores, -scores]).to(place.device)
+    masks = keep_largest([Selection([scores], count, [0]) for count in range(1, len(scores))])
+    for count, (mask,) in enumerate(masks, 1):
+        assert mask.tolist() == reference_masks([scores], count, [0])[0]
+
+
+def test_matrices_of_several_programs_and_of_one_are_selected_by_the_same_launch(place: Place) -> None:
+    """Matrices with exactly one tile of scores, some tiles with a rest, and at addresses that no wide load can read."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [TILE, 2 * TILE + 1500, 3, TILE + 1]
+    for shift in (0, 1):
+        whole = [torch.randn(size + shift, generator=generator).to(place.device) for size in sizes]
+        scores = [values[shift:] for values in whole]
+        selections = [Selection([values], values.numel() // 3, [0]) for values in scores]
+        masks = [mask for (mask,) in keep_largest(selections)]
+        for values, mask in zip(scores, masks, strict=True):
+            expected = torch.zeros(len(values), dtype=torch.bool, device=place.device)
+            expected[values.argsort(descending=True)[: len(values) // 3]] = True
+            assert torch.equal(mask, expected)
+        above = keep_above(scores, 0.5, [0] * 4, [0] * 4)
+        assert all(torch.equal(mask, values > 0.5) for mask, values in zip(above, scores, strict=True))
+
+
+def test_a_selection_with_a_hint_reports_its_threshold(place: Place) -> None:
+    scores, hint = scores_of_kind("distinct", 0).to(place.device), ThresholdHint()
+    for count in (100, 150, 391):
+        largest(scores, count, tie_seed=0, hint=hint)
+        expected = None if count == 391 else scores.flatten().sort(descending=True).values[count - 1]
+        assert (hint.found is None) if expected is None else torch.equal(hint.found, expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_minimums_and_layouts_are_those_of_plain_torch(
+    tied: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(20, 15, generator=generator) + shift for shift in (0.0, -9.0, 9.0, -4.0)]
+    matrices = [(matrix.round() if tied else matrix).to(place.device) for matrix in matrices]
+    matrices[0] = matrices[0].t().contiguous().t()
+    minimums, seeds = [7, 8, 9, 6], [1, 2, 3, 4]
+
+    def masks() -> list[Tensor]:
+        (chosen,) = keep_largest([Selection(matrices, 200, seeds, None, minimums)])
+        return chosen
+
+    found, above = masks(), keep_above(matrices, 8.0, minimums, seeds)
+    monkeypatch.setattr(gpu_kernels, "kernels_for", lambda *tensors: None)
+    assert all(torch.equal(one, other) for one, other in zip(found, masks(), strict=True))
+    expected = keep_above(matrices, 8.0, minimums, seeds)
+    assert all(torch.equal(one, other) for one, other in zip(above, expected, strict=True))
+    assert all(mask.is_contiguous() for mask in (*found, *above))
+
+
+@pytest.mark.parametrize("threshold", [-math.inf, 0.0, 1.0, math.inf])
+def test_the_kernels_compare_strictly(threshold: float, place: Place, used: list[str]) -> None:
+    for kind in FLOATS:
+        scores = scores_of_kind(kind, 2).to(place.device)
+        mask = keep_above([scores], threshold, [0], [0])[0]
+        assert torch.equal(mask, scores > threshold)
+    assert set(used) == {"mark_above"}
