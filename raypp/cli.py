@@ -168,13 +168,14 @@ def _experiment(options: argparse.Namespace) -> Any:
 def _train(options: argparse.Namespace) -> None:
     from raypp.cluster.launch import train
     from raypp.display.progress import Display
-    from raypp.display.summary import print_result
 
     experiment = _experiment(options)
     with Display() as display:
         result = train(
             experiment, fresh=options.fresh, on_event=display.handle, verbose=options.verbose, started_at=STARTED_AT
         )
+    from raypp.display.summary import print_result  # imports torch, which `train` imports while Ray starts
+
     print_result(result)
 
 
