@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 CHUNK = 16_384  # numbers from one generator, as in kernels.c
-WARM_UP = (
-    18  # words that are discarded, until every bit of the state depends on the seed and the chunk, as in kernels.c
-)
+# Words that are discarded, until every bit of the state depends on the seed and the chunk; as in kernels.c.
+WARM_UP = 18
 
 
 def random_bits(size: int, seed: int) -> npt.NDArray[np.uint16]:

@@ -10,8 +10,11 @@ import importlib.util
 import logging
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from raypp.noise import random_bits
 
 logger = logging.getLogger("raypp")
 
@@ -34,10 +37,45 @@ def _working_kernels() -> ModuleType | None:
     from raypp.gpu import triton_kernels
 
     try:
-        probe = torch.ones(1, device="cuda")
-        triton_kernels.multiply(probe, probe, torch.empty_like(probe))
-        triton_kernels.select_largest([[probe]], [1])
-    except Exception as error:  # of many types: no compiler, a compiler that fails, a GPU that is too old
+        check_kernels(triton_kernels, torch.device("cuda"))
+    except (
+        Exception
+    ) as error:  # of many types: no compiler, a compiler that fails, a GPU that is too old, wrong results
         logger.warning("Triton does not work on this machine, so pruning takes more passes: %s", error)
         return None
     return triton_kernels
+
+
+def check_kernels(kernels: ModuleType, device: torch.device) -> None:
+    """Compares every kernel with plain torch on a few numbers, which also compiles it as training uses it.
+
+    Raises:
+        RuntimeError: a kernel computes something else; names the kernels.
+        Exception: of any type, from a compiler or a driver that does not work.
+    """
+    size, seed = 4096, 2**62 + 1  # a multiple of 16, as the sizes of real matrices are
+    scores = torch.arange(-size // 2, size // 2, device=device).float() / 1024
+    kept = scores >= 0.5
+    count, threshold = kept.sum().view(1), scores[kept][:1]
+    product = torch.empty_like(scores)
+    kernels.multiply(scores, kept, product)
+    gradients = kernels.gradients(scores, scores, kept, None, (torch.float32, torch.float32))
+    thresholds, selected, selected_counts = kernels.select_largest([[scores]], [int(count)])
+    above, above_counts = kernels.mark_above([scores], 0.4999)
+    ((gates, slopes),) = kernels.sample_gates([scores], [seed], None, (0.0, 1.0), 1e-4)
+    uniform = (torch.from_numpy(random_bits(size, seed).astype(np.float32)).to(device) + 0.5) / 65536
+    sigmoid = torch.sigmoid((torch.logit(uniform, eps=1e-4) + scores) * 1.5)
+    results = {
+        "multiply": [(product, scores * kept)],
+        "gradients": [(gradients[0], scores * kept), (gradients[1], scores * scores)],
+        "select_largest": [(thresholds, threshold), (selected[0], kept), (selected_counts, count)],
+        "mark_above": [(above[0], kept), (above_counts, count)],
+        "sample_gates": [(gates, sigmoid), (slopes, 1.5 * sigmoid * (1 - sigmoid))],
+    }
+    wrong = [
+        name
+        for name, pairs in results.items()
+        if not all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
+    ]
+    if wrong:
+        raise RuntimeError(f"wrong results of {', '.join(wrong)}")

@@ -12,6 +12,7 @@ Parameters of kernels are annotated with Triton's own types, because Triton read
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from raypp.noise import CHUNK, WARM_UP
 
-BLOCK = 1024  # numbers at a time: eight per thread, two 16-byte loads of float32
+BLOCK = 1024  # numbers at a time: eight for each of 128 threads, two 16-byte loads of float32
 TILE = 32 * BLOCK  # scores of a program in a selection
 DIGIT_BITS = 8  # of each score, which one pass of a selection looks at
 WARP = 32  # threads
@@ -66,15 +67,15 @@ def select_largest(groups: Sequence[Sequence[Tensor]], counts: Sequence[int]) ->
     """
     vectors = [vector.contiguous() for group in groups for vector in group]
     device = vectors[0].device
-    owners, missing = _sent([[group for group, members in enumerate(groups) for _ in members], counts], device)
+    owners, ranks = _on_device([[group for group, members in enumerate(groups) for _ in members], counts], device)
     prefixes = torch.zeros(len(groups), dtype=torch.int64, device=device)
     histograms = torch.zeros(len(groups), 2**DIGIT_BITS, dtype=torch.int64, device=device)
-    thresholds = torch.empty(len(groups), device=device)
+    thresholds = torch.empty(len(groups), dtype=torch.float32, device=device)
     table = _Table([vectors])
     for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
         table.launch(_count_digits, owners, prefixes, histograms, shift=shift, bits=DIGIT_BITS)
         with torch.cuda.device_of(thresholds):
-            _choose_digits[(len(groups),)](histograms, missing, prefixes, thresholds, shift=shift, bits=DIGIT_BITS)
+            _choose_digits[(len(groups),)](histograms, ranks, prefixes, thresholds, shift=shift, bits=DIGIT_BITS)
     return thresholds, *_marked(vectors, owners, thresholds, or_equal=True)
 
 
@@ -90,7 +91,7 @@ def mark_above(vectors: Sequence[Tensor], threshold: float) -> tuple[list[Tensor
     """
     device = vectors[0].device
     owners = torch.zeros(len(vectors), dtype=torch.int64, device=device)
-    thresholds = torch.full((1,), threshold, device=device)
+    thresholds = torch.full((1,), ctypes.c_float(threshold).value, dtype=torch.float32, device=device)
     return _marked([vector.contiguous() for vector in vectors], owners, thresholds, or_equal=False)
 
 
@@ -123,7 +124,7 @@ def sample_gates(
     """
     matrices = [matrix.contiguous() for matrix in matrices]
     device = matrices[0].device
-    (sent,) = _sent([seeds], device)
+    (sent,) = _on_device([seeds], device)
     words = [torch.empty(triton.cdiv(matrix.numel(), 4), dtype=torch.int64, device=device) for matrix in matrices]
     # A thread draws all words of a chunk, so that a program of one warp has as many chunks as threads.
     chunk = {"tile": WARP * CHUNK // 4, "block": WARP, "chunk_words": CHUNK // 4, "warm_up": WARM_UP}
@@ -145,7 +146,7 @@ class _Table:
         assert all(tensor.is_contiguous() for column in columns for tensor in column)
         addresses = [[tensor.data_ptr() for tensor in column] for column in columns]
         sizes = [vector.numel() for vector in columns[0]]
-        self._columns = _sent([*addresses, sizes], columns[0][0].device)
+        self._columns = _on_device([*addresses, sizes], columns[0][0].device)
         self._largest = max(sizes)
         self._is_aligned = all(number % 16 == 0 for column in (*addresses, sizes) for number in column)
 
@@ -159,7 +160,7 @@ class _Table:
             kernel[grid](*self._columns, *arguments, tile=tile, block=block, is_aligned=self._is_aligned, **constants)
 
 
-def _sent(columns: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+def _on_device(columns: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
     """The integers of each column on a device, int64, copied there together. The host does not wait for the copy."""
     numbers = torch.tensor([number for column in columns for number in column], dtype=torch.int64)
     if device.type == "cuda":
@@ -242,7 +243,7 @@ def _count_digits(
         values = _pointer(scores + vector, tl.float32, is_aligned)
         digits = tl.arange(0, 1 << bits)
         counts = tl.zeros([1 << bits], tl.int32)
-        others = tl.zeros([1], tl.int32)
+        unmatched = tl.zeros([block], tl.int32)
         for start in range(0, tl.minimum(tile, size - begin), block):
             index = begin + start + tl.arange(0, block)
             matches = index < size
@@ -251,31 +252,34 @@ def _count_digits(
             key = (score ^ ((score >> 31) | -2147483648)).to(tl.uint32, bitcast=True).to(tl.int64)
             matches = matches & ((key >> (shift + bits)) == prefix)
             counts += tl.histogram(tl.where(matches, (key >> shift) & ((1 << bits) - 1), 0).to(tl.int32), 1 << bits)
-            others += block - tl.sum(matches.to(tl.int32), axis=0)
-        # The others were counted as digit 0, because `tl.histogram` had no mask before Triton 3.3.
-        counts -= tl.where(digits == 0, others, 0)
+            unmatched += tl.where(matches, 0, 1)
+        # The other keys were counted as digit 0, because `tl.histogram` had no mask before Triton 3.3.
+        counts -= tl.where(digits == 0, tl.sum(unmatched, axis=0), 0)
         tl.atomic_add(histograms + (group << bits) + digits, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _choose_digits(
     histograms: tl.tensor,
-    missing: tl.tensor,
+    ranks: tl.tensor,
     prefixes: tl.tensor,
     thresholds: tl.tensor,
     shift: tl.constexpr,
     bits: tl.constexpr,
 ) -> None:
-    """Appends to a group's prefix the digit of the `missing`-th largest key that begins with it, and subtracts those
-    with higher digits from `missing`. Clears the histogram. After the last digit, turns the key into the threshold."""
+    """Appends to a group's prefix the next digit of its threshold, the `ranks`-th largest of the keys with this prefix.
+
+    The rank becomes that among the keys with the longer prefix, and the histogram is cleared. After the last digit, the
+    key is turned into the threshold.
+    """
     group = tl.program_id(0)
     digits = tl.arange(0, 1 << bits)
     counts = tl.load(histograms + (group << bits) + digits)
-    rank = tl.load(missing + group)
+    rank = tl.load(ranks + group)
     with_higher = tl.cumsum(counts, axis=0, reverse=True)
     digit = tl.sum((with_higher >= rank).to(tl.int64), axis=0) - 1
     key = (tl.load(prefixes + group) << bits) | digit
-    tl.store(missing + group, rank - tl.sum(tl.where(digits > digit, counts, 0), axis=0))
+    tl.store(ranks + group, rank - tl.sum(tl.where(digits > digit, counts, 0), axis=0))
     tl.store(prefixes + group, key)
     tl.store(histograms + (group << bits) + digits, tl.zeros_like(counts))
     if shift == 0:
@@ -303,15 +307,15 @@ def _mark(
     if begin < size:
         threshold = tl.load(thresholds + tl.load(owners + vector))
         values, mask = _pointer(scores + vector, tl.float32, is_aligned), _pointer(masks + vector, tl.int8, is_aligned)
-        marked = tl.zeros([1], tl.int32)
+        marked = tl.zeros([block], tl.int32)
         for start in range(0, tl.minimum(tile, size - begin), block):
             index = begin + start + tl.arange(0, block)
             inside = index < size
             score = tl.load(values + index, mask=inside, other=0.0)
             is_marked = score >= threshold if or_equal else score > threshold
             tl.store(mask + index, is_marked.to(tl.int8), mask=inside)
-            marked += tl.sum((is_marked & inside).to(tl.int32), axis=0)
-        tl.atomic_add(counts + vector + tl.arange(0, 1), marked.to(tl.int64), sem="relaxed")
+            marked += tl.where(is_marked & inside, 1, 0)
+        tl.atomic_add(counts + vector, tl.sum(marked, axis=0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -384,7 +388,7 @@ def _sample_gates(
             score = tl.load(values + index, mask=inside, other=0.0)
             if lift is not None:
                 score += tl.load(lift)
-            uniform = (tl.load(noise + index, mask=inside, other=0).to(tl.float32) + 0.5) / 65536
+            uniform = (tl.load(noise + index, mask=inside, other=0).to(tl.float32) + 0.5) * (1 / 65536)
             uniform = tl.minimum(tl.maximum(uniform, margin), 1 - margin)
             odds = tl.exp(-tl.minimum(tl.maximum(score, -80.0), 80.0)) * ((1 - uniform) / uniform)
             sigmoid = 1 / (1 + odds * tl.sqrt_rn(odds))
@@ -406,7 +410,7 @@ def _pointer(address: tl.tensor, kind: tl.constexpr, is_aligned: tl.constexpr) -
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _size(size: tl.tensor, is_aligned: tl.constexpr) -> tl.tensor:
-    """The size that is there; `is_aligned` if it is a multiple of 16, so that no wide load crosses the end."""
+    """The size that is there; `is_aligned` if it is a multiple of 16, so that no wide load or store crosses the end."""
     loaded = tl.load(size)
     if is_aligned:
         loaded = tl.multiple_of(loaded, 16)

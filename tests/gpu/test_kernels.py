@@ -9,7 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from triton_place import kernels_of_own_triton, needs_triton
+import torch
+from triton_place import Place, kernels_of_own_triton, needs_triton
+
+from raypp.gpu.kernels import check_kernels
 
 
 @pytest.fixture
@@ -80,6 +83,17 @@ def test_the_kernels_for_selections_and_gates_compile_for_a_gpu(capability: int,
         sampled = ptx_of(kernels._sample_gates, capability, *[i64] * 5, lift, **gates, **tiles)
         assert "ld.global.v4" in sampled
         assert "st.global.v4" in sampled
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_kernels_that_compute_something_else_are_not_used(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device(place.device)
+    check_kernels(place.kernels, device)
+    monkeypatch.setattr(place.kernels, "WARM_UP", 17)
+    monkeypatch.setattr(place.kernels, "DIGIT_BITS", 5)  # leaves two bits out
+    with pytest.raises(RuntimeError, match=r"^wrong results of select_largest, sample_gates$"):
+        check_kernels(place.kernels, device)
 
 
 @needs_triton

@@ -66,21 +66,40 @@ def test_scores_of_every_magnitude_are_in_order(place: Place) -> None:
         assert mask.tolist() == reference_masks([scores], count, [0])[0]
 
 
-def test_matrices_of_several_programs_and_of_one_are_selected_by_the_same_launch(place: Place) -> None:
-    """Matrices with exactly one tile of scores, some tiles with a rest, and at addresses that no wide load can read."""
+@pytest.mark.parametrize(
+    ("sizes", "shift"),
+    [
+        ([TILE, 2 * TILE + 1024, 4096], 0),  # wide loads only
+        ([TILE, 2 * TILE + 1500, 3, TILE + 1, 0], 0),
+        ([TILE, 4096], 1),  # at addresses that no wide load can read
+    ],
+)
+def test_matrices_of_several_programs_and_of_one_are_selected_by_the_same_launch(
+    sizes: list[int], shift: int, place: Place
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    sizes = [TILE, 2 * TILE + 1500, 3, TILE + 1]
-    for shift in (0, 1):
-        whole = [torch.randn(size + shift, generator=generator).to(place.device) for size in sizes]
-        scores = [values[shift:] for values in whole]
-        selections = [Selection([values], values.numel() // 3, [0]) for values in scores]
-        masks = [mask for (mask,) in keep_largest(selections)]
-        for values, mask in zip(scores, masks, strict=True):
-            expected = torch.zeros(len(values), dtype=torch.bool, device=place.device)
-            expected[values.argsort(descending=True)[: len(values) // 3]] = True
-            assert torch.equal(mask, expected)
-        above = keep_above(scores, 0.5, [0] * 4, [0] * 4)
-        assert all(torch.equal(mask, values > 0.5) for mask, values in zip(above, scores, strict=True))
+    whole = [torch.randn(size + shift, generator=generator).to(place.device) for size in sizes]
+    scores = [values[shift:] for values in whole]
+    for values in scores[:2]:
+        values[[5, 17, 1000]] = torch.tensor([math.inf, -math.inf, -0.0], device=place.device)
+    masks = [mask for (mask,) in keep_largest([Selection([values], len(values) // 3, [0]) for values in scores])]
+    for values, mask in zip(scores, masks, strict=True):
+        expected = torch.zeros(len(values), dtype=torch.bool, device=place.device)
+        expected[values.argsort(descending=True)[: len(values) // 3]] = True
+        assert torch.equal(mask, expected)
+    above = keep_above(scores, 0.5, [0] * len(scores), [0] * len(scores))
+    assert all(torch.equal(mask, values > 0.5) for mask, values in zip(above, scores, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_torchs_default_type_changes_nothing(dtype: torch.dtype, place: Place) -> None:
+    scores = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(place.device)
+    try:
+        torch.set_default_dtype(dtype)
+        assert int(largest(scores, 345, tie_seed=0).sum()) == 345
+        assert torch.equal(keep_above([scores], 0.1234567, [0], [0])[0], scores > 0.1234567)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_selection_with_a_hint_reports_its_threshold(place: Place) -> None:
@@ -113,7 +132,7 @@ def test_minimums_and_layouts_are_those_of_plain_torch(
     assert all(mask.is_contiguous() for mask in (*found, *above))
 
 
-@pytest.mark.parametrize("threshold", [-math.inf, 0.0, 1.0, math.inf])
+@pytest.mark.parametrize("threshold", [-math.inf, -1e300, 0.0, 1.0, 1e300, math.inf])
 def test_the_kernels_compare_strictly(threshold: float, place: Place, used: list[str]) -> None:
     for kind in FLOATS:
         scores = scores_of_kind(kind, 2).to(place.device)
