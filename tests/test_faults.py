@@ -289,7 +289,12 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     breaks, mends, says, tried_again = FAILURES[name]
     monkeypatch.setattr(storage_module, "PAUSES_SECONDS", (0.05, 0.1))  # those of a worker are as they are
     words = (f"cluster.workers={workers}", "cluster.cpus_per_worker=1")  # one thread, as this process has
-    with striking(disk / "runs", lambda: breaks(disk)):
+
+    def strike() -> None:  # checkpoints are written in the background
+        wait_for(lambda: bool(checkpoints(disk / "runs")), "a checkpoint")
+        breaks(disk)
+
+    with striking(disk / "runs", strike):
         assert run(experiment, disk / "runs", *words) == 1
     shown = said()
     assert "the run continues" not in shown, "it has ended at once"
