@@ -5,6 +5,7 @@ If a worker raises a ConfigError, its response carries the problems, and the dri
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -92,7 +93,9 @@ class _WindowRun:
     def work(self) -> None:
         try:
             while self._run_next():
-                pass
+                # Datasets of Ray Data are in reference cycles, so their blocks stay in the object store until Python
+                # looks for cycles. It does this after a number of new objects, and a window makes few.
+                gc.collect()
         except BaseException as error:  # raised again where the responses are read
             self.responses.put(error)
         else:

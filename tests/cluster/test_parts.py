@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray._private.internal_api import memory_summary
 
 from raypp.cluster.parts import respond, run_windows
 from raypp.cluster.windows import mark_last
@@ -52,6 +55,25 @@ def test_every_part_of_every_window_is_run_and_all_rows_are_known_once_the_last_
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (6, 6)
     assert not window_threads()
+
+
+def test_the_blocks_of_a_finished_window_are_given_back_however_few_objects_python_makes() -> None:
+    def stored() -> int:
+        """The number of objects in Ray's object store."""
+        return int(re.findall(r"(\d+) objects", memory_summary(stats_only=True))[0])
+
+    gc.collect()
+    before = stored()
+    gc.disable()  # as good as a window that makes few objects
+    try:
+        windows = mark_last(iter([[part(number)] for number in range(8)]))
+        assert len(list(run_windows(windows, summed, lambda done, total: None, "sums"))) == 8
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while stored() > before:
+            assert time.monotonic() < deadline, "blocks are still there"
+            time.sleep(0.1)
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_read_ends_the_window_that_runs_meanwhile() -> None:
