@@ -19,7 +19,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,14 @@ from raypp.runs import check_storage_writable, clear_run, locked, write_experime
 from raypp.storage import Location
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
-from raypp.sweeps.record import SweepClock, evaluations_of, read_results, read_stopped, record_stopped
+from raypp.sweeps.record import (
+    SweepClock,
+    evaluations_of,
+    judged_evaluations_of,
+    read_results,
+    read_stopped,
+    record_stopped,
+)
 from raypp.sweeps.result import deliver_sweep, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
@@ -233,7 +240,7 @@ def _run(
             )
         ),
     )
-    tuner = _build_tuner(plan, experiment, session.settings, searcher, monitor, at_once)
+    tuner = _build_tuner(plan, ended, experiment, session.settings, searcher, monitor, at_once)
 
     def advance() -> None:
         waiting = sum(row.state in ("waiting", "running", "retrying") for row in list(monitor.rows.values()))
@@ -260,6 +267,7 @@ def _run(
 
 def _build_tuner(
     plan: SweepPlan,
+    ended: Container[str],
     experiment: Experiment,
     settings: ClusterSettings,
     searcher: TrialSearcher,
@@ -269,6 +277,7 @@ def _build_tuner(
     """Ray Tune, set up to run the trials that the searcher suggests.
 
     Args:
+        ended: names of the trials that have ended.
         settings: the workers of one trial.
         at_once: how many trials may run at the same time.
     """
@@ -285,7 +294,7 @@ def _build_tuner(
         tune.with_resources(run_trial, _resources(settings)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=stopping and StratifiedHalvingScheduler(_halving(plan, stopping), stop),
+            scheduler=stopping and StratifiedHalvingScheduler(_halving(plan, stopping, ended), stop),
             num_samples=-1,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -393,11 +402,12 @@ def _task(
     )
 
 
-def _halving(plan: SweepPlan, stopping: StoppingSettings) -> Halving:
+def _halving(plan: SweepPlan, stopping: StoppingSettings, ended: Container[str]) -> Halving:
     """The rungs as an earlier command left them: a trial that resumes is not judged again at rungs it has passed."""
     halving = Halving(stopping, lower_is_better(headline_key(plan.trials[0].plan.task)))
     for each in plan.trials:
-        halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations_of(each)])
+        evaluations = evaluations_of(each) if each.name in ended else judged_evaluations_of(each)
+        halving.note(each.name, each.stratum, [(part, metric) for part, metric, _ in evaluations])
     return halving
 
 

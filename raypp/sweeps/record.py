@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -87,6 +87,21 @@ def record_stopped(folder: Location, judgement: Judgement) -> None:
 
 def evaluations_of(trial: PlannedTrial) -> list[tuple[float, float, float]]:
     """The recorded evaluations of a trial, in order: fraction of its steps, headline metric and density."""
-    headline, total = headline_key(trial.plan.task), trial.plan.steps.total
+    return _evaluations(trial, whole_records(trial.plan.run / "metrics.jsonl"))
+
+
+def judged_evaluations_of(trial: PlannedTrial) -> list[tuple[float, float, float]]:
+    """Those evaluations of an unfinished trial that its command has certainly judged.
+
+    A trial trains on when its evaluation has been judged. If its log ends with an evaluation, the command may have been
+    killed before that.
+    """
     records = whole_records(trial.plan.run / "metrics.jsonl")
+    if records and headline_key(trial.plan.task) in records[-1]:
+        records.pop()
+    return _evaluations(trial, records)
+
+
+def _evaluations(trial: PlannedTrial, records: Iterable[Mapping[str, Any]]) -> list[tuple[float, float, float]]:
+    headline, total = headline_key(trial.plan.task), trial.plan.steps.total
     return [(each["step"] / total, each[headline], each["prune/density"]) for each in records if headline in each]
