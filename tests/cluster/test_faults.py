@@ -116,7 +116,7 @@ FAULTS = {
 }
 
 
-FAST = "a train worker is killed"  # the one in `make test`
+FAST = "the driver of a run without workers is killed"  # the one in `make test`
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,7 @@ def test_a_search_writes_down_what_it_draws(
     assert "trials:  finished before" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_no_more_is_complete_and_a_fresh_one_forgets_its_points(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

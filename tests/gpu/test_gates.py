@@ -15,8 +15,9 @@ pytestmark = needs_triton
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, where exp(-score) is large
-@pytest.mark.parametrize("sizes", [(1, 7, 1027, 2 * CHUNK + 5), (16, 1024, 1040, CHUNK + 4096)])
-@pytest.mark.parametrize("lift", [None, 1.5])
+@pytest.mark.parametrize(
+    ("sizes", "lift"), [((1, 7, 1027, 2 * CHUNK + 5), 1.5), ((16, 1024, 1040, CHUNK + 4096), None)]
+)
 def test_the_kernels_sample_the_gates_of_their_seeds_noise(
     sizes: tuple[int, ...], lift: float | None, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
