@@ -24,6 +24,11 @@ def kernels_for(*tensors: Tensor) -> ModuleType | None:
     return _working_kernels() if all(tensor.is_cuda for tensor in tensors) else None
 
 
+def float32_kernels_for(*tensors: Tensor) -> ModuleType | None:
+    """The module with the kernels, if all tensors are float32 on GPUs, as selections and gates need; otherwise None."""
+    return kernels_for(*tensors) if all(tensor.dtype == torch.float32 for tensor in tensors) else None
+
+
 @functools.cache
 def _working_kernels() -> ModuleType | None:
     """Imports the Triton kernels and tries them; None, with a warning that is logged once, if they do not work.

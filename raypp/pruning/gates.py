@@ -60,8 +60,7 @@ def sample_gates(
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
         raised = 0.0 if lift is None else float(lift)
         return kernels.sample_gates(matrices, seeds, raised, (GATE_LOW, GATE_HIGH), NOISE_MARGIN)
-    is_single = all(matrix.dtype == torch.float32 for matrix in matrices)
-    if is_single and (on_gpu := gpu_kernels.kernels_for(*matrices)) is not None:
+    if (on_gpu := gpu_kernels.float32_kernels_for(*matrices)) is not None:
         sampled: list[tuple[Tensor, Tensor]] = on_gpu.sample_gates(
             matrices, seeds, lift, (GATE_LOW, GATE_HIGH), NOISE_MARGIN
         )

@@ -205,9 +205,7 @@ def _cuts_on_gpu(selections: Sequence[Selection], flats: Sequence[list[Tensor]])
     """Makes all cuts together with the kernels for GPUs, where these can be used; by the index of the selection."""
     chosen = [index for index, selection in enumerate(selections) if _keeps_some(selection, flats[index])]
     everything = [flat for index in chosen for flat in flats[index]]
-    if not chosen or any(flat.dtype != torch.float32 for flat in everything):
-        return {}
-    if (kernels := gpu_kernels.kernels_for(*everything)) is None:
+    if not chosen or (kernels := gpu_kernels.float32_kernels_for(*everything)) is None:
         return {}
     counts = [selections[index].count for index in chosen]
     thresholds, masks, kept = kernels.select_largest([flats[index] for index in chosen], counts)
@@ -332,11 +330,10 @@ def keep_above(
         A mask per matrix: bool, contiguous, shaped as the scores.
     """
     matrices = [matrix.detach() for matrix in scores]
-    is_single = all(matrix.dtype == torch.float32 for matrix in matrices)
     if (kernels := cpu_kernels.kernels_for(*matrices)) is not None:
         marked = [kernels.mark_above(matrix, threshold) for matrix in matrices]
         masks, kept = [mask for mask, _ in marked], [above for _, above in marked]
-    elif is_single and (on_gpu := gpu_kernels.kernels_for(*matrices)) is not None:
+    elif (on_gpu := gpu_kernels.float32_kernels_for(*matrices)) is not None:
         masks, above = on_gpu.mark_above([matrix.reshape(-1) for matrix in matrices], threshold)
         masks = [mask.view(matrix.shape) for mask, matrix in zip(masks, matrices, strict=True)]
         kept = above.tolist()
