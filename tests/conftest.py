@@ -87,6 +87,10 @@ def ray_session() -> Iterator[None]:
     """Ray with four CPUs, started once for all tests that need one; as quiet as the command line starts it."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from raypp.cluster.session import embedded_ray
+    from raypp.config import ClusterSettings
+
+    embedded = embedded_ray(ClusterSettings())
+    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR", **embedded)
     yield
     ray.shutdown()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
 from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
 from raypp.cluster.channel import actor_here
@@ -40,6 +41,9 @@ ENVIRONMENT = {
     # jobs have taken them meanwhile.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
+# Of an embedded Ray without a dashboard: nothing reads what its processes would report about themselves every few
+# seconds. Ray Data's, for example, keep 5 MiB of it for a million rows.
+WITHOUT_DASHBOARD = {"enable_metrics_collection": False}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -109,14 +113,12 @@ class Session:
                 logging.getLogger(name).setLevel(level)
             on_terminate = signal.getsignal(signal.SIGTERM)
             try:
+                address = os.environ.get("RAY_ADDRESS")
+                embedded = {} if address else embedded_ray(self.settings)
                 context = ray.init(
-                    address=os.environ.get("RAY_ADDRESS") or "local",
-                    include_dashboard=None if os.environ.get("RAY_ADDRESS") else self.settings.dashboard,
-                    log_to_driver=self.verbose,
-                    logging_level=level,
+                    address=address or "local", log_to_driver=self.verbose, logging_level=level, **embedded
                 )
             except ConnectionError as error:
-                address = os.environ.get("RAY_ADDRESS")
                 raise ConfigError(
                     f"RAY_ADDRESS: there is no Ray cluster at {address!r} ({error}); unset it to run here"
                 ) from None
@@ -209,3 +211,11 @@ class Session:
         """How many workers fit on each node."""
         worker = self.worker_resources()
         return [workers_on(node, worker) for node in node_resources()]
+
+
+def embedded_ray(settings: ClusterSettings) -> dict[str, Any]:
+    """Arguments of `ray.init` for a Ray that the command starts itself."""
+    return {
+        "include_dashboard": settings.dashboard,
+        "_system_config": {} if settings.dashboard else WITHOUT_DASHBOARD,
+    }

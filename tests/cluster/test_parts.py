@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from ray._private.internal_api import memory_summary
 
 from raypp.cluster.parts import respond, run_windows
@@ -60,7 +61,8 @@ def test_every_part_of_every_window_is_run_and_all_rows_are_known_once_the_last_
 def test_the_blocks_of_a_finished_window_are_given_back_however_few_objects_python_makes() -> None:
     def stored() -> int:
         """The number of objects in Ray's object store."""
-        return int(re.findall(r"(\d+) objects", memory_summary(stats_only=True))[0])
+        summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+        return int(re.findall(r"(\d+) objects", summary)[0])
 
     gc.collect()
     before = stored()
