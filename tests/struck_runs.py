@@ -55,6 +55,8 @@ class Fault:
     strike: Callable[[Command, Path], None]
     """Breaks it: its command, its storage."""
     workers: int = 1
+    overrides: tuple[str, ...] = ()
+    """Changes to the experiment."""
     ends: int | None = None
     """Exit status; None: it recovers by itself. Negative: of a signal that nothing can catch."""
     says: tuple[str, ...] = ()
@@ -127,7 +129,8 @@ def wait_for_new_step(storage: Path, done: int) -> float:
 
 def assert_recovers(fault: Fault, experiment: Path, undisturbed: Path, storage: Path, middle: int = MIDDLE) -> Recovery:
     """A run that a fault strikes comes to the result of the undisturbed one, by itself or by the same command."""
-    words = ("train", experiment, f"cluster.storage={storage}", f"cluster.workers={fault.workers}")
+    words = ("train", experiment, *fault.overrides)
+    words += (f"cluster.storage={storage}", f"cluster.workers={fault.workers}")
     with started(*words) as command:
         wait_for(lambda: is_in_the_middle(storage, middle), "the middle of the run")
         fault.strike(command, storage)

@@ -337,6 +337,7 @@ def test_a_disk_that_is_full_already_is_named(
     assert not list((disk / "runs").rglob("*")), "neither a lock nor a folder is left"
 
 
+@pytest.mark.slow
 def test_what_is_there_is_read_without_the_right_to_write(
     experiment: Path, disk: Path, tmp_path: Path, said: Callable[[], str]
 ) -> None:

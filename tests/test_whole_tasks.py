@@ -115,7 +115,7 @@ def correlations(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, f
     }
 
 
-@pytest.mark.parametrize("task", ["mnli", "stsb"])
+@pytest.mark.parametrize("task", ["mnli", pytest.param("stsb", marks=pytest.mark.slow)])
 def test_a_run_has_the_losses_and_metrics_of_transformers_and_scipy(
     task: str, minilm_dir: Path, tmp_path: Path
 ) -> None:

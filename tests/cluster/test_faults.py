@@ -67,7 +67,7 @@ pruning: {{method: topk, final_density: 0.3, initial_warmup: 1, final_warmup: 1}
 train: {{max_steps: 36, batch_size: 8, micro_batches: 2, learning_rate: 5.0e-5, log_every_steps: 1}}
 evaluation: {{every_steps: 12}}
 cluster: {{workers: 1, cpus_per_worker: 1, checkpoint_every_steps: 4, store: "{store}"}}
-tracking: {{wandb: off}}
+tracking: {{wandb: off, figures: main}}
 """
 RESUMES = "the same command resumes from the last checkpoint: raypp train"
 
@@ -103,7 +103,10 @@ FAULTS = {
         says=("Ray Train's controller was lost; the run continues from its last checkpoint",),
     ),
     "the driver is killed": Fault(to_driver(signal.SIGKILL), ends=-signal.SIGKILL),
-    "the driver of a run without workers is killed": Fault(to_driver(signal.SIGKILL), workers=0, ends=-signal.SIGKILL),
+    # … which is the one in `make test`, and therefore short.
+    "the driver of a run without workers is killed": Fault(
+        to_driver(signal.SIGKILL), workers=0, overrides=("train.max_steps=20",), ends=-signal.SIGKILL
+    ),
     "SIGTERM": Fault(to_driver(signal.SIGTERM), ends=130, says=LEAVES, saves=True),
     "Ctrl-C": Fault(to_driver(signal.SIGINT), ends=130, says=LEAVES, saves=True),
     "SIGTERM to a run of two workers": Fault(to_driver(signal.SIGTERM), workers=2, ends=130, says=LEAVES, saves=True),
@@ -116,7 +119,7 @@ FAULTS = {
 }
 
 
-FAST = "the driver of a run without workers is killed"  # the one in `make test`
+FAST = "the driver of a run without workers is killed"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_a_run(
     record_property: Callable[[str, object], None],
 ) -> None:
     fault = FAULTS[name]
-    assert_recovers(fault, experiment, undisturbed(fault.workers), tmp_path).tell(record_property)
+    assert_recovers(fault, experiment, undisturbed(fault.workers, *fault.overrides), tmp_path).tell(record_property)
 
 
 # --- what is prepared before training --------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ def stopping(experiment: Path) -> Path:
     return experiment
 
 
+@pytest.mark.slow
 def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for_all(
     stopping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for
     assert sweep_result(tmp_path / "runs")["trials"] == result["trials"]
 
 
+@pytest.mark.slow
 def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,9 +18,8 @@ from raypp.pruning.weight_statistics import STATISTICS
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
-    tmp_path: Path, minilm_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def experiment(tmp_path: Path, minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "ladder.yaml"
     values = {
@@ -33,7 +32,13 @@ def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
         "sweep": {"space": {"pruning.final_density": {"choice": [0.5, 0.2]}}},
     }
     path.write_text(yaml.safe_dump(values))
-    assert main(["sweep", str(path)]) == 0
+    return path
+
+
+def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(experiment)]) == 0
     shown = capsys.readouterr()
     (sweep,) = (tmp_path / "runs" / "ladder").glob("sweep-*")
     assert "finished  100%" in shown.err, "a log says what became of a trial"
@@ -66,7 +71,7 @@ def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
     assert [row[0] for row in table["data"]] == pytest.approx([0.5, 0.2], abs=1e-4)
     assert (wandb / "files" / drawn["front/figure/path"]).read_bytes() == (sweep / "front.png").read_bytes()
 
-    assert main(["sweep", str(path)]) == 0, "all is finished: nothing is recorded again"
+    assert main(["sweep", str(experiment)]) == 0, "all is finished: nothing is recorded again"
     assert [wandb] == list((sweep / "wandb").glob("offline-run-*"))
     assert command in capsys.readouterr().out
 
@@ -84,7 +89,11 @@ def test_a_sweep_is_one_group_of_its_trials_and_its_front_and_has_a_report(
     assert main(["report", str(run), "--save", "run.svg"]) == 0
     assert (tmp_path / "run.svg").read_bytes().startswith(b"<?xml")
 
-    space = "sweep.space={pruning.final_density: {choice: [0.4]}}"
-    assert main(["sweep", str(path), space, "tracking.figures=all", "tracking.wandb=off"]) == 0
-    drawn_by = Counter(file.parent for file in sweep.parent.glob("*/figures/*.png"))
-    assert sorted(drawn_by.values()) == [len(MAIN_FIGURES), len(MAIN_FIGURES), len(FIGURES) - 1]
+
+@pytest.mark.slow
+def test_trials_draw_the_main_figures_unless_all_are_asked_for(experiment: Path, tmp_path: Path) -> None:
+    for density, figures in ((0.5, "auto"), (0.4, "all")):
+        space = f"sweep.space={{pruning.final_density: {{choice: [{density}]}}}}"
+        assert main(["sweep", str(experiment), space, f"tracking.figures={figures}", "tracking.wandb=off"]) == 0
+    drawn_by = Counter(file.parent for file in (tmp_path / "runs" / "ladder").glob("*/figures/*.png"))
+    assert sorted(drawn_by.values()) == [len(MAIN_FIGURES), len(FIGURES) - 1]
