@@ -24,6 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "a" * 64
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 DEADLINE_SECONDS = 200
+# Shows which code has trained.
+MARK = """
+unmarked = train_loop
+
+def train_loop(*args, **kwargs):
+    with open({path!r}, "a") as marks:
+        marks.write("brought\\n")
+    return unmarked(*args, **kwargs)
+"""
 STEPS = 400  # of a job that is stopped: `ray job stop` takes seconds to reach it
 
 
@@ -82,6 +91,8 @@ def working_dir(tmp_path: Path, minilm_dir: Path) -> Path:
     """A folder as somebody has it who works on raypp: this code and an experiment."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "raypp", folder / "raypp", ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "raypp" / "training" / "loop.py").open("a") as code:
+        code.write(MARK.format(path=str(tmp_path / "marks")))
     values = {
         "task": "sentiment",
         "data": {"source": {"kind": "synthetic", "train_rows": 64, "dev_rows": 32}, "max_length": 32},
@@ -100,10 +111,11 @@ def test_a_job_runs_the_code_it_brings_and_only_with_the_token(head: Head, worki
             head.get("/api/jobs/", token)
         assert refused.value.code in (401, 403)
 
-    raypp = [sys.executable, "-m", "raypp.cli"]
+    raypp = [str(Path(sys.executable).parent / "raypp")]  # which is in a node's PATH
     done = head.submit(working_dir, *raypp, "sweep", "job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 trials" in " ".join(done.stdout.split()), "the table is in the job's log"
+    assert (tmp_path / "marks").read_text() == "brought\n" * 2, "both trials ran the code that the job brought"
     runs = list((tmp_path / "runs" / "job").glob("dense-*/result.json"))
     assert len(runs) == 2
     assert all(list(run.parent.glob("wandb/offline-run-*")) for run in runs), "trials are recorded"
