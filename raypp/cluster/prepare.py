@@ -72,7 +72,8 @@ def featurize(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
 
-        windows = ((_parts(window, cpus), is_last) for window, is_last in row_windows(raw.read(split)))
+        tables = row_windows(raw.read(split), useful_rows=PARTS_PER_CPU * cpus * PART_ROWS[1])
+        windows = ((_parts(window, cpus), is_last) for window, is_last in tables)
         for response in run_windows(windows, tokenized, progress, f"features of {task} {split}"):
             files.append(StoredFile(**response["file"]))
             rows += response["made"]
