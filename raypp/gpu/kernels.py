@@ -65,7 +65,10 @@ def check_kernels(kernels: ModuleType, device: torch.device) -> None:
     product = torch.empty_like(scores)
     kernels.multiply(scores, kept, product)
     gradients = kernels.gradients(scores, scores, kept, None, (torch.float32, torch.float32))
-    thresholds, selected, selected_counts = kernels.select_largest([[scores]], [int(count)])
+    thresholds, selected, selected_counts, tied = kernels.select_largest([[scores]], [int(count)])
+    index = torch.arange(size, device=device)
+    cleared = torch.ones_like(kept)
+    kernels.clear([cleared], [(0, 7), (0, size - 1)])
     above, above_counts = kernels.mark_above([scores], 0.4999)
     ((gates, slopes),) = kernels.sample_gates([scores], [seed], None, (0.0, 1.0), 1e-4)
     uniform = (torch.from_numpy(random_bits(size, seed).astype(np.float32)).to(device) + 0.5) / 65536
@@ -73,7 +76,13 @@ def check_kernels(kernels: ModuleType, device: torch.device) -> None:
     results = {
         "multiply": [(product, scores * kept)],
         "gradients": [(gradients[0], scores * kept), (gradients[1], scores * scores)],
-        "select_largest": [(thresholds, threshold), (selected[0], kept), (selected_counts, count)],
+        "select_largest": [
+            (thresholds, threshold),
+            (selected[0], kept),
+            (selected_counts, count),
+            (tied[:2], torch.stack([torch.ones_like(index[0]), index[kept][0]])),
+        ],
+        "clear": [(cleared, (index != 7) & (index != size - 1))],
         "mark_above": [(above[0], kept), (above_counts, count)],
         "sample_gates": [(gates, sigmoid), (slopes, 1.5 * sigmoid * (1 - sigmoid))],
     }

@@ -26,6 +26,7 @@ from raypp.noise import CHUNK, WARM_UP
 BLOCK = 1024  # numbers at a time: eight for each of 128 threads, two 16-byte loads of float32
 TILE = 32 * BLOCK  # scores of a program in a selection
 DIGIT_BITS = 8  # of each score, which one pass of a selection looks at
+MAX_LISTED = 4096  # scores equal to a threshold that a selection lists, in all its groups together
 WARP = 32  # threads
 
 
@@ -53,7 +54,9 @@ def gradients(
     return for_weight, for_scores
 
 
-def select_largest(groups: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
+def select_largest(
+    groups: Sequence[Sequence[Tensor]], counts: Sequence[int]
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Selects the largest scores of each group by radix selection: each of four passes over all scores counts how often
     every value of a digit occurs, from which one more digit of each threshold follows. The host waits for nothing.
 
@@ -62,8 +65,10 @@ def select_largest(groups: Sequence[Sequence[Tensor]], counts: Sequence[int]) ->
         counts: one n per group, from 1 to the number of its scores: its threshold is the n-th largest of them.
 
     Returns:
-        The threshold of each group [groups], the masks of the scores at or above it, one per vector, and the number of
-        those in each vector [vectors], int64.
+        The threshold of each group [groups]; the masks of the scores at or above it, one per vector; the number of
+        those in each vector [vectors], int64; and the scores that equal it, int64 [1 + MAX_LISTED]: their number in all
+        vectors and then, in any order, vector * 2**32 + index of each. If they are more than `MAX_LISTED`, some are
+        missing.
     """
     vectors = [vector.contiguous() for group in groups for vector in group]
     device = vectors[0].device
@@ -76,7 +81,8 @@ def select_largest(groups: Sequence[Sequence[Tensor]], counts: Sequence[int]) ->
         table.launch(_count_digits, owners, prefixes, histograms, shift=shift, bits=DIGIT_BITS)
         with torch.cuda.device_of(thresholds):
             _choose_digits[(len(groups),)](histograms, ranks, prefixes, thresholds, shift=shift, bits=DIGIT_BITS)
-    return thresholds, *_marked(vectors, owners, thresholds, or_equal=True)
+    tied = torch.zeros(1 + MAX_LISTED, dtype=torch.int64, device=device)
+    return thresholds, *_marked(vectors, owners, thresholds, tied), tied
 
 
 def mark_above(vectors: Sequence[Tensor], threshold: float) -> tuple[list[Tensor], Tensor]:
@@ -92,17 +98,32 @@ def mark_above(vectors: Sequence[Tensor], threshold: float) -> tuple[list[Tensor
     device = vectors[0].device
     owners = torch.zeros(len(vectors), dtype=torch.int64, device=device)
     thresholds = torch.full((1,), ctypes.c_float(threshold).value, dtype=torch.float32, device=device)
-    return _marked([vector.contiguous() for vector in vectors], owners, thresholds, or_equal=False)
+    return _marked([vector.contiguous() for vector in vectors], owners, thresholds, None)
 
 
 def _marked(
-    vectors: list[Tensor], owners: Tensor, thresholds: Tensor, *, or_equal: bool
+    vectors: list[Tensor], owners: Tensor, thresholds: Tensor, tied: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
-    """The masks of the scores above (or equal to) the threshold of their vector's owner, and their numbers."""
+    """The masks of the scores above the threshold of their vector's owner, and their numbers. Given `tied`, the masks
+    include the scores that equal it, which are listed there (see `select_largest`)."""
     masks = [torch.empty_like(vector, dtype=torch.bool) for vector in vectors]
     counts = torch.zeros(len(vectors), dtype=torch.int64, device=thresholds.device)
-    _Table([vectors, masks]).launch(_mark, owners, thresholds, counts, or_equal=or_equal)
+    _Table([vectors, masks]).launch(_mark, owners, thresholds, counts, tied, max_listed=MAX_LISTED)
     return masks, counts
+
+
+def clear(masks: Sequence[Tensor], entries: Sequence[tuple[int, int]]) -> None:
+    """Sets entries of masks to False with one launch. The host waits for nothing.
+
+    Args:
+        masks: bool vectors on one GPU, contiguous.
+        entries: at least one; for each, the number of its mask, and its index there.
+    """
+    assert all(mask.dtype == torch.bool and mask.is_contiguous() for mask in masks)
+    addresses = [masks[number].data_ptr() + index for number, index in entries]  # a bool is a byte
+    (sent,) = _on_device([addresses], masks[0].device)
+    with torch.cuda.device_of(sent):
+        _clear[(len(entries),)](sent, num_warps=1)
 
 
 def sample_gates(
@@ -295,12 +316,16 @@ def _mark(
     owners: tl.tensor,
     thresholds: tl.tensor,
     counts: tl.tensor,
-    or_equal: tl.constexpr,
+    tied: tl.tensor,
+    max_listed: tl.constexpr,
     tile: tl.constexpr,
     block: tl.constexpr,
     is_aligned: tl.constexpr,
 ) -> None:
-    """Marks the scores above (or equal to) their owner's threshold, and adds their number to their vector's count."""
+    """Marks the scores above their owner's threshold, and adds their number to their vector's count.
+
+    If `tied` is not None, scores that equal the threshold are marked and counted, too, and listed there.
+    """
     vector = tl.program_id(1)
     size = _size(sizes + vector, is_aligned)
     begin = tl.program_id(0).to(tl.int64) * tile
@@ -308,14 +333,37 @@ def _mark(
         threshold = tl.load(thresholds + tl.load(owners + vector))
         values, mask = _pointer(scores + vector, tl.float32, is_aligned), _pointer(masks + vector, tl.int8, is_aligned)
         marked = tl.zeros([block], tl.int32)
+        equal = tl.zeros([block], tl.int32)
         for start in range(0, tl.minimum(tile, size - begin), block):
             index = begin + start + tl.arange(0, block)
             inside = index < size
             score = tl.load(values + index, mask=inside, other=0.0)
-            is_marked = score >= threshold if or_equal else score > threshold
+            is_marked = score > threshold if tied is None else score >= threshold
             tl.store(mask + index, is_marked.to(tl.int8), mask=inside)
             marked += tl.where(is_marked & inside, 1, 0)
+            if tied is not None:
+                equal += tl.where((score == threshold) & inside, 1, 0)
         tl.atomic_add(counts + vector, tl.sum(marked, axis=0).to(tl.int64), sem="relaxed")
+        if tied is not None:
+            number = tl.sum(equal, axis=0).to(tl.int64)
+            if number > 0:  # in few programs, which read their scores again, to list those that are equal
+                place = tl.atomic_add(tied, number, sem="relaxed")
+                if place < max_listed:
+                    for start in range(0, tl.minimum(tile, size - begin), block):
+                        index = begin + start + tl.arange(0, block)
+                        inside = index < size
+                        is_equal = (tl.load(values + index, mask=inside, other=0.0) == threshold) & inside
+                        ones = tl.where(is_equal, 1, 0)
+                        places = place + tl.cumsum(ones, axis=0)  # from 1 on, because the number is at 0
+                        entry = (vector.to(tl.int64) << 32) | index
+                        tl.store(tied + places, entry, mask=is_equal & (places <= max_listed))
+                        place += tl.sum(ones, axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _clear(addresses: tl.tensor) -> None:
+    """Sets the bool at each address to False; one program for each."""
+    tl.store(_pointer(addresses + tl.program_id(0), tl.int8, False), 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -8,10 +8,13 @@ row-major order and a seed, but not on memory layout, device or number of thread
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +24,8 @@ from raypp.gpu import kernels as gpu_kernels
 HINT_MEMORY = 0.8  # part of an error that the next step still expects
 _MIXER = 0x45D9F3B  # odd, so the multiplication is a bijection modulo 2**32; below 2**31, so int64 never overflows
 _LOW_32_BITS = 0xFFFFFFFF
+
+Integers = TypeVar("Integers", Tensor, npt.NDArray[np.int64])
 
 
 def kept_count(density: float, total: int) -> int:
@@ -40,14 +45,14 @@ def floor_count(density_floor: float, total: int) -> int:
     return min(int(density_floor * total * (1 + 1e-12)) + 1, total)
 
 
-def tie_order(index: Tensor, seed: int) -> Tensor:
+def tie_order(index: Integers, seed: int | Integers) -> Integers:
     """The fixed, seeded order in which equal scores are kept, lowest first.
 
     It is a bijective 32-bit hash (two xor-shift-multiply rounds) of each flat index, so no two indices have the same.
 
     Args:
-        index: row-major flat indices below 2**32, int64, any shape.
-        seed: only its lower 32 bits are used.
+        index: row-major flat indices below 2**32, int64, any shape, of torch or numpy.
+        seed: one for all indices or one for each; only its lower 32 bits are used.
 
     Returns:
         int64 values in [0, 2**32), the same on every device.
@@ -114,7 +119,8 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     """Masks of the largest scores (Sanh et al. 2020, section 3: Top_v), for each selection.
 
     The host waits for the device once, and not once per matrix, unless scores tie at a threshold or a matrix would keep
-    fewer than its minimum.
+    fewer than its minimum. For ties, it waits once more if the kernels for GPUs list all of them, and otherwise for
+    each matrix.
 
     Returns:
         For each selection, a mask per matrix: bool, contiguous, shaped as the scores. The masks of a selection together
@@ -126,18 +132,26 @@ def keep_largest(selections: Sequence[Selection]) -> list[list[Tensor]]:
     if not selections:
         return []
     flats = [[matrix.detach().reshape(-1) for matrix in selection.scores] for selection in selections]
-    fast = _cuts_on_gpu(selections, flats) | _cuts_near(selections, flats)
+    fast, listed = _cuts_on_gpu(selections, flats)
+    fast |= _cuts_near(selections, flats)
     cuts = [fast.get(index) or _cut(selection, flats[index]) for index, selection in enumerate(selections)]
     on_device = [cut.kept for cut in cuts if isinstance(cut.kept, Tensor)]
     fetched = iter(torch.cat(on_device).tolist() if on_device else [])
-    chosen = []
-    for selection, cut in zip(selections, cuts, strict=True):
-        kept = [next(fetched) for _ in cut.masks] if isinstance(cut.kept, Tensor) else list(cut.kept)
-        if (surplus := sum(kept) - selection.count) > 0:
+    kept = [[next(fetched) for _ in cut.masks] if isinstance(cut.kept, Tensor) else list(cut.kept) for cut in cuts]
+    surpluses = {
+        index: surplus
+        for index, selection in enumerate(selections)
+        if (surplus := sum(kept[index]) - selection.count) > 0
+    }
+    if surpluses and (listed is None or not _drop_listed_ties(listed, surpluses, selections, kept)):
+        for index, surplus in surpluses.items():
+            cut, selection = cuts[index], selections[index]
             _drop_last_ties(cut, surplus, selection.tie_seeds)
             if selection.minimums:
-                kept = [int(mask.count_nonzero()) for mask in cut.masks]
-        short = {index for index, least in enumerate(selection.minimums) if kept[index] < least}
+                kept[index] = torch.stack([mask.count_nonzero() for mask in cut.masks]).tolist()
+    chosen = []
+    for selection, cut, numbers in zip(selections, cuts, kept, strict=True):
+        short = {index for index, least in enumerate(selection.minimums) if numbers[index] < least}
         chosen.append(_with_minimums(selection, short) if short else _shaped(cut.masks, selection))
     return chosen
 
@@ -201,22 +215,37 @@ def _cut(selection: Selection, flats: list[Tensor]) -> _Cut:
     return _Cut(flats, masks, threshold, torch.stack([mask.count_nonzero() for mask in masks]))
 
 
-def _cuts_on_gpu(selections: Sequence[Selection], flats: Sequence[list[Tensor]]) -> dict[int, _Cut]:
+@dataclass(frozen=True)
+class _ListedTies:
+    """The scores that equal their thresholds, of all cuts that the kernels for GPUs made together."""
+
+    kernels: ModuleType
+    entries: Tensor
+    """See `triton_kernels.select_largest`."""
+    masks: list[Tensor]
+    """Those of all the cuts."""
+    begins: Mapping[int, int]
+    """Where in `masks` each cut's masks begin, by the index of its selection."""
+
+
+def _cuts_on_gpu(
+    selections: Sequence[Selection], flats: Sequence[list[Tensor]]
+) -> tuple[dict[int, _Cut], _ListedTies | None]:
     """Makes all cuts together with the kernels for GPUs, where these can be used; by the index of the selection."""
     chosen = [index for index, selection in enumerate(selections) if _keeps_some(selection, flats[index])]
     everything = [flat for index in chosen for flat in flats[index]]
     if not chosen or (kernels := gpu_kernels.float32_kernels_for(*everything)) is None:
-        return {}
+        return {}, None
     counts = [selections[index].count for index in chosen]
-    thresholds, masks, kept = kernels.select_largest([flats[index] for index in chosen], counts)
-    cuts, begin = {}, 0
+    thresholds, masks, kept, tied = kernels.select_largest([flats[index] for index in chosen], counts)
+    cuts, begins, begin = {}, {}, 0
     for index, threshold in zip(chosen, thresholds.unbind(), strict=True):
         end = begin + len(flats[index])
-        cuts[index] = _Cut(flats[index], masks[begin:end], threshold, kept[begin:end])
+        cuts[index], begins[index] = _Cut(flats[index], masks[begin:end], threshold, kept[begin:end]), begin
         if (hint := selections[index].hint) is not None:
             hint.found = threshold
         begin = end
-    return cuts
+    return cuts, _ListedTies(kernels, tied, masks, begins)
 
 
 def _keeps_some(selection: Selection, flats: Sequence[Tensor]) -> bool:
@@ -310,6 +339,33 @@ def _drop_last_ties(cut: _Cut, surplus: int, tie_seeds: Sequence[int]) -> None:
     last_kept = kth_smallest(order, order.numel() - surplus)
     for mask, index, order in zip(cut.masks, tied, orders, strict=True):
         mask[index[order > last_kept]] = False
+
+
+def _drop_listed_ties(
+    listed: _ListedTies, surpluses: Mapping[int, int], selections: Sequence[Selection], kept: Sequence[list[int]]
+) -> bool:
+    """Does as `_drop_last_ties` for all selections with a surplus together, and corrects the numbers of entries that
+    are `kept`. The host waits for the device once.
+
+    Returns:
+        False, with nothing done, if there are too many ties for the list.
+    """
+    total, entries = np.split(listed.entries.numpy(force=True), [1])
+    if total[0] > len(entries):
+        return False
+    numbers, indices = np.divmod(entries[: total[0]], 2**32)
+    dropped: list[tuple[int, int]] = []
+    for selection, surplus in surpluses.items():
+        seeds = np.array([seed & _LOW_32_BITS for seed in selections[selection].tie_seeds], dtype=np.int64)
+        begin = listed.begins[selection]
+        is_tied = (numbers >= begin) & (numbers < begin + len(seeds))
+        position, index = numbers[is_tied] - begin, indices[is_tied]
+        last = np.argsort(tie_order(index, seeds[position]) * len(seeds) + position)[-surplus:]
+        for place, entry in zip(position[last].tolist(), index[last].tolist(), strict=True):
+            kept[selection][place] -= 1
+            dropped.append((begin + place, entry))
+    listed.kernels.clear(listed.masks, dropped)
+    return True
 
 
 def keep_above(

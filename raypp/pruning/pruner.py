@@ -132,15 +132,21 @@ class Pruner:
     def _inspect_scores(self) -> None:
         """Refuses NaN and, with a target density, measures the level. The host waits for the device once.
 
-        A sum is NaN if any summand is, and a sum is cheap; the exact check is only made then.
+        A sum is NaN if any summand is, and a sum is cheap; the exact check is only made then. On a GPU, a few launches
+        for all matrices together sum the absolute values.
         """
         sources = {
             name: layer.weight if layer.mask_scores is None else layer.mask_scores
             for name, layer in self.layers.items()
         }
-        found = torch.stack([source.sum(dtype=torch.float32) for source in sources.values()]).isnan().any().view(1)
+        tensors: list[Tensor] = list(sources.values())
+        if tensors[0].is_cuda:
+            sums = list(torch._foreach_norm(tensors, 1))
+        else:
+            sums = [tensor.sum(dtype=torch.float32) for tensor in tensors]
+        found = torch.stack(sums).isnan().any().view(1)
         if isinstance(self.settings, TargetedPruning) and self.settings.target_density is not None:
-            level = score_quantile(list(sources.values()), self.settings.target_density)
+            level = score_quantile(tensors, self.settings.target_density)
             found = torch.cat([found.float(), level.view(1)])
         has_nan, *levels = found.tolist()
         if levels:

@@ -74,11 +74,11 @@ class LargestSelector(Selector):
         super().__init__(layers, seed)
         size = len(layers) if scope == "global" else 1
         self._groups = [(slice(start, start + size), ThresholdHint()) for start in range(0, len(layers), size)]
-        self._magnitudes: dict[int, Tensor] = {}
+        self._magnitudes: list[Tensor] = []
 
     def select(self, point: SchedulePoint, noise_seed: int | None) -> None:
         assert point.value is not None, "the schedule has a density"
-        importance = [self._importance(number) for number in range(len(self.layers))]
+        importance = self.scores() or self._absolute_weights()
         selections = []
         for group, hint in self._groups:
             count = kept_count(point.value, sum(matrix.numel() for matrix in importance[group]))
@@ -89,13 +89,17 @@ class LargestSelector(Selector):
         assert point.value is not None, "the schedule has a density"
         return {"prune/requested_density": point.value}
 
-    def _importance(self, number: int) -> Tensor:
-        layer = self.layers[number]
-        if layer.mask_scores is not None:
-            return layer.mask_scores
-        scratch = self._magnitudes.setdefault(number, torch.empty(0, device=layer.weight.device))
-        self._magnitudes[number] = torch.abs(layer.weight, out=scratch.to(layer.weight))
-        return self._magnitudes[number]
+    def _absolute_weights(self) -> list[Tensor]:
+        """The absolute weights of every layer. On a GPU, a few launches compute all of them; on a CPU, they are written
+        where the last ones were, because new memory takes longer there."""
+        weights: list[Tensor] = [layer.weight for layer in self.layers]
+        if weights[0].is_cuda:
+            return list(torch._foreach_abs(weights))
+        if not self._magnitudes:
+            self._magnitudes = [torch.empty_like(weight) for weight in weights]
+        scratch = [last.to(weight) for last, weight in zip(self._magnitudes, weights, strict=True)]
+        self._magnitudes = [torch.abs(weight, out=last) for weight, last in zip(weights, scratch, strict=True)]
+        return self._magnitudes
 
 
 class ThresholdSelector(Selector):

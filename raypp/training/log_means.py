@@ -25,9 +25,11 @@ class StepSums:
 
     @staticmethod
     def pack(terms: Tensor, tokens: int, computed_tokens: int, interrupted: bool) -> Tensor:
-        """One worker's numbers as a tensor that can be summed: float64 [terms + 3], on the device of `terms`."""
-        counted = torch.tensor([tokens, computed_tokens, interrupted], dtype=torch.float64)
-        return torch.cat([terms, counted.to(terms.device)])
+        """One worker's numbers as a tensor that can be summed: float64 [terms + 3], on the device of `terms`, for which
+        the host does not wait."""
+        # Each number is filled in on the device, because a copy from the host would wait for a GPU's work.
+        counted = [terms.new_full((1,), number) for number in (tokens, computed_tokens, interrupted)]
+        return torch.cat([terms, *counted])
 
     @classmethod
     def unpack(cls, summed: Tensor) -> StepSums:

@@ -159,7 +159,8 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         if worker.is_first and point.penalty_lambda:
             # The penalty belongs to the model and not to a share, so only one worker adds it, once.
             with watch("backward"):
-                factor = torch.tensor(point.penalty_lambda, device=worker.device)
+                # torch.tensor would copy a number from the host, which waits for a GPU's work.
+                factor = torch.full((), point.penalty_lambda, dtype=torch.float32, device=worker.device)
                 penalty = pruner.add_penalty(scaler.scale(factor))
 
         with watch("data"):
@@ -171,19 +172,19 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
             packed = worker.all_reduce_gradients(parameters, packed)
             scaler.unscale_(optimizer)
             norm = optimizer.clip_gradients(settings.max_gradient_norm, at_once=logs_parameters)
+            summed = StepSums.unpack(packed)  # now, because later the host would wait for the step, too
             # An enabled scaler skips a step that is not finite, and halves its scale (which is 1 if it is disabled).
-            diverged = not (scaler.is_enabled() or (math.isfinite(norm) and bool(packed.isfinite().all())))
+            diverged = not (scaler.is_enabled() or all(map(math.isfinite, (norm, *summed.terms))))
             if not diverged:
                 scaler.step(optimizer, rows=inputs.counts.targets)
                 scaler.update()
                 diverged = scaler.get_scale() < SMALLEST_LOSS_SCALE
             if diverged:
-                raise RunFailed(_not_finite(step, packed, norm, optimizer, inputs.rows))
+                raise RunFailed(_not_finite(step, summed, norm, optimizer, inputs.rows))
 
         if step == 0:
             # The clock of another node may be behind, and a clock may have been set back.
             perf["perf/seconds_to_first_step"] = max(0.0, time.time() - job.started_at)
-        summed = StepSums.unpack(packed)
         means.add(summed, counts, norm, time.perf_counter() - began)
         saving = steps.saves_after(done) or summed.interrupted
         if done % settings.log_every_steps == 0 or saving:
@@ -331,9 +332,9 @@ def _advanced(job: Job, done: int, steps: StepPlan, metrics: Mapping[str, float]
     )
 
 
-def _not_finite(step: int, packed: Tensor, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
+def _not_finite(step: int, summed: StepSums, norm: float, optimizer: torch.optim.Optimizer, rows: np.ndarray) -> str:
     """The message of a run that fails because its loss or gradient is not finite."""
-    terms = list(StepSums.unpack(packed).terms)
+    terms = list(summed.terms)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates(optimizer).items())
     return (
         f"step {step}: the loss or the gradient is not finite (sums of the loss terms {terms}, gradient norm {norm}); "

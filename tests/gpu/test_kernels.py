@@ -72,8 +72,10 @@ def test_the_kernels_for_selections_and_gates_compile_for_a_gpu(capability: int,
         counted = ptx_of(kernels._count_digits, capability, *[i64] * 5, **digit, **tiles)
         assert "ld.global.v4" in counted
         ptx_of(kernels._choose_digits, capability, *[i64] * 3, fp32, **digit)
-    for or_equal in (True, False):
-        marked = ptx_of(kernels._mark, capability, *[i64] * 4, fp32, i64, or_equal=or_equal, **tiles)
+    ptx_of(kernels._clear, capability, i64)
+    for tied in (i64, None):
+        listing = {"max_listed": kernels.MAX_LISTED}
+        marked = ptx_of(kernels._mark, capability, *[i64] * 4, fp32, i64, tied, **listing, **tiles)
         assert "ld.global.v4" in marked
         assert "st.global.b32" in marked or "st.global.v2" in marked, "several masks at a time"
     chunk = {"chunk_words": 4096, "warm_up": 18, "tile": kernels.WARP * 4096, "block": kernels.WARP}

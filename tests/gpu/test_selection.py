@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from c_kernels import without_kernels
 from mask_references import KINDS, largest, largest_together, reference_masks, scores_of_kind
 from torch import Tensor
 from triton_place import Place, needs_triton
+from waits import Waits
 
 from raypp.gpu import kernels as gpu_kernels
 from raypp.pruning.masks import Selection, ThresholdHint, keep_above, keep_largest
@@ -41,7 +43,7 @@ def test_the_kernels_keep_the_head_of_a_full_sort(kind: str, place: Place, used:
         mask = largest(scores, count, tie_seed=1)
         assert mask.dtype == torch.bool
         assert mask.flatten().tolist() == reference_masks([scores], count, [1])[0]
-    assert used == ["select_largest"] * 4
+    assert [name for name in used if name != "clear"] == ["select_largest"] * 4
 
 
 @pytest.mark.parametrize("kind", FLOATS)
@@ -89,6 +91,62 @@ def test_matrices_of_several_programs_and_of_one_are_selected_by_the_same_launch
         assert torch.equal(mask, expected)
     above = keep_above(scores, 0.5, [0] * len(scores), [0] * len(scores))
     assert all(torch.equal(mask, values > 0.5) for mask, values in zip(above, scores, strict=True))
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_ties_are_in_their_order_whether_the_kernels_list_all_of_them_or_not(
+    scope: str, missing: int, place: Place, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes, seeds = [TILE + 1500, 2000, 1000], [1, 2**62 + 5, 3]
+    scores = [torch.randn(size, generator=generator).mul(200).round().to(place.device) for size in sizes]
+    group_size = 1 if scope == "local" else 3
+    groups = [slice(start, start + group_size) for start in range(0, 3, group_size)]
+    counts, number_of_ties = [], 0
+    for group in groups:
+        ordered = torch.cat(scores[group]).sort(descending=True).values
+        highest = ordered == ordered[len(ordered) // 4]
+        counts.append(int(highest.nonzero()[0]) + 1)  # all that are tied but the first are dropped
+        number_of_ties += int(highest.sum())
+    assert number_of_ties > len(groups) + 10
+    monkeypatch.setattr(place.kernels, "MAX_LISTED", number_of_ties - missing)
+    kept = keep_largest(
+        [Selection(scores[group], count, seeds[group]) for group, count in zip(groups, counts, strict=True)]
+    )
+    for group, count, masks in zip(groups, counts, kept, strict=True):
+        expected = reference_masks(scores[group], count, seeds[group])
+        assert [mask.tolist() for mask in masks] == expected
+    assert used == (["select_largest"] if missing else ["select_largest", "clear"])
+
+
+@pytest.mark.parametrize("max_listed", [4096, 16])
+def test_a_matrix_that_loses_too_many_ties_is_filled_up_to_its_minimum(
+    max_listed: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place.kernels, "MAX_LISTED", max_listed)
+    scores = [torch.zeros(size, device=place.device) for size in (10, 30)]
+    selection = Selection(scores, 20, [1, 2])
+    fewest = int(keep_largest([selection])[0][0].sum())
+    assert fewest < 9
+    (masks,) = keep_largest([replace(selection, minimums=[9, 0])])
+    assert [int(mask.sum()) for mask in masks] == [9, 11]
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_for_ties_the_host_waits_no_more_often_for_more_matrices(scope: str, place: Place) -> None:
+    def waits(number: int) -> int:
+        scores = [scores_of_kind("few_valued", seed).to(place.device) for seed in range(number)]
+        seeds, size = list(range(number)), scores[0].numel()
+        selections = [Selection(scores, number * size // 3, seeds)]
+        if scope == "local":
+            selections = [Selection([matrix], size // 3, [seed]) for matrix, seed in zip(scores, seeds, strict=True)]
+        keep_largest(selections)  # compiles the kernels
+        with Waits() as counted:
+            keep_largest(selections)
+        return counted.count
+
+    assert waits(5) == waits(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,9 +10,8 @@ import pytest
 import torch
 from pruning_settings import settings_of
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
+from waits import Waits
 
 from raypp.config import LayerRule, TrainSettings
 from raypp.errors import ConfigError
@@ -57,44 +56,6 @@ def at(value: float | None) -> SchedulePoint:
     return SchedulePoint(value=value, progress=0.5, penalty_lambda=0.0, is_final=False)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what a GPU's host would wait for: a number or a size that is brought back, a number that is sent there.
-
-    A CPU's tensor needs no operation to become a list or an array of numpy, so that these calls are counted themselves.
-    """
-
-    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "_to_copy")
-    CALLS = (Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__array__)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self._calls = _Calls(self)
-
-    def __enter__(self) -> Waits:
-        self._calls.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._calls.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in self.OPERATIONS
-        return func(*args, **(kwargs or {}))
-
-
-class _Calls(TorchFunctionMode):
-    def __init__(self, waits: Waits) -> None:
-        super().__init__()
-        self.waits = waits
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.waits.count += func in Waits.CALLS
-        return func(*args, **(kwargs or {}))
-
-
 def batch(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -103,6 +64,7 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 UNIFORM = {"score_initialization": {"kind": "uniform", "scale": 1.0}}
 
 
@@ -178,8 +140,9 @@ def test_global_scope_keeps_the_exact_number_of_all_matrices_together(method: st
     assert len({float(layer.mask.float().mean()) for layer in layers}) > 1, "matrices share the budget unevenly"
 
 
-def test_magnitude_follows_the_weights_and_does_not_change_pruned_ones() -> None:
-    model = bert()
+@DEVICES
+def test_magnitude_follows_the_weights_and_does_not_change_pruned_ones(device: str) -> None:
+    model = bert().to(device)
     pruner = Pruner(model, settings_of("magnitude"))
     assert pruner.scores() == []
     pruner.refresh(at(0.25))
@@ -187,7 +150,7 @@ def test_magnitude_follows_the_weights_and_does_not_change_pruned_ones() -> None
     assert layer.weight.abs()[layer.mask].min() >= layer.weight.abs()[~layer.mask].max()
     before, mask = layer.weight.detach().clone(), layer.mask
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
-    model(**batch()).loss.backward()
+    model(**{name: value.to(device) for name, value in batch().items()}).loss.backward()
     optimizer.step()
     assert torch.equal(layer.weight[~mask], before[~mask])
     assert (layer.weight[mask] != before[mask]).all()
@@ -366,8 +329,9 @@ def test_a_target_density_below_the_floors_own_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["topk", "magnitude", "fisher", "sigmoid_threshold", "threshold", "l0"])
-def test_nan_is_refused_naming_the_layer(method: str) -> None:
-    pruner = Pruner(bert(), settings_of(method))
+@DEVICES
+def test_nan_is_refused_naming_the_layer(method: str, device: str) -> None:
+    pruner = Pruner(bert().to(device), settings_of(method))
     layer = pruner.layers[NAMES[4]]
     spoiled = layer.weight if layer.mask_scores is None else layer.mask_scores
     with torch.no_grad():
@@ -376,8 +340,9 @@ def test_nan_is_refused_naming_the_layer(method: str) -> None:
         pruner.refresh(at(None if method == "l0" else 0.5))
 
 
-def test_infinite_scores_are_not_refused_as_nan() -> None:
-    pruner = Pruner(bert(), settings_of("topk", **UNIFORM))
+@DEVICES
+def test_infinite_scores_are_not_refused_as_nan(device: str) -> None:
+    pruner = Pruner(bert().to(device), settings_of("topk", **UNIFORM))
     layer = pruner.layers[NAMES[0]]
     with torch.no_grad():
         layer.mask_scores[0, 0], layer.mask_scores[0, 1] = float("inf"), float("-inf")  # type: ignore[index]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from waits import Waits
 
 from raypp.training.log_means import LogMeans, StepSums
 
@@ -21,6 +22,13 @@ def test_sums_of_a_step_are_added_over_workers_and_one_interrupted_worker_is_eno
     other = StepSums.pack(torch.tensor([0.2, 3.0], dtype=torch.float64), 2**24 + 1, 2**24 + 3, interrupted=True)
     assert StepSums.unpack(one) == StepSums((0.1, 2.0), 100, 120, interrupted=False)
     assert StepSums.unpack(one + other) == StepSums((0.1 + 0.2, 5.0), 2**24 + 101, 2**24 + 123, interrupted=True)
+
+
+def test_the_sums_of_a_step_are_packed_without_a_wait_for_the_device() -> None:
+    terms = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    with Waits() as counted:
+        StepSums.pack(terms, 100, 120, interrupted=True)
+    assert counted.count == 0
 
 
 def test_means_are_over_rows_and_steps() -> None:
