@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from raypp.config import Experiment
 from raypp.data.batches import batch_counter
@@ -35,7 +36,7 @@ class CheckedRun:
     """The parts of a run that are known once its experiment is checked; a draft and a plan of the run have them."""
 
     experiment: Experiment
-    """The experiment, with all defaults that depend on other settings filled in."""
+    """The experiment, with all defaults that depend on other settings filled in, and the commits of hub models."""
     task: Task
     raw: RawData
     student: ModelInput
@@ -195,6 +196,7 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
     problems.stop()
     assert raw is not None
     assert student is not None
+    experiment = _with_commits(experiment, student, teacher)
 
     by_tokens = experiment.train.batch_tokens is not None
     rows = TrainingRows(raw, kind, student.folder, student.tokenizer, Store(store), by_tokens)
@@ -227,6 +229,16 @@ def draft_plan(experiment: Experiment, runs: Location | None = None) -> Draft:
         steps=steps,
         runs=runs or storage / experiment.name,
     )
+
+
+def _with_commits(experiment: Experiment, student: ModelInput, teacher: ModelInput | None) -> Experiment:
+    """The experiment with the commits that were found in place of branches and tags, for whatever loads these models
+    later: a branch may move meanwhile."""
+    pinned: dict[str, Any] = {"student": experiment.student.model_copy(update={"revision": student.revision})}
+    if teacher is not None:
+        assert experiment.teacher is not None
+        pinned["teacher"] = experiment.teacher.model_copy(update={"revision": teacher.revision})
+    return experiment.model_copy(update=pinned)
 
 
 def _steps(experiment: Experiment, lengths: Lengths) -> StepPlan:

@@ -1,12 +1,14 @@
-"""A repository of the Hugging Face hub, copied to this machine."""
+"""Repositories of the Hugging Face hub, copied to this machine."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 import yaml
 
@@ -25,3 +27,18 @@ def hub_copy(
             dataset.to_parquet(folder / "copy" / name / f"{split}.parquet")
     (folder / "copy" / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': card})}---\n")
     return folder / "copy"
+
+
+def hub_models(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, commits: Mapping[str, Path]) -> Path:
+    """Copies a model's folders into a cache of the hub in `folder`, as the model's commits; the last one is its main.
+
+    Returns:
+        The folder of the model in the cache.
+    """
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    model = folder / f"models--{name.replace('/', '--')}"
+    (model / "refs").mkdir(parents=True, exist_ok=True)
+    for commit, source in commits.items():
+        shutil.copytree(source, model / "snapshots" / commit)
+        (model / "refs" / "main").write_text(commit)
+    return model

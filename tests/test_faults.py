@@ -1,4 +1,5 @@
-"""What a run in this process outlives: interrupts, broken files, storage that fails, a clock that is set back.
+"""What a run in this process outlives: interrupts, broken files, another copy of the model, storage that fails, a clock
+that is set back.
 
 The same ground as cluster/test_faults.py, without a process to kill: real runs of a real encoder with its default
 dropout, and the result is that of an undisturbed run, bit for bit.
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +37,10 @@ from whole_runs import (
 
 from raypp import storage as storage_module
 from raypp.cli import main
-from raypp.errors import StorageFailed
+from raypp.cluster.launch import train
+from raypp.errors import StorageFailed, WorkersLost
+from raypp.events import Message, PhaseAdvanced, PhaseStarted
+from raypp.load_config import load_experiment
 from raypp.runs import locked
 from raypp.storage import Location
 from raypp.store import verified_builds
@@ -217,6 +222,74 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     assert not part.exists()
     assert_same(outcome(only_run(tmp_path)), expected)
     assert_tidy(tmp_path)
+
+
+@pytest.fixture
+def copy(minilm_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the pretrained model, which is the same run's."""
+    return Path(shutil.copytree(minilm_dir, tmp_path / "copy"))
+
+
+def change_weights(model: Path) -> None:
+    """Changes a byte of a model's weights; a second call changes it back."""
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def test_a_run_does_not_resume_with_another_copy_of_its_model_and_loses_nothing(
+    experiment: Path, expected: tuple[object, ...], copy: Path, tmp_path: Path
+) -> None:
+    given = load_experiment(experiment, [f"student.model={copy}", f"cluster.storage={tmp_path / 'runs'}"])
+    messages: list[str] = []
+
+    def leave(event: Any) -> None:
+        if isinstance(event, PhaseAdvanced) and event.phase == "student" and event.done >= STRIKES_AFTER:
+            raise KeyboardInterrupt
+
+    def change(event: Any) -> None:  # after the command has found the model, and before the run loads it
+        if isinstance(event, PhaseStarted) and event.phase == "student":
+            change_weights(copy)
+
+    def listen(event: Any) -> None:
+        if isinstance(event, Message):
+            messages.append(event.text)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(given, on_event=leave)
+    saved = checkpoints(tmp_path / "runs")
+    assert saved
+    with pytest.raises(WorkersLost, match=rf"^student\.model: the copy of {copy} on node .* give every node the same"):
+        train(given, on_event=change)
+    assert checkpoints(tmp_path / "runs") == saved
+    change_weights(copy)
+    train(given, on_event=listen)
+    assert resumed_after(" ".join(messages)) > 0
+    assert_same(outcome(only_run(tmp_path / "runs")), expected)
+
+
+@pytest.mark.slow
+def test_a_worker_with_another_copy_of_the_model_is_replaced(
+    experiment: Path, expected: tuple[object, ...], copy: Path, tmp_path: Path
+) -> None:
+    words = [f"student.model={copy}", f"cluster.storage={tmp_path / 'runs'}"]
+    messages: list[str] = []
+
+    def change(event: Any) -> None:
+        match event:
+            case PhaseStarted("student"):
+                change_weights(copy)
+            case Message(text):
+                messages.append(text)
+                if "differs from the command's" in text:
+                    change_weights(copy)
+
+    train(load_experiment(experiment, [*words, "cluster.workers=1", "cluster.cpus_per_worker=1"]), on_event=change)
+    (lost,) = [text for text in messages if "a worker was lost" in text]
+    assert f"student.model: the copy of {copy} on node" in lost
+    assert_same(outcome(only_run(tmp_path / "runs")), expected)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A plan before anything is read: paths from the root, and what sections say about each other."""
+"""Plans: paths from the root, the commits of hub models, and what sections say about each other."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_copy import hub_models
+from transformers import BertConfig, BertForSequenceClassification
+from whole_runs import copy_tokenizer
 
 from raypp.defaults import with_absolute_paths
 from raypp.errors import ConfigError
 from raypp.load_config import experiment_from
+from raypp.plan import Plan, make_plan
 from raypp.plan_checks import check_sections
 
 
@@ -44,6 +48,38 @@ def test_local_paths_are_from_the_root_and_names_of_models_are_left(
     assert space["student.model"].choice == (str(tmp_path / "encoder"), *axes["student.model"]["choice"][1:])
     assert space["data.source.train"].grid == (str(tmp_path / "a.csv"), "s3://bucket/b.csv")
     assert space["train.learning_rate"] == experiment.sweep.space["train.learning_rate"]  # type: ignore[union-attr]
+
+
+def test_a_plan_keeps_the_commits_of_hub_models_and_is_the_run_of_local_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_dir: Path
+) -> None:
+    local, commit = tmp_path / "model", "c" * 40
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config.id2label = {0: "negative", 1: "positive"}
+    BertForSequenceClassification(config).save_pretrained(local)
+    copy_tokenizer(minilm_dir, local)
+    hub_models(tmp_path / "cache", monkeypatch, "someone/model", {commit: local})
+
+    def plan(model: str, teacher: dict[str, Any]) -> Plan:
+        values = {
+            "name": "pinned",
+            "task": "sentiment",
+            "data": {"source": {"kind": "synthetic", "train_rows": 32, "dev_rows": 8}, "max_length": 32},
+            "student": {"model": model},
+            "teacher": teacher,
+            "train": {"max_steps": 4},
+            "cluster": {"workers": 0, "storage": str(tmp_path)},
+        }
+        return make_plan(experiment_from(values))
+
+    given = plan("someone/model", {"model": "someone/model"})
+    assert given.experiment.teacher is not None
+    assert (given.experiment.student.revision, given.experiment.teacher.revision) == (commit, commit)
+    trained = plan("someone/model", {"train": {"max_steps": 4}})
+    assert trained.teacher_plan is not None
+    assert trained.teacher_plan.experiment.student.revision == commit
+    assert given.run == plan(str(local), {"model": str(local)}).run
+    assert trained.run == plan(str(local), {"train": {"max_steps": 4}}).run
 
 
 @pytest.mark.parametrize(

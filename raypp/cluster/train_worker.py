@@ -21,7 +21,8 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
     Raises:
         ConfigError: this node does not see the run's folder.
         StorageFailed: it may have failed on this worker only, while the others wait for it.
-        WorkersLost: the workers do not see the same checkpoints, or the first one cannot reach the command.
+        WorkersLost: the workers do not see the same checkpoints, this node lacks the model that the command found, or
+            the first worker cannot reach the command.
     """
     import ray.train
     import ray.util

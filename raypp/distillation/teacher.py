@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raypp.config import DistillationSettings, TeacherSettings
+from raypp.config import DistillationSettings
 from raypp.distillation.losses import hidden_cosine_sum, hidden_mse_sum
 from raypp.errors import ConfigError
 from raypp.kinds import TaskKind
-from raypp.models.loading import resolve_model
-from raypp.models.saved_models import load_saved
 from raypp.seeds import named_seed
-from raypp.storage import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,22 +81,6 @@ def hidden_state_terms(settings: DistillationSettings, student: Any, teacher: An
     if settings.cosine_weight:
         terms["cosine_loss"] = HiddenStateTerm((counts,), "cosine")
     return terms
-
-
-def load_teacher(settings: TeacherSettings, trained: Location | None, kind: TaskKind) -> PreTrainedModel:
-    """Loads the teacher.
-
-    Args:
-        trained: model folder of a teacher that was trained first; None for the model that the settings give.
-
-    Raises:
-        ConfigError: the teacher's model cannot be found or loaded.
-    """
-    if trained is None:
-        assert settings.model is not None, "a teacher is trained first or given"
-        trained = Location.of(resolve_model(settings.model, settings.revision, "teacher.model"))
-    model: PreTrainedModel = load_saved(trained, kind)
-    return model
 
 
 class OnlineTeacher:

@@ -12,6 +12,7 @@ from raypp.kinds import kind_of
 from raypp.models.loading import resolve_model
 from raypp.models.student import initial_student
 from raypp.plan import make_plan
+from raypp.storage import Location
 from raypp.tasks import resolve_task
 
 if TYPE_CHECKING:
@@ -27,10 +28,20 @@ def initial_model(experiment: Experiment) -> Callable[[], PreTrainedModel]:
     student = experiment.student
     kind = kind_of(resolve_task(experiment.task, experiment.data.source), experiment.data, experiment.evaluation)
     folder = resolve_model(student.model, student.revision, "student.model")
-    trained_teacher = make_plan(experiment).trained_teacher if student.start == "teacher" else None
-    if trained_teacher is not None and not (trained_teacher / "config.json").is_file():
+    return partial(initial_student, experiment, kind, folder, _teacher(experiment))
+
+
+def _teacher(experiment: Experiment) -> Location | None:
+    """The model folder of the teacher that the run started from; None if it started from the pretrained model."""
+    if experiment.student.start != "teacher":
+        return None
+    plan = make_plan(experiment)
+    if plan.teacher is not None:
+        return Location.of(plan.teacher.folder)
+    assert plan.trained_teacher is not None, "a run that starts from its teacher has one"
+    if not (plan.trained_teacher / "config.json").is_file():
         raise ConfigError(
-            f"student.start: the teacher that the run started from is not at {trained_teacher}; `raypp prepare`, in "
-            "the version of raypp that made the run, trains it again"
+            f"student.start: the teacher that the run started from is not at {plan.trained_teacher}; `raypp prepare`, "
+            "in the version of raypp that made the run, trains it again"
         )
-    return partial(initial_student, experiment, kind, folder, trained_teacher)
+    return plan.trained_teacher

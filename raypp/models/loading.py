@@ -12,13 +12,14 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raypp.errors import ConfigError
+from raypp.errors import ConfigError, WorkersLost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
     Raises:
         ConfigError: naming `field`; there is no such model, or it has no configuration or no safetensors.
     """
-    if revision is not None and (reference.startswith("package:") or Path(reference).is_dir()):
+    if revision is not None and _is_local(reference):
         raise ConfigError(
             f"{field.removesuffix('model')}revision: only a model of the hub has a revision, but {reference!r} is "
             f"local, got {revision!r}; leave it out"
@@ -68,6 +69,46 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
             "and are not loaded: convert it with save_pretrained"
         )
     return folder
+
+
+def resolve_planned(reference: str, revision: str | None, fingerprint: str, field: str) -> Path:
+    """The folder, on this node, of a model that the command has found before, with the files that it found.
+
+    Args:
+        revision: from `ModelInput.revision`, so that another commit is never downloaded.
+        fingerprint: `model_fingerprint` of the command's copy.
+
+    Raises:
+        WorkersLost: naming `field` and the node, which has no copy, or another one. The user's input is right, because
+            the command found the model, so another node, or the same one when it reaches the hub, may have it.
+    """
+    node, same_copy = platform.node(), "give every node the same copy"
+    try:
+        folder = resolve_model(reference, revision, field)
+    except ConfigError as error:
+        advice = same_copy if revision is None else "let it reach the hub, or fill its cache"
+        problem = str(error).removeprefix(f"{field}: ")
+        raise WorkersLost(
+            f"{field}: node {node} does not find {reference}, which the command found; {advice} ({problem})"
+        ) from None
+    if model_fingerprint(folder) != fingerprint:
+        cache = folder.parent.parent  # of snapshots/COMMIT, whose files are links
+        advice = same_copy if revision is None else f"delete {cache} where it is wrong, and it is downloaded again"
+        raise WorkersLost(f"{field}: the copy of {reference} on node {node} differs from the command's; {advice}")
+    return folder
+
+
+def hub_commit(reference: str, folder: Path) -> str | None:
+    """The commit of a model of the hub, which is the name of its folder in the hub's cache; None for a local model.
+
+    Args:
+        folder: from `resolve_model`.
+    """
+    return None if _is_local(reference) else folder.name
+
+
+def _is_local(reference: str) -> bool:
+    return reference.startswith("package:") or Path(reference).is_dir()
 
 
 def _package_folder(reference: str, field: str) -> Path:
@@ -129,22 +170,13 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    require_tokenizer(folder, field)
+    # Without these files, transformers would silently build a tokenizer with an empty vocabulary.
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {error}") from error
-
-
-def require_tokenizer(folder: Path, field: str) -> None:
-    """Checks that a model folder has the files of a tokenizer. Without them, transformers would silently build a
-    tokenizer with an empty vocabulary.
-
-    Raises:
-        ConfigError: naming `field`; there are no such files.
-    """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
 
 
 def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) -> Any:

@@ -15,6 +15,7 @@ from raypp.models.freezing import freeze
 from raypp.models.loading import (
     check_fit,
     check_opens,
+    hub_commit,
     load_finetuned,
     load_model_config,
     load_tokenizer,
@@ -37,6 +38,8 @@ class ModelInput:
     """A pretrained or fine-tuned model, found and hashed."""
 
     folder: Path
+    revision: str | None
+    """The commit of a model of the hub, which stays the same when its branch moves; None for a local model."""
     fingerprint: str
     tokenizer: str
     """Fingerprint of its tokenizer: models with the same tokenizer share features."""
@@ -103,7 +106,8 @@ def _find_model(
     check_fit(config, tokenizer, kind.data.max_length, field)
     if problems := kind.problems_with(tokenizer, field):
         raise ConfigError(problems)
-    return ModelInput(folder, model_fingerprint(folder), fingerprint, Vocabulary.of(tokenizer), config)
+    commit, vocabulary = hub_commit(reference, folder), Vocabulary.of(tokenizer)
+    return ModelInput(folder, commit, model_fingerprint(folder), fingerprint, vocabulary, config)
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from raypp.distillation.teacher import load_teacher
 from raypp.errors import ConfigError
 from raypp.models.loading import load_model_config, load_pretrained
+from raypp.models.saved_models import load_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,23 +27,21 @@ BY_LAYER = ("layer_types", "attention_window")
 NOT_BY_LAYER = ("architectures", "pos_att_type")
 
 
-def initial_student(
-    experiment: Experiment, kind: TaskKind, folder: Path, trained_teacher: Location | None
-) -> PreTrainedModel:
+def initial_student(experiment: Experiment, kind: TaskKind, folder: Path, teacher: Location | None) -> PreTrainedModel:
     """The student of an experiment before its first step, in float32.
 
     Args:
         folder: of the pretrained model.
-        trained_teacher: model folder of a teacher that was trained first. It is used with `student.start: teacher`.
+        teacher: model folder of the teacher. It is used with `student.start: teacher`, and may be None otherwise.
 
     Raises:
         ConfigError: the model or the teacher cannot be loaded, or it does not fit the settings.
     """
-    teacher = None
+    fine_tuned = None
     if experiment.student.start == "teacher":
-        assert experiment.teacher is not None
-        teacher = load_teacher(experiment.teacher, trained_teacher, kind)
-    return load_student(folder, experiment.student, kind, experiment.train.seed, teacher)
+        assert teacher is not None
+        fine_tuned = load_saved(teacher, kind)
+    return load_student(folder, experiment.student, kind, experiment.train.seed, fine_tuned)
 
 
 def load_student(

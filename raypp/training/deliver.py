@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raypp.pruning.dense import NoPruner
     from raypp.pruning.density import DensityReport
     from raypp.pruning.pruner import Pruner
+    from raypp.storage import Location
     from raypp.training.job import Job
 
 FOLD_TOLERANCE = 1e-5
@@ -41,6 +42,7 @@ def deliver(
     model: PreTrainedModel,
     pruner: Pruner | NoPruner,
     pretrained: Path,
+    teacher: Location | None,
     splits: Mapping[str, EvaluationExamples],
     masked: Mapping[str, Predictions],
     progress: RunProgress,
@@ -51,6 +53,7 @@ def deliver(
     Args:
         model: with the masks that it is delivered with.
         pretrained: folder of the pretrained model, whose tokenizer is delivered with the model.
+        teacher: model folder of the teacher, as for `initial_student`.
         splits: of the evaluation, by name.
         masked: predictions of `model`, by split.
         perf: this session's `perf/…` metrics.
@@ -63,7 +66,7 @@ def deliver(
     """
     density = pruner.density()
     if worker.is_first and job.experiment.pruning is not None:
-        initial = initial_student(job.experiment, job.kind, pretrained, job.trained_teacher)
+        initial = initial_student(job.experiment, job.kind, pretrained, teacher)
         recorder.statistics = measure(model, density, initial)
     plain: Any = pruner.fold()
     if worker.is_first:

@@ -30,6 +30,8 @@ class Job:
     """Shares of a global batch."""
     vocabulary: Vocabulary
     """The student's."""
+    student_fingerprint: str
+    """`model_fingerprint` of `student.model` as the command found it; every node must have the same files."""
     train: Artifact
     """Features of the training split."""
     evaluation: Mapping[str, Artifact]
@@ -38,6 +40,8 @@ class Job:
     """Teacher logits of the training split, joined by row."""
     hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
     """The loss terms on both models' hidden states, by name."""
+    teacher_fingerprint: str | None = None
+    """The same of a given teacher, `teacher.model`; None without one."""
     trained_teacher: Location | None = None
     """Model folder of a teacher that was trained first; a given teacher is found by the settings, like the student."""
     group: str | None = None
@@ -51,3 +55,15 @@ class Job:
     def kind(self) -> TaskKind:
         """The task's kind."""
         return kind_of(self.task, self.experiment.data, self.experiment.evaluation)
+
+    @property
+    def needs_online_logits(self) -> bool:
+        """Whether a loss needs the teacher's logits, and the store does not have them."""
+        settings = self.experiment.distillation
+        needed = settings is not None and bool(settings.soft_weight or settings.logits_weight)
+        return needed and not self.kind.stores_teacher_logits
+
+    @property
+    def teacher_runs(self) -> bool:
+        """Whether the teacher runs next to the student, for a loss."""
+        return bool(self.hidden_state_terms) or self.needs_online_logits

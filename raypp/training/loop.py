@@ -22,18 +22,20 @@ from torch import Tensor, nn
 from raypp.cpu.attention import use_cpu_attention
 from raypp.cpu.dropout import replace_dropout
 from raypp.distillation.objective import Objective
-from raypp.distillation.teacher import OnlineTeacher, load_teacher
+from raypp.distillation.teacher import OnlineTeacher
 from raypp.errors import Interrupted, RunFailed, StorageFailed
 from raypp.evaluation.evaluate import evaluate, headline_key
 from raypp.evaluation.predictions import Predictions
 from raypp.events import Message, PhaseAdvanced
 from raypp.models.dropout import set_dropout
 from raypp.models.freezing import freeze
-from raypp.models.loading import max_positions, pad_with, require_tokenizer, resolve_model
+from raypp.models.loading import max_positions, pad_with, resolve_planned
+from raypp.models.saved_models import load_saved
 from raypp.models.student import initial_student
 from raypp.pruning.build import build_pruning
 from raypp.pruning.controller import build_controller
 from raypp.seeds import seed_of
+from raypp.storage import Location
 from raypp.training.checkpoint import Checkpoints, restore
 from raypp.training.deliver import deliver
 from raypp.training.inputs import step_inputs
@@ -67,7 +69,8 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
         RunFailed: a loss or gradient is not finite, the checkpoint belongs to another model, the best one is damaged,
             or the folded model's logits differ from the masked model's.
         StorageFailed: the storage fails after all retries. Raised on one worker only.
-        WorkersLost: the workers see different checkpoints.
+        WorkersLost: the workers see different checkpoints, or this node lacks the model that the command found.
+            Raised on one worker only.
     """
     with (
         Recorder(job.run, job.experiment, worker, job.group) as recorder,
@@ -86,8 +89,9 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     """The whole run, as `fit` describes it."""
     experiment, settings, task, kind = job.experiment, job.experiment.train, job.task, job.kind
     watch, memory = Stopwatch(), PeakMemory(worker.device)
-    folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
-    require_tokenizer(folder, "student.model")  # checked now, although it is only needed to deliver the model
+    student = experiment.student
+    folder = resolve_planned(student.model, student.revision, job.student_fingerprint, "student.model")
+    teacher_folder = _teacher_folder(job)
     if (slow := slow_precision(settings.precision, worker.device)) is not None:
         worker.on_event(Message(f"{job.phase}: {slow}"))
     with watch("data"):
@@ -98,10 +102,10 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         }
     steps = plan_steps(settings, experiment.evaluation, data.batch_counter(), experiment.cluster.checkpoint_every_steps)
 
-    model = _student(job, folder, worker.device)
+    model = _student(job, folder, teacher_folder, worker.device)
     pruner, schedule = build_pruning(model, experiment.pruning, steps.total, steps.warmup, settings.seed)
     controller = build_controller(experiment.pruning, steps.total, steps.warmup)
-    teacher = _online_teacher(job, model.config, worker.device)
+    teacher = _online_teacher(job, teacher_folder, model.config, worker.device)
     objective = Objective.build(kind, experiment.distillation, teacher)
     learned = nn.ModuleList([model, objective.projections])
     optimizer = build_optimizer(learned, [scores for _, scores in pruner.scores()], settings, experiment.pruning)
@@ -250,6 +254,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         model=model,
         pruner=pruner,
         pretrained=folder,
+        teacher=teacher_folder,
         splits=splits,
         masked=predictions,
         progress=progress,
@@ -257,9 +262,26 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
     )
 
 
-def _student(job: Job, folder: Path, device: torch.device) -> PreTrainedModel:
+def _teacher_folder(job: Job) -> Location | None:
+    """The model folder of the teacher; None if the workers do not load it.
+
+    Raises:
+        WorkersLost: this node lacks the teacher that the command found.
+    """
+    if not job.teacher_runs and job.experiment.student.start != "teacher":
+        return None
+    if job.trained_teacher is not None:
+        return job.trained_teacher
+    settings = job.experiment.teacher
+    assert settings is not None
+    assert settings.model is not None
+    assert job.teacher_fingerprint is not None, "a teacher is trained first or given"
+    return Location.of(resolve_planned(settings.model, settings.revision, job.teacher_fingerprint, "teacher.model"))
+
+
+def _student(job: Job, folder: Path, teacher: Location | None, device: torch.device) -> PreTrainedModel:
     """The model that is trained, before any layer is replaced for pruning."""
-    model = initial_student(job.experiment, job.kind, folder, job.trained_teacher).to(device)
+    model = initial_student(job.experiment, job.kind, folder, teacher).to(device)
     pad_with(model, job.kind, job.vocabulary.pad_id)
     freeze(model, job.experiment)
     if job.experiment.train.dropout is not None:
@@ -270,24 +292,20 @@ def _student(job: Job, folder: Path, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _online_teacher(job: Job, student: Any, device: torch.device) -> OnlineTeacher | None:
+def _online_teacher(job: Job, folder: Location | None, student: Any, device: torch.device) -> OnlineTeacher | None:
     """The teacher that runs next to the student, if a loss needs it; None otherwise.
 
     Args:
+        folder: the teacher's.
         student: `transformers` configuration of the student.
     """
-    experiment = job.experiment
-    distillation = experiment.distillation
-    with_logits = not job.kind.stores_teacher_logits and bool(
-        distillation and (distillation.soft_weight or distillation.logits_weight)
-    )
-    if not job.hidden_state_terms and not with_logits:
+    if not job.teacher_runs:
         return None
-    assert experiment.teacher is not None
-    model = load_teacher(experiment.teacher, job.trained_teacher, job.kind)
+    assert folder is not None
+    model = load_saved(folder, job.kind)
     pad_with(model, job.kind, job.vocabulary.pad_id)
-    terms, width, seed = job.hidden_state_terms, student.hidden_size, experiment.train.seed
-    return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=with_logits)
+    terms, width, seed = job.hidden_state_terms, student.hidden_size, job.experiment.train.seed
+    return OnlineTeacher(model, job.kind, terms, width, seed, device, with_logits=job.needs_online_logits)
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

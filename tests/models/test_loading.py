@@ -1,17 +1,30 @@
-"""Models that are refused before they are loaded, compared with what their forward pass accepts."""
+"""Models that are refused before they are loaded, compared with what their forward pass accepts; and the nodes whose
+copies are."""
 
 from __future__ import annotations
 
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hub_copy import hub_models
 
-from raypp.errors import ConfigError
+from raypp.errors import ConfigError, WorkersLost
 from raypp.kinds import kind_of
-from raypp.models.loading import POSITIONS_FROM_PADDING, check_fit, load_model_config, max_positions, model_fingerprint
+from raypp.models.loading import (
+    POSITIONS_FROM_PADDING,
+    check_fit,
+    hub_commit,
+    load_model_config,
+    max_positions,
+    model_fingerprint,
+    resolve_model,
+    resolve_planned,
+)
 from raypp.tasks import find_task
 
 SMALL = {
@@ -87,3 +100,53 @@ def test_a_model_that_was_written_again_has_another_fingerprint(tmp_path: Path) 
     assert model_fingerprint(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"later")
     assert model_fingerprint(tmp_path) != first
+
+
+def a_model(folder: Path, weights: bytes) -> Path:
+    """A folder that looks like a model's."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_a_node_must_have_the_copy_of_a_folder_that_the_command_found(tmp_path: Path) -> None:
+    folder, node = a_model(tmp_path / "model", b"first"), platform.node()
+    fingerprint = model_fingerprint(folder)
+    assert resolve_planned(str(folder), None, fingerprint, "student.model") == folder
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(WorkersLost) as differs:
+        resolve_planned(str(folder), None, fingerprint, "student.model")
+    assert str(differs.value) == (
+        f"student.model: the copy of {folder} on node {node} differs from the command's; give every node the same copy"
+    )
+    shutil.rmtree(folder)
+    with pytest.raises(WorkersLost) as lacks:
+        resolve_planned(str(folder), None, fingerprint, "student.model")
+    assert str(lacks.value).startswith(f"student.model: node {node} does not find {folder}, which the command found; ")
+    with pytest.raises(ConfigError, match=r"^student\.model: .* is not a folder$"):
+        resolve_model(str(folder), None, "student.model")
+
+
+def test_a_node_gets_the_commit_that_the_command_found_though_main_has_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, planned, later = "someone/model", "a" * 40, "b" * 40
+    cache = tmp_path / "cache"
+    hub_models(cache, monkeypatch, name, {planned: a_model(tmp_path / "first", b"first")})
+    folder = resolve_model(name, None, "teacher.model")
+    assert hub_commit(name, folder) == planned
+    assert hub_commit(str(folder), folder) is None
+    fingerprint = model_fingerprint(folder)
+    model = hub_models(cache, monkeypatch, name, {later: a_model(tmp_path / "later", b"later")})
+    assert hub_commit(name, resolve_model(name, None, "teacher.model")) == later
+    assert resolve_planned(name, planned, fingerprint, "teacher.model") == folder
+
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WorkersLost, match=rf"^teacher\.model: the copy of {name} on node .*; delete {model} where"):
+        resolve_planned(name, planned, fingerprint, "teacher.model")
+    shutil.rmtree(folder)  # as on a new node; the hub cannot be reached
+    with pytest.raises(WorkersLost, match=rf"^teacher\.model: node .* does not find {name}.*let it reach the hub"):
+        resolve_planned(name, planned, fingerprint, "teacher.model")
+    with pytest.raises(ConfigError, match="the hub does not provide it"):
+        resolve_model(name, planned, "teacher.model")

@@ -16,6 +16,7 @@ from whole_runs import copy_tokenizer
 from raypp.corpus.blocks import SCHEMA, TOKEN_COUNTS
 from raypp.data.tokenization import Vocabulary
 from raypp.load_config import experiment_from
+from raypp.models.loading import model_fingerprint
 from raypp.storage import Location
 from raypp.store import Artifact, Store, StoredFile, write_part
 from raypp.tasks import resolve_task
@@ -72,6 +73,7 @@ def test_a_fisher_score_counts_a_batch_by_its_targets(tmp_path: Path, minilm_dir
         phase="student",
         micro_batches=2,
         vocabulary=vocabulary,
+        student_fingerprint=model_fingerprint(tmp_path / "student"),
         train=artifact,
         evaluation={"dev": artifact},
     )

@@ -19,13 +19,15 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from whole_runs import copy_tokenizer, recorded_until
 
 import raypp
+from raypp.cluster.launch import train
 from raypp.commands.evaluate_model import evaluate_command
 from raypp.commands.inspection import inspect_command
 from raypp.config import ScoreInitialization, SyntheticSource, TrainSettings
 from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.data.sources import open_source
-from raypp.errors import RunFailed
+from raypp.errors import RunFailed, WorkersLost
+from raypp.events import PhaseStarted
 from raypp.kinds import kind_of
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, resolve_model
@@ -567,6 +569,14 @@ def test_a_student_may_start_as_its_teacher(settings: Experiment, minilm_dir: Pa
     assert weights(result).keys() == expected.keys()
     for name, weight in weights(result).items():
         np.testing.assert_allclose(weight, expected[name], atol=1e-6, err_msg=name)
+
+    def change(event: Any) -> None:  # after the command has found the teacher, and before the run loads it
+        if isinstance(event, PhaseStarted) and event.phase == "student":
+            content = (teacher / "model.safetensors").read_bytes()
+            (teacher / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    with pytest.raises(WorkersLost, match=rf"^teacher\.model: the copy of {teacher} on node"):
+        train(experiment_from(values | {"run": "again"}), on_event=change)
 
 
 @pytest.mark.slow
