@@ -84,6 +84,22 @@ def check_capacity(
         )
 
 
+def check_preparation(nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuses work of Ray Data that would wait forever, because no node has a CPU for it.
+
+    Args:
+        nodes: total resources of each node.
+
+    Raises:
+        ConfigError: no node has a CPU.
+    """
+    if not any(workers_on(node, {"CPU": 1.0}) for node in nodes):
+        raise ConfigError(
+            "cluster: features and teacher logits are made on the cluster's nodes, but none of them has a CPU; add one "
+            "that has, or set cluster.autoscaling=true if the cluster starts nodes when they are needed"
+        )
+
+
 def placement_in_words(placement: str) -> str:
     """What a placement requires of the nodes, in words that follow a number of workers."""
     return {"strict_pack": " on one node", "strict_spread": " on a node of its own each"}.get(placement, "")

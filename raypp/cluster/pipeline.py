@@ -185,6 +185,7 @@ def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) 
         session.start()
         if trains and session.settings.max_workers:
             session.check_resources()
+        session.check_can_prepare()
         with _phase(f"features {split}", on_event) as advance:
             make = cut_corpus if kind.cuts_texts else featurize
             artifact = make(raw, split, kind, str(model.folder), store, advance)
@@ -242,6 +243,7 @@ def _logits(
         on_event(PhaseFinished(phase, note="from the store"))
         return artifact
     session.start()
+    session.check_can_prepare()
     with _phase(phase, on_event) as advance:
         return logits.make(plan.store, advance, gpus=plan.experiment.cluster.gpus_per_worker > 0)
 

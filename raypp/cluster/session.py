@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
-from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
+from raypp.cluster.capacity import check_capacity, check_preparation, even_cpus, groups_on, workers_on
 from raypp.cluster.channel import actor_here
 from raypp.cluster.nodes import node_resources
 from raypp.cluster.shared_folders import check_shared
@@ -198,6 +198,15 @@ class Session:
         """
         if not self.settings.autoscaling:
             check_capacity(self.settings, self.worker_resources(), node_resources())
+
+    def check_can_prepare(self) -> None:
+        """Refuses work of Ray Data if no node of the cluster can do it, unless the cluster autoscales.
+
+        Raises:
+            ConfigError: no node has a CPU.
+        """
+        if not self.settings.autoscaling:
+            check_preparation(node_resources())
 
     def capacity(self) -> int:
         """How many workers fit on the cluster's nodes. No worker spans two nodes."""
