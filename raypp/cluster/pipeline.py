@@ -242,10 +242,11 @@ def _logits(
     if (artifact := logits.find(plan.store)) is not None:
         on_event(PhaseFinished(phase, note="from the store"))
         return artifact
+    gpus = plan.experiment.cluster.gpus_per_worker
     session.start()
-    session.check_can_prepare()
+    session.check_can_prepare(gpus)
     with _phase(phase, on_event) as advance:
-        return logits.make(plan.store, advance, gpus=plan.experiment.cluster.gpus_per_worker > 0)
+        return logits.make(plan.store, advance, gpus=gpus > 0)
 
 
 @contextlib.contextmanager

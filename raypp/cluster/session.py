@@ -199,14 +199,17 @@ class Session:
         if not self.settings.autoscaling:
             check_capacity(self.settings, self.worker_resources(), node_resources())
 
-    def check_can_prepare(self) -> None:
+    def check_can_prepare(self, gpus_per_worker: float = 0) -> None:
         """Refuses work of Ray Data if no node of the cluster can do it, unless the cluster autoscales.
 
+        Args:
+            gpus_per_worker: as in `check_preparation`.
+
         Raises:
-            ConfigError: no node has a CPU.
+            ConfigError: no node can do the work.
         """
         if not self.settings.autoscaling:
-            check_preparation(node_resources())
+            check_preparation(node_resources(), gpus_per_worker)
 
     def capacity(self) -> int:
         """How many workers fit on the cluster's nodes. No worker spans two nodes."""

@@ -74,3 +74,10 @@ def test_a_cluster_without_a_cpu_cannot_prepare_and_is_told_so() -> None:
     for nodes in ([], [{"memory": 1e9}, {"CPU": 0.0, "GPU": 1.0}]):
         with pytest.raises(ConfigError, match=r"none of them has a CPU.*cluster\.autoscaling=true"):
             check_preparation(nodes)
+
+
+def test_teacher_logits_on_gpus_that_no_node_has_are_refused() -> None:
+    check_preparation([{"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}], gpus_per_worker=0.5)
+    for nodes in ([{"CPU": 4.0}], [{"CPU": 4.0}, {"GPU": 1.0}]):
+        with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: with 0\.5.*set it to 0.*autoscaling=true"):
+            check_preparation(nodes, gpus_per_worker=0.5)
