@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raypp.display.terminal import StderrHandler, native_output_hidden
-from raypp.errors import ConfigError, RunFailed
+from raypp.errors import ConfigError, FailsAgain, RunFailed
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 STARTED_AT = time.time()
@@ -47,6 +47,9 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         _say(f"interrupted {interrupt}".strip(), *resuming)
         return INTERRUPTED
+    except FailsAgain as error:
+        _say(str(error), "the same command would fail again")
+        return FAILED
     except Exception as error:
         if options.verbose:
             logging.exception("the command failed")

@@ -56,6 +56,10 @@ class RunFailed(RuntimeError):
     """
 
 
+class FailsAgain(RunFailed):
+    """The run failed in a way that the same command would repeat: only other settings or another input can help."""
+
+
 class StorageFailed(RunFailed):
     """Storage failed after all retries. A later attempt may succeed. Raised on one worker only."""
 

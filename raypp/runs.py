@@ -23,6 +23,7 @@ from raypp.storage import Location, is_definite
 logger = logging.getLogger("raypp")
 
 LOCK_POLL_SECONDS = 0.5
+JOB_FILES = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` sends
 
 
 def may_be_finished(experiment: Experiment) -> bool:
@@ -157,13 +158,27 @@ def run_experiment(run: Location, named: str, field: str) -> Experiment:
     return experiment
 
 
-def check_writable(location: Location, field: str) -> None:
-    """Checks that the folder can be written to.
+def check_kept(location: Location, field: str) -> None:
+    """Refuses a folder below the working directory of a job of Ray, where relative paths of a job begin.
 
     Raises:
-        ConfigError: it cannot be written to; names `field`.
+        ConfigError: Ray would delete the folder after the job; names `field`.
+    """
+    if location.is_local and JOB_FILES in os.path.realpath(location.path):
+        raise ConfigError(
+            f"{field}: {location} is among the files of the job, which Ray deletes after the job; allowed are a bucket "
+            "(s3://, gs://) and an absolute path elsewhere"
+        )
+
+
+def check_writable(location: Location, field: str) -> None:
+    """Checks that the folder can be written to, and is kept.
+
+    Raises:
+        ConfigError: it cannot be written to, or as `check_kept`; names `field`.
         StorageFailed: writing failed for another reason, perhaps only now.
     """
+    check_kept(location, field)
     probe = location / f".raypp-{os.getpid()}"
     try:
         location.make_folder()

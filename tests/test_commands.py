@@ -334,6 +334,16 @@ def test_prepare_fills_the_store_and_a_run_reads_it_without_ray(
     assert weights.read_bytes() == before
 
 
+def test_prepare_does_not_compute_on_cpus_what_is_asked_for_on_gpus(
+    world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", str(world / "mrpc.yaml"), f"teacher={{model: {finished / 'model'}}}"]
+    assert main([*words, "cluster.gpus_per_worker=1"]) == 2
+    assert "cluster.gpus_per_worker: with 1, teacher logits are computed on GPUs" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "logits: 64 rows" in capsys.readouterr().out
+
+
 def test_batches_cut_by_tokens_and_a_model_without_the_token_types_that_its_tokenizer_gives(
     world: Path, minilm_dir: Path, tmp_path: Path
 ) -> None:

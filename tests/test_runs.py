@@ -12,7 +12,7 @@ import yaml
 
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
-from raypp.runs import clear_run, finished_result, locked, start_run
+from raypp.runs import check_writable, clear_run, finished_result, locked, start_run
 from raypp.storage import Location
 
 
@@ -84,3 +84,20 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
         pass
     with locked(run):
         pass
+
+
+def test_a_folder_among_a_jobs_files_is_refused_even_by_another_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """test_job.py has this with a job of Ray."""
+    files = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    files.mkdir(parents=True)
+    (tmp_path / "kept").mkdir()
+    (files / "mounted").symlink_to(tmp_path / "kept")
+    (tmp_path / "link").symlink_to(files)
+    monkeypatch.chdir(files)
+    for path in ("runs", tmp_path / "link" / "runs"):
+        with pytest.raises(ConfigError, match=r"^cluster\.storage: /.*/runs is among the files of the job.*s3://"):
+            check_writable(Location.of(path), "cluster.storage")
+    assert not (files / "runs").exists()
+    check_writable(Location.of("mounted/runs"), "cluster.storage")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 
+GPU_ACTOR = {"CPU": 1.0, "GPU": 1.0}  # an actor of Ray Data on a GPU takes a CPU, too
 FIELDS = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}
 
 
@@ -81,6 +82,29 @@ def check_capacity(
             + " and ".join(f"{each:g} {name} ({FIELDS[name]})" for name, each in worker.items())
             + f", not for {least}{where}; ask for less"
             + (", or for another cluster.placement" if where else "")
+        )
+
+
+def check_preparation(nodes: Sequence[Mapping[str, float]], gpus_per_worker: float = 0) -> None:
+    """Refuses work of Ray Data that would wait forever, because no node has a CPU for it or, if asked for, a GPU.
+
+    Args:
+        nodes: total resources of each node.
+        gpus_per_worker: the setting, for work that follows it; 0 for work that needs no GPU.
+
+    Raises:
+        ConfigError: no node can do the work.
+    """
+    otherwise = "set cluster.autoscaling=true if the cluster starts nodes when they are needed"
+    if not any(workers_on(node, {"CPU": 1.0}) for node in nodes):
+        raise ConfigError(
+            "cluster: features and teacher logits are made on the cluster's nodes, but none of them has a CPU; add one "
+            f"that has, or {otherwise}"
+        )
+    if gpus_per_worker and not any(workers_on(node, GPU_ACTOR) for node in nodes):
+        raise ConfigError(
+            f"cluster.gpus_per_worker: with {gpus_per_worker:g}, teacher logits are computed on GPUs, but no node has "
+            f"a GPU and a CPU; set it to 0 to compute them on CPUs, or {otherwise}"
         )
 
 

@@ -39,7 +39,8 @@ def train(
 
     Raises:
         ConfigError: the experiment, its input or the cluster do not fit; no worker was started.
-        RunFailed: training failed; another call resumes it.
+        FailsAgain: training failed, and another call would fail again.
+        RunFailed: training failed for another reason; another call resumes it.
     """
     started_at = time.time() if started_at is None else started_at
     with Session(experiment.cluster, verbose) as session:

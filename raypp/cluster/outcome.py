@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raypp.errors import RunFailed
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -25,9 +27,9 @@ class InterruptedAt:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job failed in a way that another try would repeat."""
+    """Every worker failed in the same way, so the command does not try again."""
 
-    reason: str
+    error: RunFailed
 
 
 Outcome = Finished | InterruptedAt | Failed

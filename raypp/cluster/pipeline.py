@@ -187,6 +187,7 @@ def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) 
         session.start()
         if trains and session.settings.max_workers:
             session.check_resources()
+        session.check_can_prepare()
         with _phase(f"features {split}", on_event) as advance:
             make = cut_corpus if kind.cuts_texts else featurize
             artifact = make(raw, split, kind, str(model.folder), store, advance)
@@ -243,9 +244,11 @@ def _logits(
     if (artifact := logits.find(plan.store)) is not None:
         on_event(PhaseFinished(phase, note="from the store"))
         return artifact
+    gpus = plan.experiment.cluster.gpus_per_worker
     session.start()
+    session.check_can_prepare(gpus)
     with _phase(phase, on_event) as advance:
-        return logits.make(plan.store, advance, gpus=plan.experiment.cluster.gpus_per_worker > 0)
+        return logits.make(plan.store, advance, gpus=gpus > 0)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raypp.cluster.capacity import GPU_ACTOR, workers_on
 from raypp.cluster.nodes import node_resources
 from raypp.cluster.parts import Progress, collect, respond, run_windows, tokenizer_here
 from raypp.cluster.windows import row_windows
@@ -126,7 +127,7 @@ class TeacherLogits:
         """Computes the logits for the store, on all nodes of the cluster.
 
         Args:
-            gpus: use one actor per GPU if the cluster has any; otherwise one per few CPUs.
+            gpus: use one actor per GPU, and wait for one if the cluster has none; otherwise one actor per few CPUs.
 
         Raises:
             ConfigError: the model is not fine-tuned, a logit is not finite, or the store cannot be written.
@@ -139,7 +140,7 @@ class TeacherLogits:
 
         import ray.data
 
-        size, resources = _actors(len(features.parts), gpus)
+        size, resources = _actors(node_resources(), len(features.parts), gpus)
         with store.build("logits", self.key, {"teacher": folder, "features": features.description}) as build:
             work = {"model": ray.put(model), "features": features, "folder": build.location, "kind": self.kind}
             work |= {"output_order": self.output_order, "threads": resources.get("num_cpus")}
@@ -165,13 +166,12 @@ def _write(folder: Location, table: pa.Table, input_rows: int) -> dict[str, Any]
     return {"file": asdict(write_part(folder, table)), "rows": input_rows, "made": table.num_rows}
 
 
-def _actors(num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
-    """How many actors the cluster has capacity for, at least one, and the resources of each."""
-    nodes = node_resources()
-    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if gpus and (num_gpus or not cpus):
+def _actors(nodes: Sequence[Mapping[str, float]], num_parts: int, gpus: bool) -> tuple[int, dict[str, int]]:
+    """How many actors the nodes have capacity for, at least one, and the resources of each."""
+    if gpus:
+        num_gpus = sum(workers_on(node, GPU_ACTOR) for node in nodes)
         return min(max(1, num_gpus), num_parts), {"num_gpus": 1}
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         return 1, {"num_cpus": 1}
     each = min([MAX_ACTOR_CPUS, *cpus])

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
-from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
+from raypp.cluster.capacity import check_capacity, check_preparation, even_cpus, groups_on, workers_on
 from raypp.cluster.channel import actor_here
 from raypp.cluster.nodes import node_resources
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
-from raypp.errors import ConfigError
+from raypp.errors import ConfigError, Problems
+from raypp.runs import check_kept
 from raypp.storage import Location
 
 logger = logging.getLogger("raypp")
@@ -89,7 +90,7 @@ class Session:
         """Connects to the cluster of RAY_ADDRESS or starts an embedded Ray, unless this process has Ray already.
 
         Raises:
-            ConfigError: there is no such cluster, or its nodes do not share the storage.
+            ConfigError: there is no such cluster, its nodes do not share the storage, or Ray would delete it.
         """
         if self._ray.started:
             return
@@ -129,7 +130,13 @@ class Session:
             self._ray.owned = True
             if self.settings.dashboard:
                 logger.warning("Ray's dashboard is at http://%s", context.dashboard_url)
-            check_shared(self._folders())
+            folders = self._folders()
+            problems = Problems()
+            for name, folder in folders.items():
+                with problems.collect():
+                    check_kept(folder, name)
+            problems.stop()
+            check_shared(folders)
         elif self.settings.dashboard:
             logger.warning("cluster.dashboard has no effect: this process has started Ray already")
         self._ray.started = True
@@ -198,6 +205,18 @@ class Session:
         """
         if not self.settings.autoscaling:
             check_capacity(self.settings, self.worker_resources(), node_resources())
+
+    def check_can_prepare(self, gpus_per_worker: float = 0) -> None:
+        """Refuses work of Ray Data if no node of the cluster can do it, unless the cluster autoscales.
+
+        Args:
+            gpus_per_worker: as in `check_preparation`.
+
+        Raises:
+            ConfigError: no node can do the work.
+        """
+        if not self.settings.autoscaling:
+            check_preparation(node_resources(), gpus_per_worker)
 
     def capacity(self) -> int:
         """How many workers fit on the cluster's nodes. No worker spans two nodes."""

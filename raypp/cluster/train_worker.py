@@ -74,6 +74,6 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
     except (StorageFailed, WorkersLost):
         raise
     except RunFailed as failure:
-        return Failed(str(failure))  # every worker does the same
+        return Failed(failure)  # every worker does the same
     finally:
         notice.close()

@@ -71,7 +71,8 @@ def run_job(job: Job, session: Session, supervision: Supervision, quota: WorkerQ
     Raises:
         KeyboardInterrupt: this process was interrupted; the current step is saved if there was time for it.
         Interrupted: `is_interrupted` returned True; the current step is saved.
-        RunFailed: training failed for good; the same command resumes it.
+        FailsAgain: training failed, and the same command would fail again.
+        RunFailed: training failed for another reason; the same command resumes it.
     """
     if job.experiment.cluster.max_workers:
         return _run_on_workers(job, session, supervision, quota)
@@ -147,8 +148,8 @@ def _run_on_workers(job: Job, session: Session, supervision: Supervision, quota:
         match outcome:
             case Finished(result):
                 return result
-            case Failed(reason):
-                raise RunFailed(reason)
+            case Failed(failure):
+                raise failure
             case InterruptedAt(step) if supervision.is_interrupted():
                 raise Interrupted(step)
             case InterruptedAt(step) if resizes:

@@ -20,7 +20,7 @@ from raypp.corpus.examples import BlockExamples
 from raypp.corpus.streamed import StreamedBlocks
 from raypp.corpus.targets import NOT_PREDICTED, Ids, Masker
 from raypp.data.values import text_of
-from raypp.errors import RunFailed
+from raypp.errors import FailsAgain
 from raypp.kinds.kind import TaskKind
 
 if TYPE_CHECKING:
@@ -144,11 +144,11 @@ class LanguageModeling(TaskKind):
         """Logits [chosen tokens, vocabulary].
 
         Raises:
-            RunFailed: the model computed its head for other tokens as well.
+            FailsAgain: the model computed its head for other tokens as well.
         """
         logits: Tensor = output.logits
         if logits.shape[:2] != (int(batch["chosen"].sum()), 1):
-            raise RunFailed(
+            raise FailsAgain(
                 f"the model's head cannot be computed for chosen tokens alone: it gave logits of shape "
                 f"{tuple(logits.shape)} for {int(batch['chosen'].sum())} tokens"
             )

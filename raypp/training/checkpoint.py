@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from raypp.errors import RunFailed, StorageFailed
+from raypp.errors import FailsAgain, StorageFailed
 from raypp.storage import Location
 
 logger = logging.getLogger("raypp")
@@ -74,7 +74,7 @@ def restore(
     """Puts a snapshot back, bit for bit. Without `extra_modules`, only the model is restored.
 
     Raises:
-        RunFailed: the checkpoint's parameters have other names than the model's.
+        FailsAgain: the checkpoint's parameters have other names than the model's.
     """
     targets = _changing(model, extra_modules)
     saved = checkpoint.parameters
@@ -82,7 +82,7 @@ def restore(
         saved = {name: value for name, value in saved.items() if not name.startswith(EXTRA_PREFIX)}
     if targets.keys() != saved.keys():
         different = sorted(targets.keys() ^ saved.keys())
-        raise RunFailed(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
+        raise FailsAgain(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raypp.errors import RunFailed
+from raypp.errors import FailsAgain
 from raypp.evaluation.evaluate import evaluate, headline_key
 from raypp.evaluation.predictions import Predictions
 from raypp.models.loading import load_tokenizer
@@ -62,7 +62,7 @@ def deliver(
         The result (as in result.json), the same on every worker.
 
     Raises:
-        RunFailed: the saved model's logits differ from the masked model's.
+        FailsAgain: the saved model's logits differ from the masked model's.
     """
     density = pruner.density()
     if worker.is_first and job.experiment.pruning is not None:
@@ -87,11 +87,11 @@ def deliver(
 
 
 def _check_folded(job: Job, masked: Mapping[str, Predictions], folded: Mapping[str, Predictions]) -> None:
-    """Raises RunFailed if a logit of the saved, folded model differs from the masked model's."""
+    """Raises FailsAgain if a logit of the saved, folded model differs from the masked model's."""
     for split, predictions in folded.items():
         difference = float(np.abs(predictions.logits - masked[split].logits).max())
         if difference > FOLD_TOLERANCE:
-            raise RunFailed(
+            raise FailsAgain(
                 f"a logit of the saved model in {job.run / 'model'} differs from the masked model's by "
                 f"{difference:.2g}, on {split}; allowed: at most {FOLD_TOLERANCE:g}"
             )

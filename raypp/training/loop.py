@@ -23,7 +23,7 @@ from raypp.cpu.attention import use_cpu_attention
 from raypp.cpu.dropout import replace_dropout
 from raypp.distillation.objective import Objective
 from raypp.distillation.teacher import OnlineTeacher
-from raypp.errors import Interrupted, RunFailed, StorageFailed
+from raypp.errors import FailsAgain, Interrupted, RunFailed, StorageFailed
 from raypp.evaluation.evaluate import evaluate, headline_key
 from raypp.evaluation.predictions import Predictions
 from raypp.events import Message, PhaseAdvanced
@@ -66,8 +66,9 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
     Raises:
         ConfigError: the model or its tokenizer cannot be loaded, or a setting does not fit it.
         Interrupted: a worker was asked to stop; the current step is done and saved.
-        RunFailed: a loss or gradient is not finite, the checkpoint belongs to another model, the best one is damaged,
-            or the folded model's logits differ from the masked model's.
+        FailsAgain: a loss or gradient is not finite, the checkpoint belongs to another model, or the folded model's
+            logits differ from the masked model's.
+        RunFailed: the checkpoint of the best evaluation is damaged; another try resumes from an earlier one.
         StorageFailed: the storage fails after all retries. Raised on one worker only.
         WorkersLost: the workers see different checkpoints, or this node lacks the model that the command found.
             Raised on one worker only.
@@ -80,7 +81,7 @@ def fit(job: Job, worker: Worker) -> dict[str, Any]:
             return train_loop(job, worker, recorder, checkpoints)
         except FloatingPointError as error:
             # Every worker has the same scores and the same predictions, so every worker raises this.
-            raise RunFailed(str(error)) from error
+            raise FailsAgain(str(error)) from error
         except OSError as error:
             raise StorageFailed(f"{job.run} cannot be written to, or its input cannot be read: {error}") from error
 
@@ -184,7 +185,7 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
                 scaler.update()
                 diverged = scaler.get_scale() < SMALLEST_LOSS_SCALE
             if diverged:
-                raise RunFailed(_not_finite(step, summed, norm, optimizer, inputs.rows))
+                raise FailsAgain(_not_finite(step, summed, norm, optimizer, inputs.rows))
 
         if step == 0:
             # The clock of another node may be behind, and a clock may have been set back.
@@ -356,5 +357,6 @@ def _not_finite(step: int, summed: StepSums, norm: float, optimizer: torch.optim
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates(optimizer).items())
     return (
         f"step {step}: the loss or the gradient is not finite (sums of the loss terms {terms}, gradient norm {norm}); "
-        f"learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}"
+        f"learning rates: {rates}; rows of the batch: {', '.join(map(str, sorted(rows.tolist())))}; "
+        "smaller learning rates may help, and so may another train.precision than float16"
     )

@@ -68,7 +68,7 @@ class TrainingState:
         """Restores the last checkpoint, if there is one, and returns its progress.
 
         Raises:
-            RunFailed: the checkpoint belongs to another model.
+            FailsAgain: the checkpoint belongs to another model.
             StorageFailed: the checkpoint cannot be read.
             WorkersLost: the workers see different checkpoints.
         """

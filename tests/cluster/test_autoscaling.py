@@ -85,6 +85,10 @@ def test_a_run_and_a_sweep_get_the_nodes_they_need(address: str, experiment: Pat
     assert refused.returncode == 2
     assert "the cluster has 0" in refused.stderr
     assert "cluster.autoscaling=true" in refused.stderr
+    for words in (("prepare", str(experiment)), ("train", str(experiment), "cluster.workers=0")):
+        refused = raypp(address, *words)
+        assert refused.returncode == 2, refused.stderr
+        assert "none of them has a CPU" in refused.stderr
 
     done = raypp(address, "train", str(experiment), "cluster.autoscaling=true", "cluster.workers=2")
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raypp.cluster.capacity import check_capacity, even_cpus, groups_on, workers_on
+from raypp.cluster.capacity import check_capacity, check_preparation, even_cpus, groups_on, workers_on
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
 
@@ -67,3 +67,17 @@ def test_workers_that_fit_the_total_but_no_node_are_refused() -> None:
         check((4, 4, 4, 4), 2, 8)
     with pytest.raises(ConfigError, match="need 24 CPU, but the cluster has 16"):
         check((4, 4, 4, 4), 3, 8)
+
+
+def test_a_cluster_without_a_cpu_cannot_prepare_and_is_told_so() -> None:
+    check_preparation([{"memory": 1e9}, {"CPU": 1.0}])
+    for nodes in ([], [{"memory": 1e9}, {"CPU": 0.0, "GPU": 1.0}]):
+        with pytest.raises(ConfigError, match=r"none of them has a CPU.*cluster\.autoscaling=true"):
+            check_preparation(nodes)
+
+
+def test_teacher_logits_on_gpus_that_no_node_has_are_refused() -> None:
+    check_preparation([{"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}], gpus_per_worker=0.5)
+    for nodes in ([{"CPU": 4.0}], [{"CPU": 4.0}, {"GPU": 1.0}]):
+        with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: with 0\.5.*set it to 0.*autoscaling=true"):
+            check_preparation(nodes, gpus_per_worker=0.5)

@@ -477,6 +477,8 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: 
         status, output = command.end()
     assert status == 1, output
     assert output.count("the loss or the gradient is not finite") == 1
+    assert "raypp: the same command would fail again" in output
+    assert RESUMES not in output
     assert "resumes after" not in output, "nothing is tried again"
     assert "Traceback" not in output
     assert_tidy(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,10 +124,14 @@ def test_a_job_runs_the_code_it_brings_and_only_with_the_token(head: Head, worki
     wrong = head.submit(working_dir, *raypp, "sweep", "job.yaml", "train.batch_size=0")
     assert wrong.returncode == 1, "all that Ray's command tells apart"
     assert "train.batch_size" in wrong.stdout
+    lost = head.submit(working_dir, *raypp, "prepare", "job.yaml", "cluster.storage=runs", "cluster.store=kept")
+    assert lost.returncode == 1
+    for setting in ("cluster.storage", "cluster.store"):
+        assert re.search(rf"{setting}: /.* is among the files of the job, which Ray deletes", lost.stdout), lost.stdout
     jobs = json.loads(head.get("/api/jobs/", TOKEN))
-    assert sorted(job["driver_exit_code"] for job in jobs) == [0, 2]
+    assert sorted(job["driver_exit_code"] for job in jobs) == [0, 2, 2]
 
-    assert KEY not in json.dumps(jobs) + done.stdout + done.stderr + wrong.stdout
+    assert KEY not in json.dumps(jobs) + done.stdout + done.stderr + wrong.stdout + lost.stdout
     written = [path for folder in (tmp_path / "runs", head.folder) for path in folder.rglob("*") if path.is_file()]
     assert any(path.name.startswith("job-driver-") for path in written), "Ray has logged"
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []

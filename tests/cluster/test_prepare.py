@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypp.cluster.prepare import PART_ROWS, TeacherLogits, featurize, logits_key
+from raypp.cluster.prepare import PART_ROWS, TeacherLogits, _actors, featurize, logits_key
 from raypp.config import DataSettings, OfficialSource
 from raypp.data.features import Features
 from raypp.data.sources import open_source
@@ -184,11 +184,28 @@ def tiny_distilbert(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_teacher_without_token_types_where_gpus_are_asked_for_but_there_are_none(
-    dev: Artifact, store: Store, tmp_path: Path
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "actors"),
+    [
+        ([{"CPU": 8.0}], False, (2, {"num_cpus": 4})),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], False, (4, {"num_cpus": 4})),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], True, (2, {"num_gpus": 1})),
+        ([{"CPU": 1.0, "GPU": 2.0}], True, (1, {"num_gpus": 1})),
+        # A cluster that autoscales starts the first node for the one actor that waits.
+        ([{"CPU": 8.0}], True, (1, {"num_gpus": 1})),
+        ([{}], True, (1, {"num_gpus": 1})),
+        ([{}], False, (1, {"num_cpus": 1})),
+    ],
+)
+def test_the_teacher_is_on_gpus_if_they_are_asked_for_and_never_on_cpus_in_their_place(
+    nodes: list[dict[str, float]], gpus: bool, actors: tuple[int, dict[str, int]]
 ) -> None:
+    assert _actors(nodes, 100, gpus) == actors
+
+
+def test_teacher_without_token_types(dev: Artifact, store: Store, tmp_path: Path) -> None:
     folder = tiny_distilbert(tmp_path)
-    made = TeacherLogits.of(dev, NUMBER, folder, "tiny").make(store, ignore, gpus=True)
+    made = TeacherLogits.of(dev, NUMBER, folder, "tiny").make(store, ignore)
     reference = forward_row_by_row(folder, dev.read_table(), ("input_ids",))
     np.testing.assert_allclose(logits_of(made), reference, rtol=0, atol=1e-5)
 

@@ -23,6 +23,7 @@ from raypp.cluster.trainer import CONTROLLER_LOSSES, Supervision, _explained, ru
 from raypp.config import ClusterSettings
 from raypp.errors import (
     ConfigError,
+    FailsAgain,
     Interrupted,
     PlacementLost,
     RunFailed,
@@ -182,7 +183,8 @@ def test_the_controller_may_be_lost_twice(groups: Groups) -> None:
     [
         (StorageFailed("the disk is full"), StorageFailed),
         (ConfigError("student.model: there is none"), ConfigError),
-        (Failed("the loss is not finite"), RunFailed),
+        (Failed(FailsAgain("the loss is not finite")), FailsAgain),
+        (Failed(RunFailed("the best checkpoint is damaged")), RunFailed),
     ],
 )
 def test_what_would_fail_alike_is_not_tried_again(
@@ -191,7 +193,7 @@ def test_what_would_fail_alike_is_not_tried_again(
     with pytest.raises(error) as raised:
         groups(end, max_failures=9)
     assert type(raised.value) is error
-    assert str(raised.value) == (end.reason if isinstance(end, Failed) else str(end))
+    assert str(raised.value) == str(end.error if isinstance(end, Failed) else end)
 
 
 def test_a_group_that_left_is_followed_by_another_unless_the_run_is_interrupted(groups: Groups) -> None:

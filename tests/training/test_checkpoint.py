@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raypp import storage
-from raypp.errors import RunFailed, StorageFailed
+from raypp.errors import FailsAgain, RunFailed, StorageFailed
 from raypp.storage import Location
 from raypp.training.checkpoint import Checkpoints, capture, restore
 
@@ -75,7 +75,7 @@ def test_extra_modules_are_resumed_and_can_be_left_out(tmp_path: Path) -> None:
     for module, again in ((model, other), (extra_modules, other_extra)):
         for expected, got in zip(module.parameters(), again.parameters(), strict=True):
             assert torch.equal(expected, got)
-    with pytest.raises(RunFailed, match="belongs to another model"):
+    with pytest.raises(FailsAgain, match="belongs to another model"):
         restore(latest, other, extra_modules=nn.ModuleDict())
 
 
@@ -249,7 +249,7 @@ def test_checkpoints_queued_after_a_failed_one_are_dropped(tmp_path: Path) -> No
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained(seed=6, steps=1)
-    with pytest.raises(RunFailed, match="belongs to another model"):
+    with pytest.raises(FailsAgain, match="belongs to another model"):
         restore(capture(1, model, optimizer, {}), nn.Linear(5, 7))
 
 
