@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
-from raypp.cluster.deadlines import COMMAND_STOP_SECONDS, FIT_SECONDS
+from raypp.cluster.deadlines import FAILED_STOP_SECONDS, FIT_SECONDS, INTERRUPTED_STOP_SECONDS, PATIENCE_SECONDS
 from raypp.cluster.pipeline import preparer
 from raypp.cluster.scratch import SCRATCH, delete_leftovers, delete_scratch
 from raypp.cluster.session import Session
@@ -322,36 +322,48 @@ def _supervise(fitted: Future[Any], advance: Callable[[], None], channel: Channe
             advance()
             wait([fitted], POLL_SECONDS)
     except BaseException as error:
-        deadline = time.monotonic() + COMMAND_STOP_SECONDS
+        interrupted = isinstance(error, KeyboardInterrupt)
+        deadline = time.monotonic() + (INTERRUPTED_STOP_SECONDS if interrupted else FAILED_STOP_SECONDS)
         try:
-            on_event = monitor.on_event if isinstance(error, KeyboardInterrupt) else ignore
-            _interrupt_trials(channel, monitor, deadline, on_event)
+            _interrupt_trials(fitted, channel, monitor, deadline, monitor.on_event if interrupted else ignore)
         except Exception as trouble:  # a warning only, because the first error is the one to raise
             logger.warning("the trials that run cannot be asked to save their steps: %s", trouble)
         finally:  # after a second interrupt, too
             monitor.halted.set()
             wait([fitted], FIT_SECONDS)
-        wait([fitted], max(0.0, deadline - time.monotonic()))
+        wait([fitted], min(max(0.0, deadline - time.monotonic()), FAILED_STOP_SECONDS))
         raise
 
 
-def _interrupt_trials(channel: Channel, monitor: TrialMonitor, deadline: float, on_event: EventHandler) -> None:
+def _interrupt_trials(
+    fitted: Future[Any], channel: Channel, monitor: TrialMonitor, deadline: float, on_event: EventHandler
+) -> None:
     """Asks all trials that run to save their current step, tells the user, and waits until they have saved it.
 
     Args:
+        fitted: Ray Tune's `fit`. Once it has ended, nobody notices a trial that is lost.
         deadline: when to stop waiting, on the monotonic clock.
     """
     from ray.exceptions import RayActorError
 
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            on_event(Message(text))
+
     left = set[str]()
+    patient_until, said = time.monotonic() + PATIENCE_SECONDS, False
     with contextlib.suppress(RayActorError):  # the channel was lost, and then trials stop by themselves
         channel.interrupt()
-    with contextlib.suppress(OSError):  # the terminal may be closed
-        on_event(Message(STOPPING))
+    say(STOPPING)
     with contextlib.suppress(RayActorError):
-        while time.monotonic() < deadline and any(
-            row.state == "running" and row.name not in left for row in list(monitor.rows.values())
-        ):
+        while time.monotonic() < deadline and not fitted.done():
+            running = {row.name for row in list(monitor.rows.values()) if row.state == "running"}
+            saving = sorted(running - left)
+            if not saving:
+                return
+            if time.monotonic() > patient_until and not said:
+                say(f"{PHASE}: still waits for {', '.join(saving)} to save the step; interrupt again to stop at once")
+                said = True
             left.update(channel.receive(POLL_SECONDS))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import socket
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 
 from raypp.cluster.background import in_background
 from raypp.cluster.channel import Channel
-from raypp.cluster.deadlines import COMMAND_STOP_SECONDS, FIT_SECONDS
+from raypp.cluster.deadlines import FAILED_STOP_SECONDS, FIT_SECONDS, INTERRUPTED_STOP_SECONDS, PATIENCE_SECONDS
 from raypp.cluster.group_sizes import GroupSizes
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.placement_groups import free_group, slots_name
@@ -57,8 +58,8 @@ class Supervision:
     """Whether `on_report` may end the job. If so, the checkpoint of an evaluation is written before it is reported."""
     is_interrupted: Callable[[], bool] = never
     """Whether the job must stop, apart from an interrupt of this process."""
-    stop_seconds: float = COMMAND_STOP_SECONDS
-    """How long workers have to save their current step when this process must end."""
+    stop_seconds: float = INTERRUPTED_STOP_SECONDS
+    """How long workers have to save their current step when this process must end; math.inf: as long as they need."""
 
 
 def run_job(job: Job, session: Session, supervision: Supervision, quota: WorkerQuota | None = None) -> dict[str, Any]:
@@ -209,11 +210,11 @@ def _run_group(
         # On a cluster that outlives this command, the workers would otherwise continue without it.
         with contextlib.suppress(RayActorError):  # the channel may be lost, which the workers notice
             channel.interrupt(stopped=isinstance(error, SystemExit))  # Tune raises it in a trial that is stopped
-        if isinstance(error, KeyboardInterrupt):
-            with contextlib.suppress(OSError):  # the terminal may be closed
-                supervision.on_event(Message(STOPPING))
-        wait([fitted], supervision.stop_seconds)
-        if isinstance(error, KeyboardInterrupt) and fitted.done() and fitted.exception() is None:
+        if not isinstance(error, KeyboardInterrupt):
+            wait([fitted], min(supervision.stop_seconds, FAILED_STOP_SECONDS))
+            raise
+        _wait_until_saved(fitted, job.phase, supervision)
+        if fitted.done() and fitted.exception() is None:
             outcome = fitted.result().return_value
             if isinstance(outcome, InterruptedAt):
                 raise _interrupted(outcome.step) from None
@@ -229,6 +230,21 @@ def _run_group(
     if (failure := _failure(fitted)) is not None:
         raise failure
     return fitted.result().return_value, resizes
+
+
+def _wait_until_saved(fitted: Future[Any], phase: str, supervision: Supervision) -> None:
+    """Waits until the workers, which were asked to stop, have saved their step and Ray Train's `fit` has ended."""
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            supervision.on_event(Message(text))
+
+    say(STOPPING)
+    seconds = supervision.stop_seconds
+    wait([fitted], min(seconds, PATIENCE_SECONDS))
+    if seconds > PATIENCE_SECONDS and not fitted.done():
+        say(f"{phase}: still waits for its workers to save the step; interrupt again to stop at once")
+        wait([fitted], None if math.isinf(seconds) else seconds - PATIENCE_SECONDS)
 
 
 def _trainer(

@@ -404,6 +404,31 @@ def test_a_second_interrupt_of_a_sweep_does_not_wait(workers: int, experiment: P
     assert_tidy(storage)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "title"), [("train", "RayTrainWorker"), ("sweep", "ImplicitFunc")])
+def test_a_step_that_takes_long_to_save_is_waited_for(verb: str, title: str, experiment: Path, tmp_path: Path) -> None:
+    path, storage = tmp_path / "slow.yaml", tmp_path / "runs"
+    path.write_text(experiment.read_text() + SWEEP * (verb == "sweep"))
+    words = (verb, path, f"cluster.storage={storage}")
+    with started(*words) as command:
+        wait_for(lambda: is_in_the_middle(storage), "the middle of the run")
+        worker = command.one_of(title)
+        os.kill(worker, signal.SIGSTOP)  # as slow as can be
+        try:
+            command.process.send_signal(signal.SIGINT)
+            assert command.process.stdout is not None
+            assert any("still waits for" in line for line in iter(command.process.stdout.readline, ""))
+            time.sleep(2)
+            assert command.process.poll() is None
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        status, output = command.end()
+    assert status == 130, output
+    done = steps_of(storage)
+    assert resumed_after(run_command(*words)) == done, "no step is done twice"
+    assert_tidy(storage)
+
+
 def node_of_trial(cluster: Any, storage: Path) -> Any:
     """The node on which the sweep's only trial runs; None while it runs nowhere."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import runpy
 import shutil
 import threading
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raypp import storage
-from raypp.cluster import trainer
+from raypp.cluster import deadlines, trainer
 from raypp.cluster.outcome import Failed, Finished, InterruptedAt, Outcome
 from raypp.cluster.trainer import CONTROLLER_LOSSES, Supervision, _explained, run_job
 from raypp.config import ClusterSettings
@@ -229,7 +231,7 @@ class Ends:
     """A group whose end is recorded: what is asked and closed, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path, fit: Callable[[], Any]) -> None:
-        self.job = SimpleNamespace(run=Location.of(run))
+        self.job = SimpleNamespace(run=Location.of(run), phase="training")
         self.seen: list[str] = []
         self.events = [WorkersPlaced("group")]
         self.sizes = SimpleNamespace(
@@ -254,7 +256,7 @@ class Ends:
 
     def __call__(self, on_event: Callable[[Any], None] = ignore) -> Any:
         session = SimpleNamespace()
-        supervision = Supervision(on_event, stop_seconds=10.0)
+        supervision = Supervision(on_event)
         return trainer._run_group(cast(Any, self.job), cast(Any, session), {}, cast(Any, self.sizes), supervision)
 
 
@@ -339,3 +341,39 @@ def test_workers_save_their_step_though_the_terminal_is_gone(monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt, match="after step 4, which is saved"):
         ends(display)
     assert ends.seen == ["interrupt", "sizes", "channel", "group"]
+
+
+def test_workers_that_take_long_to_save_their_step_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    told = threading.Event()
+
+    def fit() -> Any:
+        assert told.wait(10)
+        return SimpleNamespace(return_value=InterruptedAt(4))
+
+    def display(event: Any) -> None:
+        if isinstance(event, WorkersPlaced):
+            raise KeyboardInterrupt
+        said.append(event.text)
+        if event.text != STOPPING:
+            told.set()
+
+    monkeypatch.setattr(trainer, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(KeyboardInterrupt, match="after step 4, which is saved"):
+        Ends(monkeypatch, tmp_path, fit)(display)
+    assert said == [
+        STOPPING,
+        "training: still waits for its workers to save the step; interrupt again to stop at once",
+    ]
+
+
+@pytest.mark.parametrize(("job_has", "seconds"), [(None, math.inf), ("120", 110.0), ("3", 30.0)])
+def test_only_a_job_that_ray_kills_has_a_limit(
+    job_has: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    if job_has is not None:
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", job_has)
+    assert runpy.run_path(str(deadlines.__file__))["INTERRUPTED_STOP_SECONDS"] == seconds
