@@ -15,8 +15,8 @@ class StudentSettings(Settings):
     model: str
     """A folder, a hub name, or `package:NAME/SUBFOLDER` of an installed Python package."""
     revision: str | None = None
-    """Branch, tag or commit of a hub name; null: the default branch. The run keeps the commit that this is when the command
-    starts."""
+    """Branch, tag or commit of a hub name; null: the default branch. The run keeps the commit that this is when the
+    command starts."""
     layers: Annotated[tuple[LayerNumber, ...], Strict(False), Field(min_length=1)] | None = None
     """Initialise a smaller student from these layers of the model, numbered from 0; its embeddings and other parts are
     kept. null: all layers."""
@@ -103,8 +103,8 @@ class TeacherSettings(Settings):
     model: str | None = None
     """A folder, a hub name, or `package:NAME/SUBFOLDER`, as in student.model; null: the student's pretrained model."""
     revision: str | None = None
-    """Branch, tag or commit of a hub name; null: the default branch. The run keeps the commit that this is when the command
-    starts."""
+    """Branch, tag or commit of a hub name; null: the default branch. The run keeps the commit that this is when the
+    command starts."""
     train: TrainSettings | None = None
     """How to fine-tune the teacher before the student: in a dense run, which is kept in the store. null: the model is
     fine-tuned already."""
