@@ -73,8 +73,7 @@ def featurize(
                 _tokenize_part, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs=work
             )
 
-        tables = row_windows(raw.read(split), useful_rows=PARTS_PER_CPU * cpus * PART_ROWS[1])
-        windows = ((_parts(window, cpus), is_last) for window, is_last in tables)
+        windows = ((_parts(window, cpus), is_last) for window, is_last in row_windows(raw.read(split)))
         for response in run_windows(windows, tokenized, progress, f"features of {task} {split}"):
             files.append(StoredFile(**response["file"]))
             rows += response["made"]

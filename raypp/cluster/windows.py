@@ -27,12 +27,8 @@ def mark_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
         item = upcoming
 
 
-def row_windows(batches: Iterator[pa.RecordBatch], useful_rows: int) -> Iterator[tuple[pa.Table, bool]]:
-    """The rows of the batches in growing tables of at most MAX_WINDOW_ROWS rows and about MAX_WINDOW_BYTES.
-
-    Args:
-        useful_rows: larger windows would only take memory.
-    """
+def row_windows(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.Table, bool]]:
+    """The rows of the batches in growing tables of at most MAX_WINDOW_ROWS rows and about MAX_WINDOW_BYTES."""
     held: list[pa.Table] = []
     size = FIRST_WINDOW_ROWS
     for batch, is_last in mark_last(batches):
@@ -41,7 +37,7 @@ def row_windows(batches: Iterator[pa.RecordBatch], useful_rows: int) -> Iterator
             table = pa.concat_tables(held)
             yield table.slice(0, size), is_last and table.num_rows <= size
             held = [table.slice(size)] if table.num_rows > size else []
-            size = max(size, min(size * WINDOW_GROWTH, useful_rows, MAX_WINDOW_ROWS))
+            size = min(size * WINDOW_GROWTH, MAX_WINDOW_ROWS)
     if held:
         yield pa.concat_tables(held), True
 

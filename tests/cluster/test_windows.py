@@ -17,8 +17,8 @@ def test_windows_of_rows_end_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatc
             numbers = list(range(start, min(start + 10, rows)))
             yield pa.RecordBatch.from_pydict({"row": numbers, "text": ["a" * width] * len(numbers)})
 
-    def windows(rows: int, width: int, useful_rows: int = 1000) -> list[int]:
-        found = list(row_windows(batches(rows, width), useful_rows))
+    def windows(rows: int, width: int) -> list[int]:
+        found = list(row_windows(batches(rows, width)))
         assert [is_last for _, is_last in found] == [False] * (len(found) - 1) + [True]
         assert pa.concat_tables([table for table, _ in found])["row"].to_pylist() == list(range(rows))
         return [table.num_rows for table, _ in found]
@@ -27,7 +27,6 @@ def test_windows_of_rows_end_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(windows_module, name, value)
     assert windows(100, width=1) == [15, 40, 40, 5]
     assert windows(95, width=1) == [15, 40, 40]
-    assert windows(100, width=1, useful_rows=30) == [15, 30, 30, 25]
     assert windows(45, width=1000) == [10, 10, 10, 10, 5]
     assert windows(40, width=1000) == [10, 10, 10, 10]
     assert windows(95, width=400) == [15, 25, 30, 25]
