@@ -65,8 +65,8 @@ class StorageFailed(RunFailed):
 
 
 class WorkersLost(RunFailed):
-    """A worker or the controller died for an external reason, or a node lacks the model that the command found;
-    retrying may help."""
+    """A worker or the controller died for an external reason, or a node lacks the folder or the model that the
+    command found; retrying may help."""
 
 
 class WorkersPreempted(WorkersLost):

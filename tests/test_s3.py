@@ -196,6 +196,36 @@ def test_a_run_is_interrupted_goes_on_and_is_the_one_on_a_disk(
     assert (tmp_path / "out" / "predictions-dev.tsv").read_text() == (on_disk / "predictions.tsv").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_worker_of_ray_train_and_the_trials_of_a_sweep(server: str, experiment: Path, tmp_path: Path) -> None:
+    words = ("train", experiment, "run=with-a-worker", "cluster.cpus_per_worker=1")
+    run = Location.of("s3://bucket/runs/tiny/with-a-worker")
+    checkpoints = Checkpoints(run / "checkpoints", keep=2)
+    with started(*words, "cluster.workers=1") as command:
+        wait_for(lambda: bool(checkpoints.steps()) or command.process.poll() is not None, "a checkpoint")
+        command.process.terminate()
+        status, output = command.end()
+    assert status == 130, output
+    done = checkpoints.steps()[-1]
+    assert resumed_after(run_command(*words, "cluster.workers=1")) == done
+    run_command(*words, f"cluster.storage={tmp_path / 'runs'}")
+    assert_same(outcome(run.download(tmp_path / "run")), outcome(only_run(tmp_path / "runs")))
+
+    values = yaml.safe_load(experiment.read_text())
+    del values["run"]
+    values |= {"name": "swept", "sweep": {"space": {"pruning.final_density": {"choice": [0.5, 0.3]}}}}
+    values["cluster"]["workers"] = values["cluster"]["cpus_per_worker"] = 1
+    (tmp_path / "swept.yaml").write_text(yaml.safe_dump(values))
+    assert "2 of 2 trials" in " ".join(run_command("sweep", tmp_path / "swept.yaml").split())
+    (swept,) = [child for child in Location.of("s3://bucket/runs/swept").children() if child.name.startswith("sweep-")]
+    result = (swept / "result.json").read_json()
+    assert [trial["state"] for trial in result["trials"]] == ["finished"] * 2
+    assert all(Location.of(f"{trial['path']}/result.json").is_file() for trial in result["trials"])
+    assert "trials: finished before" in " ".join(run_command("sweep", tmp_path / "swept.yaml").split())
+    assert not [file for file in swept.files() if file.name.endswith(".tmp")]
+
+
 @pytest.mark.ray
 def test_a_second_command_on_a_run_is_refused(server: str, experiment: Path, ray_session: None) -> None:
     import ray

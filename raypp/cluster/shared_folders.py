@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raypp.cluster.nodes import node_addresses
-from raypp.errors import ConfigError, RunFailed, StorageFailed
+from raypp.errors import ConfigError, RunFailed, StorageFailed, WorkersLost
 from raypp.storage import Location, is_definite
 from raypp.store import MANIFEST
 
@@ -59,12 +59,12 @@ def check_seen(run: Location) -> None:
     The node may have joined the cluster after `check_shared` asked all nodes.
 
     Raises:
-        ConfigError: this node does not see the file that the command has written there.
+        WorkersLost: this node does not see the file that the command has written there; another node may.
     """
     if run.is_local and not (run / "experiment.yaml").is_file():
         import ray.util
 
-        raise ConfigError(
+        raise WorkersLost(
             f"cluster.storage or cluster.store: {run.parent} is not the same folder on every node: the file that "
             f"the command has written there is not seen on {ray.util.get_node_ip_address()}; {ALLOWED}"
         )

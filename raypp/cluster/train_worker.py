@@ -19,10 +19,9 @@ def train_worker(job: Job, channel: Channel, may_be_stopped: bool) -> Outcome:
     """Trains and returns the outcome.
 
     Raises:
-        ConfigError: this node does not see the run's folder.
         StorageFailed: it may have failed on this worker only, while the others wait for it.
-        WorkersLost: the workers do not see the same checkpoints, this node lacks the model that the command found, or
-            the first worker cannot reach the command.
+        WorkersLost: the workers do not see the same checkpoints, this node lacks the run's folder or the model that the
+            command found, or the first worker cannot reach the command.
     """
     import ray.train
     import ray.util

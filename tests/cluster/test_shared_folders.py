@@ -17,7 +17,7 @@ import pytest
 from ray_head import RAY
 
 from raypp.cluster.shared_folders import check_seen
-from raypp.errors import ConfigError
+from raypp.errors import WorkersLost
 from raypp.storage import Location
 
 pytestmark = pytest.mark.ray
@@ -112,7 +112,7 @@ def test_a_node_that_came_later_and_does_not_see_the_run_refuses_to_work_on_it(t
     """What an empty disk of its own shows."""
     run = Location.of(str(tmp_path / "runs" / "name" / "run"), "run")
     with pytest.raises(
-        ConfigError, match=r"cluster\.storage or cluster\.store: .*name is not the same folder on every node.*s3://"
+        WorkersLost, match=r"cluster\.storage or cluster\.store: .*name is not the same folder on every node.*s3://"
     ):
         check_seen(run)
     (run.make_folder() / "experiment.yaml").write_text("what the command has written")
