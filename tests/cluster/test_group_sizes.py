@@ -21,6 +21,7 @@ def sizes() -> GroupSizes:
     return GroupSizes(ClusterSettings(workers=2), {"CPU": 2.0}, WorkerQuota.alone(2, 2), "slots of a run")
 
 
+@pytest.mark.slow
 def test_a_group_starts_when_those_before_it_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     before = held()
     others = placement_group([{"CPU": 1}])
