@@ -3,6 +3,7 @@ can send them through a queue. This module imports little, because the queue's p
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,6 +90,12 @@ EventHandler = Callable[[Any], None]  # takes an Event, WorkersPlaced or Reporte
 
 def ignore(_: Any) -> None:
     """The event handler that does nothing."""
+
+
+def say(on_event: EventHandler, text: str) -> None:
+    """Shows the user a line when a command is about to end: by then the terminal may be closed."""
+    with contextlib.suppress(OSError):
+        on_event(Message(text))
 
 
 def never() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 STOPPING = "stopping: the current step is saved first; interrupt again to stop at once"
+STILL_WAITS = "{phase}: still waits for {whom} to save the step; interrupt again to stop at once"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import time
 import uuid
@@ -38,9 +39,9 @@ from raypp.defaults import with_absolute_paths
 from raypp.errors import RunFailed
 from raypp.evaluation.direction import lower_is_better
 from raypp.evaluation.evaluate import headline_key
-from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
+from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore, say
 from raypp.identity import versions
-from raypp.interrupts import STOPPING
+from raypp.interrupts import STILL_WAITS, STOPPING
 from raypp.plan_checks import check_device
 from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
 from raypp.storage import Location
@@ -346,24 +347,20 @@ def _interrupt_trials(
     """
     from ray.exceptions import RayActorError
 
-    def say(text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            on_event(Message(text))
-
     left = set[str]()
-    patient_until, said = time.monotonic() + PATIENCE_SECONDS, False
+    patient_until = time.monotonic() + PATIENCE_SECONDS
     with contextlib.suppress(RayActorError):  # the channel was lost, and then trials stop by themselves
         channel.interrupt()
-    say(STOPPING)
+    say(on_event, STOPPING)
     with contextlib.suppress(RayActorError):
         while time.monotonic() < deadline and not fitted.done():
             running = {row.name for row in list(monitor.rows.values()) if row.state == "running"}
             saving = sorted(running - left)
             if not saving:
                 return
-            if time.monotonic() > patient_until and not said:
-                say(f"{PHASE}: still waits for {', '.join(saving)} to save the step; interrupt again to stop at once")
-                said = True
+            if time.monotonic() > patient_until:
+                say(on_event, STILL_WAITS.format(phase=PHASE, whom=", ".join(saving)))
+                patient_until = math.inf  # once is enough
             left.update(channel.receive(POLL_SECONDS))
 
 

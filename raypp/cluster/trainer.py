@@ -34,8 +34,8 @@ from raypp.errors import (
     WorkersLost,
     WorkersPreempted,
 )
-from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never
-from raypp.interrupts import STOPPING, deferred_interrupts
+from raypp.events import EventHandler, Message, Reported, WorkersPlaced, ignore, never, say
+from raypp.interrupts import STILL_WAITS, STOPPING, deferred_interrupts
 from raypp.storage import Location
 from raypp.training.checkpoint import Checkpoints
 from raypp.training.job import Job
@@ -234,16 +234,11 @@ def _run_group(
 
 def _wait_until_saved(fitted: Future[Any], phase: str, supervision: Supervision) -> None:
     """Waits until the workers, which were asked to stop, have saved their step and Ray Train's `fit` has ended."""
-
-    def say(text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            supervision.on_event(Message(text))
-
-    say(STOPPING)
+    say(supervision.on_event, STOPPING)
     seconds = supervision.stop_seconds
     wait([fitted], min(seconds, PATIENCE_SECONDS))
     if seconds > PATIENCE_SECONDS and not fitted.done():
-        say(f"{phase}: still waits for its workers to save the step; interrupt again to stop at once")
+        say(supervision.on_event, STILL_WAITS.format(phase=phase, whom="its workers"))
         wait([fitted], None if math.isinf(seconds) else seconds - PATIENCE_SECONDS)
 
 
