@@ -18,10 +18,12 @@ from pydantic import ValidationError
 
 from raypp.config import Experiment
 from raypp.errors import ConfigError, StorageFailed
+from raypp.leases import Lease, this_process
 from raypp.storage import Location, is_definite
 
 logger = logging.getLogger("raypp")
 
+LOCK = ".lock"
 LOCK_POLL_SECONDS = 0.5
 JOB_FILES = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` sends
 
@@ -109,7 +111,7 @@ def clear_run(run: Location) -> None:
     longer counts as finished if this is interrupted."""
     (run / "result.json").delete()
     for child in run.children():
-        if child.name != ".lock":
+        if child.name != LOCK:
             child.delete()
 
 
@@ -201,7 +203,10 @@ def check_storage_writable(experiment: Experiment) -> None:
 
 @contextlib.contextmanager
 def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
-    """Locks the run for this process. The system releases the lock when the process ends in any way.
+    """Locks the run for this process.
+
+    The system releases the lock of a local run when the process ends in any way. The lock of a run in a bucket is a
+    `Lease`, which expires.
 
     Args:
         wait: whether to wait for another process that holds the lock.
@@ -211,15 +216,13 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
         StorageFailed: writing to its folder fails for another reason, perhaps only now.
     """
     if not run.is_local:
-        yield
+        with _leased(run, wait):
+            yield
         return
-    path = Path(run.path, ".lock")
+    path = Path(run.path, LOCK)
     while (file := _try_lock(run, path)) is None:
         if not wait:
-            holder = path.read_text() if path.exists() else ""
-            raise ConfigError(
-                f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or stop it"
-            )
+            raise _held(run, path.read_text() if path.exists() else "")
         time.sleep(LOCK_POLL_SECONDS)
     with file:
         try:
@@ -233,11 +236,35 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
                     folder.rmdir()
 
 
+@contextlib.contextmanager
+def _leased(run: Location, wait: bool) -> Iterator[None]:
+    """`locked` for a run that is not local."""
+    lease = Lease(run / LOCK)
+    try:
+        while (holder := lease.acquire()) is not None:
+            if not wait:
+                raise _held(run, holder)
+    except OSError as error:
+        raise _not_written(run, "run", error) from error
+    expires = False
+    try:
+        yield
+    except StorageFailed:
+        expires = True  # deleting its file would fail for as long again
+        raise
+    finally:
+        lease.release(expires=expires)
+
+
+def _held(run: Location, holder: str) -> ConfigError:
+    return ConfigError(f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or stop it")
+
+
 def _write_holder(run: Location, file: IO[str]) -> None:
     try:
         file.truncate(0)
         # Not through Python's buffer: on a full disk, closing the file would try to write its content again.
-        os.write(file.fileno(), json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
+        os.write(file.fileno(), json.dumps(this_process()).encode())
     except OSError as error:
         raise _not_written(run, "run", error) from error
 

@@ -17,10 +17,8 @@ from transformers import DistilBertConfig, DistilBertModel
 from whole_runs import assert_same, copy_tokenizer, only_run, outcome, resumed_after, run_command, started, wait_for
 
 from raypp.cli import main
-from raypp.cluster.session import Session
-from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
-from raypp.runs import check_writable
+from raypp.runs import check_writable, locked
 from raypp.storage import Location
 from raypp.store import Store, write_part
 from raypp.training.checkpoint import Checkpoints, capture
@@ -226,17 +224,14 @@ def test_a_worker_of_ray_train_and_the_trials_of_a_sweep(server: str, experiment
     assert not [file for file in swept.files() if file.name.endswith(".tmp")]
 
 
-@pytest.mark.ray
-def test_a_second_command_on_a_run_is_refused(server: str, experiment: Path, ray_session: None) -> None:
-    import ray
-
-    address = ray.get_runtime_context().gcs_address
-    with Session(ClusterSettings()).owning(Location.of("s3://bucket/owned/tiny/first")):
-        words = ("train", experiment, "cluster.storage=s3://bucket/owned")
-        with started(*words, environment={"RAY_ADDRESS": address}) as command:
-            status, output = command.end()
-    assert status == 2, output
-    assert "run: another command on this cluster works on s3://bucket/owned/tiny/first" in " ".join(output.split())
+def test_a_second_command_on_a_run_is_refused(
+    server: str, experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(Location.of("s3://bucket/owned/tiny/first")):
+        assert main(["train", str(experiment), "cluster.storage=s3://bucket/owned"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "raypp: run: another process ({" in said
+    assert "works on s3://bucket/owned/tiny/first; wait for it, or stop it" in said
 
 
 def test_no_such_bucket_is_refused_before_anything_starts(

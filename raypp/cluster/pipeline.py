@@ -128,7 +128,7 @@ def run_plan(
         # Not found: another command deletes the run, and holds the lock until it is done.
         with contextlib.suppress(FileNotFoundError):
             result = _whole_result(plan, stored)
-    if result is not None:  # a finished run needs no lock (locking may start Ray) and no write access
+    if result is not None:  # a finished run needs no lock and no write access
         delete_leftovers(plan.run)
         on_event(PhaseFinished(phase, note="finished before"))
         return result
@@ -136,7 +136,7 @@ def run_plan(
         check_writable(plan.store.location, "cluster.store")
     else:
         check_storage_writable(plan.experiment)
-    with locked(plan.run, wait=stored), session.owning(plan.run, wait=stored):
+    with locked(plan.run, wait=stored):
         if fresh:
             clear_run(plan.run)
         if (result := _whole_result(plan, stored)) is not None:

@@ -5,19 +5,15 @@ Ray is started only when something needs it. A run with `workers: 0` and all of 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 from raypp.cluster.capacity import check_capacity, check_preparation, even_cpus, groups_on, workers_on
-from raypp.cluster.channel import actor_here
 from raypp.cluster.nodes import node_resources
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
@@ -46,10 +42,6 @@ ENVIRONMENT = {
 # seconds. Ray Data's, for example, keep 5 MiB of it for a million rows.
 WITHOUT_DASHBOARD = {"enable_metrics_collection": False}
 RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
-
-
-class _Owner:
-    """An actor that does nothing. It ends with the command that started it."""
 
 
 @dataclass
@@ -145,37 +137,6 @@ class Session:
         """The folders that all nodes read and write, by setting."""
         named = {"cluster.storage": self.settings.storage, "cluster.store": self.settings.store}
         return {field: Location.of(path, field) for field, path in named.items() if path is not None}
-
-    @contextlib.contextmanager
-    def owning(self, run: Location, *, wait: bool = False) -> Iterator[None]:
-        """Locks a run in remote storage, which has no file locks, by the name of an actor on this cluster.
-
-        A local run is locked by its lock file (`runs.locked`). Commands on different clusters do not see each other.
-
-        Args:
-            wait: wait until another command has released the lock.
-
-        Raises:
-            ConfigError: another command holds the lock, and `wait` is false.
-        """
-        if run.is_local:
-            yield
-            return
-        self.start()
-        import ray
-
-        while True:
-            try:
-                actor = actor_here(_Owner, name=f"owner of {run}")
-                break
-            except ValueError:
-                if not wait:
-                    raise ConfigError(f"run: another command on this cluster works on {run}; wait for it") from None
-                time.sleep(1.0)
-        try:
-            yield
-        finally:
-            ray.kill(actor)
 
     def cpus_per_worker(self) -> float:
         """CPUs of a train worker; for the setting `auto`, an even share of the cluster's CPUs."""

@@ -21,7 +21,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Container
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ logger = logging.getLogger("raypp")
 
 NO_REASON = "nothing; their folders hold no result, as if the nodes did not share cluster.storage"
 POLL_SECONDS = 1.0
+CLEARING_THREADS = 16  # in a bucket, locking a run takes a second
 PHASE = "trials"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C interrupts the command; Tune's handler would wait for its trials
@@ -104,11 +105,9 @@ def sweep(
             return delivered
         check_storage_writable(experiment)
         stack.enter_context(locked(plan.folder))
-        stack.enter_context(session.owning(plan.folder))
         if fresh:
-            for each in plan.trials:
-                with locked(each.plan.run), session.owning(each.plan.run):
-                    clear_run(each.plan.run)
+            with ThreadPoolExecutor(CLEARING_THREADS) as pool:
+                list(pool.map(_clear, [each.plan.run for each in plan.trials]))
             clear_run(plan.folder)
         # The points of an earlier search are deleted now, or the command that held the folder before has drawn more.
         if not plan.is_current:
@@ -148,6 +147,11 @@ def sweep(
             ]
             facts |= {"seconds": spent.seconds, **shared.counts()}
             return deliver_sweep(plan.folder, experiment, outcomes, results, facts, on_event)
+
+
+def _clear(run: Location) -> None:
+    with locked(run):
+        clear_run(run)
 
 
 def prepare_sweep(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:

@@ -72,7 +72,6 @@ def run_trial(config: dict[str, Any]) -> None:
             forward_warnings(reporter.warn),
             Session(task.job.experiment.cluster) as session,
             locked(run, wait=True),
-            session.owning(run, wait=True),
         ):
             check_seen(run.parent / task.sweep)
             result = finished_result(run, task.digest)

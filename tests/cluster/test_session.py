@@ -1,4 +1,4 @@
-"""What a session promises of a cluster: who owns a run there, and whether the workers fit on it."""
+"""What a session promises of a cluster: whether the workers fit on it, and what is said of a dashboard."""
 
 from __future__ import annotations
 
@@ -12,29 +12,12 @@ import pytest
 from raypp.cluster.session import Session
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError
-from raypp.storage import Location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def session(**settings: Any) -> Session:
     return Session(ClusterSettings.model_validate(settings))
-
-
-def test_a_run_without_a_lock_file_has_one_owner_at_a_time(bucket: Location) -> None:
-    run = bucket / "run"
-    assert not run.is_local
-    first, second = session(), session()
-    with first.owning(run):
-        with (
-            pytest.raises(ConfigError, match=r"another command on this cluster works on .*bucket/run"),
-            second.owning(run),
-        ):
-            pass
-        with second.owning(run / "another"):
-            pass
-    with second.owning(run):
-        pass
 
 
 def test_workers_share_the_cluster_and_more_than_fit_are_refused() -> None:

@@ -1,0 +1,146 @@
+"""A run in storage without file locks: owned by one command at a time, and by the next one if its owner is killed.
+
+The folder is a local one behind a filesystem that has no locks; test_s3.py has commands with a bucket. The seconds are
+those of raypp, shortened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from whole_runs import wait_for
+
+from raypp import leases
+from raypp.errors import ConfigError, StorageFailed
+from raypp.runs import locked
+from raypp.storage import Location
+
+OWNER = """
+import sys, time
+import pyarrow.fs as pafs
+from raypp import leases
+from raypp.runs import locked
+from raypp.storage import Location
+
+leases.BEAT_SECONDS, leases.DEAD_SECONDS = 0.2, 2.0
+folder = pafs.SubTreeFileSystem(sys.argv[1], pafs.LocalFileSystem())
+with locked(Location(folder, "bucket/run")):
+    print("owns it", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "DEAD_SECONDS", 2.0)
+
+
+@contextmanager
+def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that owns the run `bucket/run` in a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owns it\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def test_a_run_has_one_owner_at_a_time(bucket: Location) -> None:
+    run = bucket / "run"
+    with locked(run):
+        with pytest.raises(ConfigError, match=r'another process \(\{"pid".*\}\) works on .*bucket/run'), locked(run):
+            pass
+        with locked(run.parent / "another"):
+            pass
+        assert (run / ".lock").is_file()
+    assert not (run / ".lock").is_file()
+    with locked(run):
+        pass
+
+
+def test_who_waits_gets_the_run_when_it_is_given_up(bucket: Location) -> None:
+    held: list[bool] = []
+
+    def wait() -> None:
+        with locked(bucket / "run", wait=True):
+            held.append(True)
+
+    with locked(bucket / "run"):
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        time.sleep(1.5 * leases.DEAD_SECONDS)
+        assert not held
+    waiting.join(timeout=60)
+    assert held == [True]
+
+
+def test_of_many_that_begin_at_once_one_gets_the_run(bucket: Location) -> None:
+    begin, over = threading.Barrier(8), threading.Barrier(8)
+    got: list[str] = []
+
+    def attempt() -> None:
+        begin.wait()
+        try:
+            with locked(bucket / "run"):
+                got.append("owner")
+                over.wait()
+        except ConfigError:
+            got.append("refused")
+            over.wait()
+
+    threads = [threading.Thread(target=attempt, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(got) == ["owner"] + ["refused"] * 7
+
+
+def test_the_run_of_an_owner_that_was_killed_is_free_after_some_seconds(
+    bucket: Location, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with owner(tmp_path) as process:
+        with pytest.raises(ConfigError, match="works on"), locked(bucket / "run"):
+            pass
+        process.kill()
+        process.wait(60)
+        with caplog.at_level(logging.WARNING, logger="raypp"), locked(bucket / "run"):
+            pass
+    assert "another command works on it, or was killed; watching for up to 2 s" in caplog.text
+
+
+def test_an_owner_that_was_suspended_for_too_long_ends(bucket: Location, tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        with locked(bucket / "run"):
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.wait(60) == -signal.SIGTERM
+            assert process.stderr is not None
+            assert "and another one" in process.stderr.read()
+            wait_for(lambda: str(os.getpid()) in (bucket / "run" / ".lock").read_text(), "a beat", 60)
+    assert not (bucket / "run" / ".lock").is_file()
+
+
+def test_after_storage_has_failed_the_lock_is_left_and_expires(bucket: Location) -> None:
+    with pytest.raises(StorageFailed), locked(bucket / "run"):
+        raise StorageFailed("of the test")
+    assert (bucket / "run" / ".lock").is_file()
+    with locked(bucket / "run"):
+        pass
+    assert not (bucket / "run" / ".lock").is_file()
