@@ -55,7 +55,7 @@ class Supervision:
     on_report: Callable[[dict[str, Any]], None] = ignore
     """Gets the metrics of every evaluation. An exception that it raises ends the job."""
     may_be_stopped: bool = False
-    """Whether `on_report` may end the job. If so, the checkpoint of an evaluation is written before it is reported."""
+    """Whether `on_report` may end the job. If so, the log of an evaluation is durable before it is reported."""
     is_interrupted: Callable[[], bool] = never
     """Whether the job must stop, apart from an interrupt of this process."""
     stop_seconds: float = INTERRUPTED_STOP_SECONDS

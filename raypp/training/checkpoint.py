@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from raypp.errors import FailsAgain, StorageFailed
+from raypp.errors import FailsAgain, StorageFailed, is_early_stop
 from raypp.storage import Location
 
 logger = logging.getLogger("raypp")
@@ -150,12 +150,13 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error of the run, waits until all checkpoints are written. If the storage has failed or the process
-        must end at once, it does not wait: checkpoints that are not written yet are dropped, and the thread stops
-        before the next file."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """After an error of the run, and when its sweep stops it early, waits until all checkpoints are written. If the
+        storage has failed or the process must end at once, it does not wait: checkpoints that are not written yet are
+        dropped, and the thread stops before the next file."""
+        failed = isinstance(error, Exception) and not isinstance(error, StorageFailed | OSError)
         try:
-            if kind is not None and issubclass(kind, Exception) and not issubclass(kind, StorageFailed | OSError):
+            if failed or is_early_stop(error):
                 self.wait()
         except StorageFailed as failure:  # the user must see the error that ended the run, and not this one
             logger.warning("%s", failure)

@@ -226,7 +226,8 @@ def train_loop(job: Job, worker: Worker, recorder: Recorder, checkpoints: Checkp
         if evaluates:
             if worker.may_be_stopped:
                 with watch("checkpoint"):
-                    checkpoints.wait()
+                    # Other trials are judged by this evaluation, also after a restart of the sweep.
+                    recorder.save_metrics()
             worker.on_report({"step": done, **metrics})
         if summed.interrupted:
             checkpoints.wait()

@@ -37,7 +37,7 @@ class Worker:
     stops_for_good: Callable[[], bool] = never
     """Whether an interrupted run is not resumed, because its sweep has stopped it."""
     may_be_stopped: bool = False
-    """Whether `on_report` may end the run, and this process, at once."""
+    """Whether `on_report` may end the run. If so, the log of an evaluation is durable before it is reported."""
 
     @property
     def is_first(self) -> bool:

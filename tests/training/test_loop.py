@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ from whole_runs import copy_tokenizer, recorded_until
 
 import raypp
 from raypp.cluster.launch import train
+from raypp.cluster.pipeline import make_job, prepare_plan
+from raypp.cluster.session import Session
+from raypp.cluster.trainer import Supervision, run_job
 from raypp.commands.evaluate_model import evaluate_command
 from raypp.commands.inspection import inspect_command
 from raypp.config import ScoreInitialization, SyntheticSource, TrainSettings
@@ -27,7 +31,7 @@ from raypp.data.batches import plan_epoch
 from raypp.data.features import Features
 from raypp.data.sources import open_source
 from raypp.errors import FailsAgain, WorkersLost
-from raypp.events import PhaseStarted
+from raypp.events import PhaseStarted, ignore
 from raypp.kinds import kind_of
 from raypp.load_config import experiment_from
 from raypp.models.loading import load_pretrained, resolve_model
@@ -35,6 +39,8 @@ from raypp.plan import make_plan
 from raypp.pruning.pruner import initial_scores
 from raypp.seeds import named_seed
 from raypp.tasks import TASKS
+from raypp.training.checkpoint import Checkpoint, Checkpoints
+from raypp.training.metrics_file import whole_records
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -502,6 +508,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(settings: Exp
     assert "learning rates: weights 0.0001, mask 0.01;" in message
     assert len(message.rsplit("rows of the batch: ")[1].split("; ")[0].split(", ")) == 16
     assert "smaller learning rates may help" in message
+
+
+def test_a_trial_reports_an_evaluation_before_its_checkpoint_is_written_and_may_then_be_stopped(
+    settings: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = experiment_from(settings(evaluation={"every_steps": 4}))
+    plan = make_plan(experiment)
+    checkpoints, reported, write = Checkpoints(plan.run / "checkpoints", keep=2), threading.Event(), Checkpoints._write
+
+    def write_after_the_report(self: Checkpoints, checkpoint: Checkpoint, best_step: int | None) -> None:
+        if not reported.wait(60):
+            raise OSError("nothing was reported")
+        write(self, checkpoint, best_step)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert checkpoints.steps() == []
+        assert whole_records(plan.run / "metrics.jsonl")[-1].items() >= metrics.items(), "what decides is on record"
+        reported.set()
+        raise SystemExit(0)  # as Ray Tune does in a report
+
+    monkeypatch.setattr(Checkpoints, "_write", write_after_the_report)
+    with Session(experiment.cluster) as session:
+        job = make_job(plan, prepare_plan(plan, session, ignore), phase="student")
+        with pytest.raises(SystemExit):
+            run_job(job, session, Supervision(ignore, stop, may_be_stopped=True))
+    assert checkpoints.steps() == [4]
 
 
 def test_the_best_at_the_final_density_is_delivered(settings: Experiment) -> None:
