@@ -1,14 +1,15 @@
 """deploy/ for KubeRay, offline; nothing was applied.
 
 Covered: every field that the files use, by name, type, form and necessity, as KubeRay 1.7 and Kubernetes define them,
-written down here in our own words (a field that is not listed is refused); what KubeRay's operator refuses besides; and
-what Ray's own autoscaler reads out of them. Not covered: names that only a cluster knows (image, service account, node
-labels, Secret).
+written down here in our own words (a field that is not listed is refused); what KubeRay's operator refuses besides;
+what Ray's own autoscaler reads out of them; and KubeRay's own definitions, where they are at hand. Not covered: names
+that only a cluster knows (image, service account, node labels, Secret).
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,34 @@ def load(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_field_is_one_and_has_its_form(name: str) -> None:
     assert problems(load(name)) == []
+
+
+def strict(schema: Any) -> Any:
+    """A schema of Kubernetes as JSON Schema, which refuses unknown fields as `kubectl apply` does."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    converted = {name: strict(each) for name, each in schema.items()}
+    if schema.get("x-kubernetes-int-or-string") is True:
+        converted.pop("type", None)
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        converted.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
+    return converted
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kuberay_itself_defines_every_field(name: str) -> None:
+    folder = os.environ.get("KUBERAY_CRDS")
+    if not folder:
+        pytest.skip("KUBERAY_CRDS does not name a copy of KubeRay's helm-chart/kuberay-operator/crds")
+    loaded = load(name)
+    definition = yaml.safe_load(Path(folder, f"ray.io_{loaded['kind'].lower()}s.yaml").read_text())
+    (schema,) = [each["schema"]["openAPIV3Schema"] for each in definition["spec"]["versions"] if each["name"] == "v1"]
+    validator = Draft7Validator(strict(schema))
+    assert [error.message for error in validator.iter_errors(loaded)] == []
+    loaded["spec"]["entrypoints"] = loaded["spec"].pop("rayVersion", None)
+    assert any("'entrypoints' was unexpected" in error.message for error in validator.iter_errors(loaded))
 
 
 @pytest.mark.parametrize("name", FILES)
