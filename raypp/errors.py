@@ -90,9 +90,3 @@ class Interrupted(Exception):
     def __init__(self, step: int) -> None:
         self.step = step
         super().__init__(step)
-
-
-def is_early_stop(error: BaseException | None) -> bool:
-    """Whether the error is Ray Tune's for a trial that its sweep stops early: `SystemExit(0)`. The trial's process may
-    take as long as `deadlines.TUNE_STOP_SECONDS` to end."""
-    return isinstance(error, SystemExit) and error.code == 0

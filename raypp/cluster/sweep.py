@@ -43,8 +43,8 @@ from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, Ph
 from raypp.identity import versions
 from raypp.interrupts import STILL_WAITS, STOPPING
 from raypp.plan_checks import check_device
-from raypp.runs import check_storage_writable, clear_run, locked, write_experiment
-from raypp.storage import Location
+from raypp.runs import LOCK, check_storage_writable, clear_run, locked, write_experiment
+from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
 from raypp.sweeps.record import (
@@ -59,6 +59,7 @@ from raypp.sweeps.result import deliver_sweep, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
 from raypp.sweeps.trial_outcome import outcome_of
+from raypp.training.checkpoint import Checkpoints
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:
@@ -263,11 +264,20 @@ def _run(
         raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()
     for each in plan.trials:
-        if monitor.rows[each.name].state == "stopped":  # Tune may have ended its process before that could tidy up
-            delete_scratch(each.plan.run)
+        if monitor.rows[each.name].state == "stopped":
+            _tidy_stopped(each.plan.run, experiment.cluster.keep_checkpoints)
     advance()
     on_event(PhaseFinished(PHASE))
     return monitor
+
+
+def _tidy_stopped(run: Location, keep: int) -> None:
+    """Removes what the process of a trial that was stopped early has left behind, because Tune did not wait until it
+    had tidied up."""
+    delete_scratch(run)
+    with tidying(run):
+        Checkpoints(run / "checkpoints", keep).delete_incomplete()
+        (run / LOCK).delete()
 
 
 def _build_tuner(

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from raypp.errors import FailsAgain, StorageFailed, is_early_stop
+from raypp.errors import FailsAgain, StorageFailed
 from raypp.storage import Location
 
 logger = logging.getLogger("raypp")
@@ -150,13 +150,12 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        """After an error of the run, and when its sweep stops it early, waits until all checkpoints are written. If the
-        storage has failed or the process must end at once, it does not wait: checkpoints that are not written yet are
-        dropped, and the thread stops before the next file."""
-        failed = isinstance(error, Exception) and not isinstance(error, StorageFailed | OSError)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After an error of the run, waits until all checkpoints are written. If the storage has failed or the process
+        must end at once, it does not wait: checkpoints that are not written yet are dropped, and the thread stops
+        before the next file."""
         try:
-            if failed or is_early_stop(error):
+            if kind is not None and issubclass(kind, Exception) and not issubclass(kind, StorageFailed | OSError):
                 self.wait()
         except StorageFailed as failure:  # the user must see the error that ended the run, and not this one
             logger.warning("%s", failure)
@@ -257,6 +256,12 @@ class Checkpoints:
             if best is None or best["step"] == step or self.read(int(best["step"])) is not None:
                 return checkpoint
         return None
+
+    def delete_incomplete(self) -> None:
+        """Removes what a writer that was killed has left of a checkpoint. Nobody may be writing."""
+        folders = self._folders()
+        for step in folders.keys() - set(_complete(folders)):
+            folders[step].delete()
 
     def _write_all(self, request: _WriteRequest) -> None:
         """Runs on the thread: writes a checkpoint and all that are queued meanwhile. If one fails, the queued ones are

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from raypp.config import Experiment
-from raypp.errors import Interrupted, is_early_stop
+from raypp.errors import Interrupted
 from raypp.events import Message
 from raypp.pruning.weight_statistics import STATISTICS, WeightStatistics
 from raypp.storage import Location
@@ -66,8 +66,11 @@ class Recorder:
         with self._scratch:
             self.metrics.close()
             if kind is not None:
-                # Nothing failed if the sweep stopped the trial early; the trial's workers are then asked to stop.
-                stopped = is_early_stop(error) or (isinstance(error, Interrupted) and self.worker.stops_for_good())
+                # Nothing failed if the sweep stopped the trial early: then Ray Tune ends a trial's own process by
+                # SystemExit(0), and a trial's workers are asked to stop.
+                stopped = (isinstance(error, SystemExit) and error.code == 0) or (
+                    isinstance(error, Interrupted) and self.worker.stops_for_good()
+                )
                 if stopped:
                     self.tracker.summary({"stopped_early": True})
                 self.tracker.finish(0 if stopped else 1)

@@ -167,10 +167,9 @@ def test_a_trial_that_others_of_its_density_are_ahead_of_is_stopped_once_and_for
         assert trial["metric"] == pytest.approx(evaluated[stopped_at or 1.0])
         if stopped_at is not None:
             assert f"at {stopped_at:.0%} of its steps its metric was {trial['metric']:.4f}" in trial["reason"]
-            checkpoint = Path(trial["path"], "checkpoints", f"step-{8 * stopped_at:08.0f}", "manifest.json")
-            assert checkpoint.is_file(), "it could be gone on with"
     stopped = [Path(trial["path"]) for trial in result["trials"] if trial["state"] == "stopped"]
     assert stopped, "the test's settings give none"
+    assert_tidy(tmp_path / "runs")
     for trial in result["trials"]:
         (recorded,) = Path(trial["path"]).glob("wandb/offline-run-*")
         run = read_run(recorded)

@@ -533,7 +533,6 @@ def test_a_trial_reports_an_evaluation_before_its_checkpoint_is_written_and_may_
         job = make_job(plan, prepare_plan(plan, session, ignore), phase="student")
         with pytest.raises(SystemExit):
             run_job(job, session, Supervision(ignore, stop, may_be_stopped=True))
-    assert checkpoints.steps() == [4]
 
 
 def test_the_best_at_the_final_density_is_delivered(settings: Experiment) -> None:
