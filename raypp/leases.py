@@ -58,7 +58,11 @@ class Lease:
             return owner
         self.file.parent.make_folder()
         self._write()
-        time.sleep(SETTLE_SECONDS)
+        try:
+            time.sleep(SETTLE_SECONDS)
+        except BaseException:  # an interrupt
+            self._delete()
+            raise
         content = self._read()
         if not self._is_own(content):
             return content or "just ended"
@@ -75,9 +79,7 @@ class Lease:
         if expires:
             return
         self._thread.join()
-        with tidying(self.file):
-            if self._is_own(self._read()):
-                self.file.delete()
+        self._delete()
 
     def _living_owner(self) -> str | None:
         """The content of the file as soon as its owner gives a sign of life; None if it gives none, or there is no
@@ -128,6 +130,11 @@ class Lease:
     def _write(self) -> None:
         self._beats += 1
         self.file.write_text(json.dumps({**this_process(), "lease": self._token, "beats": self._beats}))
+
+    def _delete(self) -> None:
+        with tidying(self.file):
+            if self._is_own(self._read()):
+                self.file.delete()
 
     def _is_own(self, content: str | None) -> bool:
         return content is not None and self._token in content

@@ -112,6 +112,17 @@ def test_of_many_that_begin_at_once_one_gets_the_run(bucket: Location) -> None:
     assert sorted(got) == ["owner"] + ["refused"] * 7
 
 
+def test_who_is_interrupted_while_it_takes_a_run_leaves_it(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        assert (bucket / "run" / ".lock").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leases.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt), locked(bucket / "run"):
+        pass
+    assert not (bucket / "run" / ".lock").is_file()
+
+
 def test_the_run_of_an_owner_that_was_killed_is_free_after_some_seconds(
     bucket: Location, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
