@@ -198,8 +198,9 @@ def _sweep(options: argparse.Namespace) -> None:
     with Display() as display:
         result = sweep(experiment, fresh=options.fresh, on_event=display.handle, verbose=options.verbose)
     print_front(result)
-    if failed := result["counts"]["failed"]:
-        raise RunFailed(f"{failed} of {len(result['trials'])} trials failed")
+    if failed := [trial for trial in result["trials"] if trial["state"] == "failed"]:
+        error = FailsAgain if all(trial["fails_again"] for trial in failed) else RunFailed
+        raise error(f"{len(failed)} of {len(result['trials'])} trials failed")
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
-from raypp.errors import RunFailed
+from raypp.errors import FailsAgain, RunFailed
 from raypp.evaluation.direction import lower_is_better
 from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore, say
@@ -58,7 +58,7 @@ from raypp.sweeps.record import (
 from raypp.sweeps.result import deliver_sweep, read_delivered
 from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
-from raypp.sweeps.trial_outcome import outcome_of
+from raypp.sweeps.trial_outcome import Failure, outcome_of
 from raypp.training.checkpoint import Checkpoints
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
@@ -91,6 +91,7 @@ def sweep(
 
     Raises:
         ConfigError: a trial's settings, the input or the cluster do not fit; nothing was started.
+        FailsAgain: no trial could be finished, and another call could finish none, either.
         RunFailed: no trial could be finished.
     """
     began = time.monotonic()
@@ -127,7 +128,7 @@ def sweep(
             on_event(PhaseFinished(PHASE, note="finished before"))
             return delivered
         facts: dict[str, Any] = {"overhead_seconds_per_trial": None}
-        failures: dict[str, str] = {}
+        failures: dict[str, Failure] = {}
         written = with_absolute_paths(experiment)
         write_experiment(plan.folder.make_folder(), written, plan.folder.name, versions())
         with SweepClock(plan.folder, began) as spent:
@@ -135,13 +136,18 @@ def sweep(
                 session.start()
                 session.check_resources()
                 monitor = _run(plan, left, ended, experiment, shared)
-                failures = {row.name: row.reason for row in monitor.rows.values() if row.reason is not None}
+                failures = {
+                    row.name: Failure(row.reason, row.fails_again)
+                    for row in monitor.rows.values()
+                    if row.reason is not None
+                }
                 facts["overhead_seconds_per_trial"] = _overhead(monitor)
             results, stopped = read_results(plan.trials), read_stopped(plan.folder)
             if not results:
-                raise RunFailed(
-                    f"no trial could be finished; the first one said: {next(iter(failures.values()), NO_REASON)}"
-                )
+                first = next(iter(failures.values()), Failure(NO_REASON))
+                hopeless = len(failures) == len(plan.trials) and all(each.fails_again for each in failures.values())
+                error = FailsAgain if hopeless else RunFailed
+                raise error(f"no trial could be finished; the first one said: {first.reason}")
             outcomes = [
                 outcome_of(each, results.get(each.name), stopped.get(each.name), failures.get(each.name))
                 for each in plan.trials

@@ -15,7 +15,7 @@ from raypp.cluster.shared_folders import check_seen
 from raypp.cluster.trainer import Supervision, run_job
 from raypp.cluster.trial_report import TrialReport
 from raypp.cluster.worker_quotas import WorkerQuota
-from raypp.errors import ConfigError, Interrupted, RunFailed, StorageFailed, WorkersLost
+from raypp.errors import ConfigError, FailsAgain, Interrupted, RunFailed, StorageFailed, WorkersLost
 from raypp.evaluation.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
@@ -96,7 +96,8 @@ def run_trial(config: dict[str, Any]) -> None:
         while True:  # the command is about to end this process; until then Tune must not start anything else in it
             time.sleep(TUNE_STOP_SECONDS)
     except (RunFailed, ConfigError) as failure:
-        reporter.report(failed=str(failure))  # not raised: Tune would try again, and it would fail again
+        # Not raised: Tune would try again, and it would fail again.
+        reporter.report(failed=str(failure), fails_again=isinstance(failure, FailsAgain))
         return
     finally:
         notice.close()
@@ -172,6 +173,7 @@ class _Reporter:
         work_seconds: float | None = None,
         finished: bool = False,
         failed: str | None = None,
+        fails_again: bool = False,
     ) -> None:
         from ray import tune
 
@@ -188,6 +190,7 @@ class _Reporter:
             work_seconds=work_seconds,
             finished=finished,
             failed=failed,
+            fails_again=fails_again,
         )
         tune.report(asdict(report))
         self.reported = time.monotonic()

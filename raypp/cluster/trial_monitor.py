@@ -32,6 +32,8 @@ class Row:
     metric: float | None = None
     reason: str | None = None
     """Why it failed."""
+    fails_again: bool = False
+    """Whether a later command would fail in the same way."""
     started: float = 0.0
     """When its latest attempt began, on the monotonic clock."""
     first: tuple[float, float] | None = None
@@ -106,7 +108,7 @@ class TrialMonitor(tune.Callback):  # type: ignore[misc]
         if row.fraction and (row.first is None or report.repeated):
             row.first = (time.monotonic(), row.fraction)
         if report.failed is not None:
-            row.state, row.reason = "failed", report.failed
+            row.state, row.reason, row.fails_again = "failed", report.failed, report.fails_again
         if report.finished:
             row.state = "finished"
             if report.work_seconds is not None:

@@ -33,7 +33,9 @@ class TrialReport:
     finished: bool = False
     """Whether the run is finished."""
     failed: str | None = None
-    """Why the run failed, if trying again would not help."""
+    """Why the run failed, if trying again at once would not help."""
+    fails_again: bool = False
+    """Whether a later command would fail in the same way."""
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> TrialReport:

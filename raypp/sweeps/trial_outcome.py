@@ -14,6 +14,15 @@ EndState = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a trial failed."""
+
+    reason: str
+    fails_again: bool = False
+    """Whether the same command would fail in the same way."""
+
+
+@dataclass(frozen=True)
 class TrialOutcome:
     """The outcome of one trial: an element of `trials` in a sweep's result.json."""
 
@@ -40,6 +49,8 @@ class TrialOutcome:
     """Wall-clock time of its training loop, all sessions together; None if it did not finish."""
     reason: str | None = None
     """Why it was stopped or failed."""
+    fails_again: bool = False
+    """Whether it failed in a way that the same command would repeat."""
 
     @property
     def final(self) -> tuple[float, float]:
@@ -51,14 +62,14 @@ class TrialOutcome:
 
 
 def outcome_of(
-    planned: PlannedTrial, result: Mapping[str, Any] | None, stopped: Judgement | None, failure: str | None
+    planned: PlannedTrial, result: Mapping[str, Any] | None, stopped: Judgement | None, failure: Failure | None
 ) -> TrialOutcome:
     """The outcome of a planned trial.
 
     Args:
         result: its result (as in its result.json), if it finished.
         stopped: the judgement that stopped it early, if one did.
-        failure: the reason of its failure, if it failed.
+        failure: None if it did not fail, or failed for an unknown reason.
     """
     trial = planned.trial
     seconds, reason = None, None
@@ -67,7 +78,9 @@ def outcome_of(
         fraction, metric, density = 1.0, result["metrics"][result["headline"]], result["density"]["linear"]
         seconds = result["seconds"]
     else:
-        state, reason = ("failed", failure) if stopped is None else ("stopped", str(stopped))
+        state, reason = (
+            ("failed", failure.reason if failure else None) if stopped is None else ("stopped", str(stopped))
+        )
         evaluations = evaluations_of(planned)
         fraction, metric, density = evaluations[-1] if evaluations else (0.0, None, None)
     return TrialOutcome(
@@ -83,4 +96,5 @@ def outcome_of(
         fraction=fraction,
         seconds=seconds,
         reason=reason,
+        fails_again=state == "failed" and failure is not None and failure.fails_again,
     )

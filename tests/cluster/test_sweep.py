@@ -205,12 +205,14 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert shown.err.count("is tried again from its last checkpoint") == 1
     assert f"{broken.name} is tried again from its last checkpoint" in shown.err
     assert "raypp: 3 of 4 trials failed" in shown.err
+    assert "raypp: the same command resumes" in shown.err
     (reason,) = [line for line in shown.out.splitlines() if line.startswith(f"failed: {broken}: ")]
     assert f"{broken} cannot be written to, or its input cannot be read" in reason
     result = sweep_result(tmp_path / "runs")
     assert [trial["state"] for trial in result["trials"]] == ["failed", "finished", "failed", "failed"]
     for trial in result["trials"][2:]:
         assert "the loss or the gradient is not finite" in trial["reason"]
+    assert [trial["fails_again"] for trial in result["trials"]] == [False, False, True, True]
     untouched = (other / "result.json").stat().st_mtime_ns
 
     (broken / "checkpoints").unlink()
@@ -223,6 +225,11 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_others_go_on(
     assert {event.state for event in shown_trials if event.trial == other.name} == {"finished"}, (
         "shown, and not run again"
     )
+    assert main(["sweep", str(experiment)]) == 1
+    shown = capsys.readouterr()
+    assert "raypp: 2 of 4 trials failed" in shown.err
+    assert "raypp: the same command would fail again" in shown.err
+    assert "resumes" not in shown.err.partition("2 of 4 trials failed")[2]
     of_mended = [event for event in shown_trials if event.trial == broken.name]
     assert list(dict.fromkeys(event.state for event in of_mended)) == ["waiting", "running", "finished"]
     last = of_mended[-1]
