@@ -24,6 +24,11 @@ from safetensors.numpy import load_file
 
 DEADLINE_SECONDS = 600  # of each wait
 TEST_SECONDS = 3 * DEADLINE_SECONDS  # pytest's own limit, for tests that wait more than once
+# Within which nothing of a command may be left, once it has ended: what is left longer than that, nothing ends. A
+# command that ends by itself, interrupted or not, ends its Ray first, and what it started needs some seconds at most.
+# Nothing ends the Ray of a command that was killed: its processes notice it one after another, the last after 90 s.
+LEFT_SECONDS = 30
+LEFT_OF_KILLED_SECONDS = 120
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
@@ -143,10 +148,10 @@ class Command:
     home: Path
     """What its Ray keeps: by it, its processes are known."""
 
-    def processes(self, title: str = "") -> list[int]:
-        """Process ids of those that it started, itself among them, whose command line holds `title`."""
+    def processes(self, title: str = "") -> dict[int, str]:
+        """Command lines of those that it started, itself among them, that hold `title`, by process id."""
         home = str(self.home)
-        found = []
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -154,7 +159,7 @@ class Command:
                     continue
                 is_mine = home.encode() in (folder / "environ").read_bytes()
                 if is_mine or any(name.startswith(home) for name in open_files(folder)):
-                    found.append(int(folder.name))
+                    found[int(folder.name)] = line
             except OSError:  # it has ended
                 continue
         return found
@@ -171,10 +176,24 @@ class Command:
         return found[0]  # of the look that saw it: by the next one it may have ended
 
     def end(self) -> tuple[int, str]:
-        """Exit status, and what was printed; by then, or soon after, no process is left."""
-        output, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
-        wait_for(lambda: not self.processes(), f"the processes to end: {self.processes()}")
-        return self.process.returncode, output
+        """Exit status, and what was printed; soon after it has ended, no process is left."""
+        printed: list[str] = []
+
+        def read() -> None:
+            assert self.process.stdout is not None
+            printed.append(self.process.stdout.read())  # what outlives the command may print as well
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        status = self.process.wait(timeout=DEADLINE_SECONDS)
+        ended = time.monotonic()
+        seconds = LEFT_OF_KILLED_SECONDS if status < 0 else LEFT_SECONDS
+        while left := self.processes():
+            assert time.monotonic() < ended + seconds, f"left {seconds} s after the end, which was {status}: {left}"
+            time.sleep(0.02)
+        print(f"nothing is left {time.monotonic() - ended:.1f} s after the end of a command, which was {status}")
+        reader.join()
+        return status, printed[0]
 
 
 @contextmanager
