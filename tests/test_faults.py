@@ -145,11 +145,11 @@ def test_an_interrupted_run_saves_the_step_it_is_at(
     assert "stopping: the current step is saved first" in shown
     assert f"raypp: interrupted after step {done}, which is saved" in shown
     assert "the same command resumes from the last checkpoint: raypp train" in shown
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
     assert run(experiment, tmp_path) == 0
     assert resumed_after(said()) == done, "no step is done twice"
     assert_same(outcome(only_run(tmp_path)), expected)
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_second_interrupt_does_not_wait(workers: int, trains: bool, experiment
     assert "raypp: interrupted" in output
     assert "from the last checkpoint: raypp train" in output
     assert run(experiment, tmp_path) == 0
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 def test_an_interrupt_does_not_wait_for_the_check_of_the_input(
@@ -221,7 +221,7 @@ def test_a_checkpoint_that_was_cut_short_and_features_with_a_flipped_bit_are_sai
     assert resumed_after(shown) == int(before.name.removeprefix("step-"))
     assert not part.exists()
     assert_same(outcome(only_run(tmp_path)), expected)
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     assert run(experiment, disk / "runs") == 0
     assert resumed_after(said()) > 0
     assert_same(outcome(only_run(disk / "runs")), expected)
-    assert_tidy(disk / "runs")
+    assert_tidy(disk / "runs", experiment.parent / "store")
 
 
 def test_storage_that_cannot_be_written_is_refused_before_anything_starts(
@@ -454,7 +454,7 @@ def test_storage_that_fails_for_a_while_is_waited_for(
     assert "No space left on device" in shown
     assert "trying again for" in shown
     assert_same(outcome(only_run(disk / "runs")), expected)
-    assert_tidy(disk / "runs")
+    assert_tidy(disk / "runs", experiment.parent / "store")
 
 
 def test_files_that_ray_train_left_of_a_killed_command_are_removed(

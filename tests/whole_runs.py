@@ -22,6 +22,8 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file
 
+from raypp.store import LAYOUT, MANIFEST
+
 DEADLINE_SECONDS = 600  # of each wait
 TEST_SECONDS = 3 * DEADLINE_SECONDS  # pytest's own limit, for tests that wait more than once
 # Within which nothing of a command may be left, once it has ended: what is left longer than that, nothing ends. A
@@ -108,11 +110,28 @@ def assert_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         assert np.array_equal(value, second[1][name]), name
 
 
-def assert_tidy(storage: Path) -> None:
-    """No lock, no temporary file, no half-written checkpoint and nothing of Ray Train's is left."""
-    left = [path for path in storage.rglob("*") if path.name in (".lock", "ray") or path.suffix == ".tmp"]
-    left += [folder for folder in storage.glob("*/*/checkpoints/*") if not (folder / "manifest.json").is_file()]
-    assert left == []
+def assert_tidy(*folders: Path) -> None:
+    """No lock, no temporary file, no half-written checkpoint or artifact and nothing of Ray Train's is left.
+
+    Args:
+        folders: storages and stores. A store in a storage is looked at with it.
+    """
+    left: list[Path] = []
+    for folder in folders:
+        assert folder.is_dir(), folder
+        left += [path for path in folder.rglob("*") if path.name in (".lock", "ray") or path.suffix == ".tmp"]
+        left += [path for path in folder.rglob("checkpoints/*") if not (path / MANIFEST).is_file()]
+        left += [path for path in folder.rglob(f"{LAYOUT}/*/*/*") if not is_whole(path)]
+    assert not left, left
+
+
+def is_whole(build: Path) -> bool:
+    """Whether a build in the store is finished, and has all files of its artifact and no other."""
+    if not (build / MANIFEST).is_file():
+        return False
+    files = json.loads((build / MANIFEST).read_text())["files"]
+    sizes = {file["name"]: file["num_bytes"] for file in files}
+    return sizes == {path.name: path.stat().st_size for path in build.iterdir() if path.name != MANIFEST}
 
 
 def recorded_until(run: Path, step: int) -> list[str]:
