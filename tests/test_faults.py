@@ -347,9 +347,8 @@ FAILURES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "workers"), [("a full disk", 0), ("a disk that went read-only", 0), ("a full disk", 1)]
-)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", FAILURES)
 def test_storage_that_fails_for_good_ends_a_run_that_loses_nothing(
     name: str,
     workers: int,
@@ -476,24 +475,58 @@ def test_files_that_ray_train_left_of_a_killed_command_are_removed(
     assert left.is_file(), "another process holds the run, and its workers may still write there"
 
 
+def wait_for_beginning(storage: Path) -> None:
+    wait_for(lambda: bool(list(storage.glob("*/*/experiment.yaml"))), "the run to begin")
+
+
+def assert_clock_was_set_back(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert result["perf"]["perf/seconds_to_first_step"] == 0, "it was set back before the first step"
+    assert result["seconds"] > 0
+    assert min(result["perf"].values()) >= 0
+
+
 def test_a_clock_that_is_set_back_changes_nothing(
     experiment: Path, expected: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = time.time
 
-    def set_back() -> None:
-        monkeypatch.setattr(time, "time", lambda: shown() - 3600)
-
     def watch() -> None:
-        wait_for(lambda: bool(list(tmp_path.glob("*/*/experiment.yaml"))), "the run to begin")
-        set_back()
+        wait_for_beginning(tmp_path)
+        monkeypatch.setattr(time, "time", lambda: shown() - 3600)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     assert run(experiment, tmp_path) == 0
     thread.join()
-    result = json.loads((only_run(tmp_path) / "result.json").read_text())
-    assert result["perf"]["perf/seconds_to_first_step"] == 0, "it was set back before the first step"
-    assert result["seconds"] > 0
-    assert min(result["perf"].values()) >= 0
+    assert_clock_was_set_back(only_run(tmp_path))
     assert_same(outcome(only_run(tmp_path)), expected)
+
+
+# Python imports a module of this name when it starts: here in the command, in its workers and in what else of Ray is
+# written in Python.
+CLOCK = """
+import pathlib, time
+shown, set_back = time.time, pathlib.Path({path!r})
+time.time = lambda: shown() - 3600 * set_back.exists()
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_changes_nothing_for_a_worker(
+    experiment: Path, expected: tuple[object, ...], tmp_path: Path
+) -> None:
+    modules, set_back, storage = tmp_path / "modules", tmp_path / "set back", tmp_path / "runs"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(CLOCK.format(path=str(set_back)))
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))}
+    words = ("train", experiment, f"cluster.storage={storage}", "cluster.workers=1", "cluster.cpus_per_worker=1")
+    with started(*words, environment=environment) as command:
+        wait_for_beginning(storage)
+        set_back.touch()
+        status, output = command.end()
+    assert status == 0, output
+    assert "was lost" not in output
+    assert_clock_was_set_back(only_run(storage))
+    assert_same(outcome(only_run(storage)), expected)
+    assert_tidy(storage, experiment.parent / "store")

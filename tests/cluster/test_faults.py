@@ -514,9 +514,12 @@ UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("dies", [False, True], ids=["W&B cannot be reached", "W&B's process is killed"])
-def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
+def test_a_run_goes_on_without_wandb(
+    dies: bool, workers: int, experiment: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    words = ("train", experiment, f"cluster.storage={tmp_path}", f"cluster.workers={workers}")
     how = ("tracking.wandb=offline",) if dies else ("tracking.wandb=online",)
     with started(*words, *how, environment={} if dies else UNREACHABLE) as command:
         if dies:
@@ -526,6 +529,7 @@ def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: 
     assert status == 0, output
     said = "recording stopped, the run continues" if dies else "is recorded offline"
     assert " ".join(output.split()).count(said) == 1, "said once"
+    assert "was lost" not in output
     assert "Traceback" not in output
-    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))
+    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(workers)))
     assert_tidy(tmp_path, experiment.parent / "store")
