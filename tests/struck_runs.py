@@ -128,7 +128,11 @@ def wait_for_new_step(storage: Path, done: int) -> float:
 
 
 def assert_recovers(fault: Fault, experiment: Path, undisturbed: Path, storage: Path, middle: int = MIDDLE) -> Recovery:
-    """A run that a fault strikes comes to the result of the undisturbed one, by itself or by the same command."""
+    """A run that a fault strikes comes to the result of the undisturbed one, by itself or by the same command.
+
+    Args:
+        experiment: its store lies next to it.
+    """
     words = ("train", experiment, *fault.overrides)
     words += (f"cluster.storage={storage}", f"cluster.workers={fault.workers}")
     with started(*words) as command:
@@ -156,5 +160,5 @@ def assert_recovers(fault: Fault, experiment: Path, undisturbed: Path, storage: 
     recovery = Recovery(seconds, done - resumed_after(output))
     assert recovery.twice == 0 if fault.saves else recovery.twice < done, "it goes on from a checkpoint"
     assert_same(outcome(only_run(storage)), outcome(undisturbed))
-    assert_tidy(storage)
+    assert_tidy(storage, experiment.parent / "store")
     return recovery

@@ -22,8 +22,15 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file
 
+from raypp.store import LAYOUT, MANIFEST
+
 DEADLINE_SECONDS = 600  # of each wait
 TEST_SECONDS = 3 * DEADLINE_SECONDS  # pytest's own limit, for tests that wait more than once
+# Within which nothing of a command may be left, once it has ended: what is left longer than that, nothing ends. A
+# command that ends by itself, interrupted or not, ends its Ray first, and what it started needs some seconds at most.
+# Nothing ends the Ray of a command that was killed: its processes notice it one after another, the last after 90 s.
+LEFT_SECONDS = 30
+LEFT_OF_KILLED_SECONDS = 120
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
@@ -103,11 +110,28 @@ def assert_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         assert np.array_equal(value, second[1][name]), name
 
 
-def assert_tidy(storage: Path) -> None:
-    """No lock, no temporary file, no half-written checkpoint and nothing of Ray Train's is left."""
-    left = [path for path in storage.rglob("*") if path.name in (".lock", "ray") or path.suffix == ".tmp"]
-    left += [folder for folder in storage.glob("*/*/checkpoints/*") if not (folder / "manifest.json").is_file()]
-    assert left == []
+def assert_tidy(*folders: Path) -> None:
+    """No lock, no temporary file, no half-written checkpoint or artifact and nothing of Ray Train's is left.
+
+    Args:
+        folders: storages and stores. A store in a storage is looked at with it.
+    """
+    left: list[Path] = []
+    for folder in folders:
+        assert folder.is_dir(), folder
+        left += [path for path in folder.rglob("*") if path.name in (".lock", "ray") or path.suffix == ".tmp"]
+        left += [path for path in folder.rglob("checkpoints/*") if not (path / MANIFEST).is_file()]
+        left += [path for path in folder.rglob(f"{LAYOUT}/*/*/*") if not is_whole(path)]
+    assert not left, left
+
+
+def is_whole(build: Path) -> bool:
+    """Whether a build in the store is finished, and has all files of its artifact and no other."""
+    if not (build / MANIFEST).is_file():
+        return False
+    files = json.loads((build / MANIFEST).read_text())["files"]
+    sizes = {file["name"]: file["num_bytes"] for file in files}
+    return sizes == {path.name: path.stat().st_size for path in build.iterdir() if path.name != MANIFEST}
 
 
 def recorded_until(run: Path, step: int) -> list[str]:
@@ -143,10 +167,10 @@ class Command:
     home: Path
     """What its Ray keeps: by it, its processes are known."""
 
-    def processes(self, title: str = "") -> list[int]:
-        """Process ids of those that it started, itself among them, whose command line holds `title`."""
+    def processes(self, title: str = "") -> dict[int, str]:
+        """Command lines of those that it started, itself among them, that hold `title`, by process id."""
         home = str(self.home)
-        found = []
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -154,7 +178,7 @@ class Command:
                     continue
                 is_mine = home.encode() in (folder / "environ").read_bytes()
                 if is_mine or any(name.startswith(home) for name in open_files(folder)):
-                    found.append(int(folder.name))
+                    found[int(folder.name)] = line
             except OSError:  # it has ended
                 continue
         return found
@@ -171,10 +195,24 @@ class Command:
         return found[0]  # of the look that saw it: by the next one it may have ended
 
     def end(self) -> tuple[int, str]:
-        """Exit status, and what was printed; by then, or soon after, no process is left."""
-        output, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
-        wait_for(lambda: not self.processes(), f"the processes to end: {self.processes()}")
-        return self.process.returncode, output
+        """Exit status, and what was printed; soon after it has ended, no process is left."""
+        printed: list[str] = []
+
+        def read() -> None:
+            assert self.process.stdout is not None
+            printed.append(self.process.stdout.read())  # what outlives the command may print as well
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        status = self.process.wait(timeout=DEADLINE_SECONDS)
+        ended = time.monotonic()
+        seconds = LEFT_OF_KILLED_SECONDS if status < 0 else LEFT_SECONDS
+        while left := self.processes():
+            assert time.monotonic() < ended + seconds, f"left {seconds} s after the end, which was {status}: {left}"
+            time.sleep(0.02)
+        print(f"nothing is left {time.monotonic() - ended:.1f} s after the end of a command, which was {status}")
+        reader.join()
+        return status, printed[0]
 
 
 @contextmanager

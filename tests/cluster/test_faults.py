@@ -192,6 +192,7 @@ def test_a_killed_process_of_ray_data_changes_nothing_that_is_prepared(
     assert found.keys() == prepared.keys()
     for name, table in prepared.items():
         assert found[name] == table, name
+    assert_tidy(tmp_path)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_a_run_whose_node_goes_away_goes_on_on_another(
     recovery.tell(record_property)
     assert recovery.twice == 0 if warned else recovery.twice < done
     assert_same(outcome(only_run(tmp_path)), expected)
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 ORPHAN_SECONDS = 60  # within which nothing of a killed command may be left on a cluster that outlives it
@@ -317,7 +318,7 @@ def test_a_cluster_keeps_nothing_of_a_command_that_was_killed(
     recovery.tell(record_property)
     assert recovery.twice < done
     assert_same(outcome(only_run(tmp_path)), expected)
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------
@@ -380,7 +381,7 @@ def test_a_sweep(
     recovery.tell(record_property)
     assert recovery.twice == 0 if ends else recovery.twice < done
     assert_same(outcome(only_run(storage)), expected)
-    assert_tidy(storage)
+    assert_tidy(storage, experiment.parent / "store")
 
 
 @pytest.mark.slow
@@ -401,7 +402,7 @@ def test_a_second_interrupt_of_a_sweep_does_not_wait(workers: int, experiment: P
     assert RESUMES.replace("train", "sweep") in output
     assert "Traceback" not in output
     assert resumed_after(run_command(*words)) > 0
-    assert_tidy(storage)
+    assert_tidy(storage, experiment.parent / "store")
 
 
 @pytest.mark.slow
@@ -426,7 +427,7 @@ def test_a_step_that_takes_long_to_save_is_waited_for(verb: str, title: str, exp
     assert status == 130, output
     done = steps_of(storage)
     assert resumed_after(run_command(*words)) == done, "no step is done twice"
-    assert_tidy(storage)
+    assert_tidy(storage, experiment.parent / "store")
 
 
 def node_of_trial(cluster: Any, storage: Path) -> Any:
@@ -466,7 +467,7 @@ def test_a_trial_goes_elsewhere_however_often_its_node_is_taken_away(
     assert len(saved) == 2, shown
     assert saved == re.findall(r"resumes after step (\d+)", shown)
     assert_same(outcome(only_run(storage)), expected)
-    assert_tidy(storage)
+    assert_tidy(storage, experiment.parent / "store")
 
 
 # --- what is not a death ---------------------------------------------------------------------------------------------
@@ -484,7 +485,7 @@ def test_of_two_commands_that_start_the_same_run_the_second_says_so(
     assert re.search(r"another process \(\{.*\}\) works on", " ".join(said.split())), said
     assert "Traceback" not in said
     assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 @pytest.mark.slow
@@ -506,16 +507,19 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: 
     assert RESUMES not in output
     assert "resumes after" not in output, "nothing is tried again"
     assert "Traceback" not in output
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 UNREACHABLE = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("dies", [False, True], ids=["W&B cannot be reached", "W&B's process is killed"])
-def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    words = ("train", experiment, f"cluster.storage={tmp_path}", "cluster.workers=0")
+def test_a_run_goes_on_without_wandb(
+    dies: bool, workers: int, experiment: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    words = ("train", experiment, f"cluster.storage={tmp_path}", f"cluster.workers={workers}")
     how = ("tracking.wandb=offline",) if dies else ("tracking.wandb=online",)
     with started(*words, *how, environment={} if dies else UNREACHABLE) as command:
         if dies:
@@ -525,5 +529,7 @@ def test_a_run_goes_on_without_wandb(dies: bool, experiment: Path, undisturbed: 
     assert status == 0, output
     said = "recording stopped, the run continues" if dies else "is recorded offline"
     assert " ".join(output.split()).count(said) == 1, "said once"
+    assert "was lost" not in output
     assert "Traceback" not in output
-    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(0)))
+    assert_same(outcome(only_run(tmp_path)), outcome(undisturbed(workers)))
+    assert_tidy(tmp_path, experiment.parent / "store")

@@ -38,6 +38,7 @@ from raypp.corpus.blocks import TOKEN_COUNTS
 from raypp.corpus.streamed import GROUP_BLOCKS
 from raypp.kinds import kind_of
 from raypp.models.loading import load_pretrained
+from raypp.store import ABANDONED_AFTER_SECONDS
 from raypp.tasks import resolve_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
@@ -161,7 +162,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     np.testing.assert_allclose(found, wanted, rtol=1e-2)
     neighbours = np.abs(np.diff(wanted)) / wanted[:-1]
     assert np.median(neighbours) > 1e-2, "another batch has another loss"
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")
 
 
 # --- the corpus ------------------------------------------------------------------------------------------------------
@@ -190,9 +191,23 @@ def cutting(corpus: Path, store: Path) -> tuple[str, ...]:
     return (*data, f"cluster.store={store}", f"cluster.storage={store.parent / 'runs'}")
 
 
-@pytest.mark.parametrize("dies", ["a process of Ray Data", "the driver"])
-def test_what_dies_while_a_corpus_is_cut_changes_no_block(
-    dies: str,
+def age(build: Path) -> None:
+    """As if nothing had been written to a build for more than a day."""
+    seconds = time.time() - ABANDONED_AFTER_SECONDS - 60
+    aged = build.rename(build.with_name(f"{int(seconds * 1000):013d}-{build.name.partition('-')[2]}"))
+    for file in aged.iterdir():
+        os.utime(file, (seconds, seconds))
+
+
+@pytest.mark.parametrize(
+    ("title", "number", "ends"),
+    [("_cut_part", signal.SIGKILL, 0), (None, signal.SIGKILL, -signal.SIGKILL), (None, signal.SIGTERM, 130)],
+    ids=["a process of Ray Data is killed", "the driver is killed", "SIGTERM"],
+)
+def test_what_ends_while_a_corpus_is_cut_changes_no_block(
+    title: str | None,
+    number: signal.Signals,
+    ends: int,
     experiment: Path,
     corpus: Path,
     cut: dict[str, tuple[pa.Table, bytes]],
@@ -202,15 +217,18 @@ def test_what_dies_while_a_corpus_is_cut_changes_no_block(
     words = ("prepare", experiment, *cutting(corpus, tmp_path / "store"))
     with started(*words) as command:
         victim = command.one_of("_cut_part")
-        os.kill(victim if dies != "the driver" else command.process.pid, signal.SIGKILL)
+        os.kill(victim if title else command.process.pid, number)
         began = time.monotonic()
         status, output = command.end()
-    if dies == "the driver":
-        assert status == -signal.SIGKILL
+    assert status == ends, output
+    if ends:
         assert not list(tmp_path.rglob("manifest.json")), "nothing is believed to be whole"
-        output = run_command(*words)
-    else:
-        assert status == 0, output
+        builds = list(tmp_path.glob("store/v1/*/*/*"))
+        assert len(builds) == (1 if number == signal.SIGKILL else 0), "only who is killed leaves something"
+        for build in builds:  # a younger one may be at work: it is left for a day
+            age(build)
+        began = time.monotonic()
+        run_command(*words)
     Recovery(time.monotonic() - began, 0).tell(record_property)
     found = blocks_of(tmp_path / "store")
     assert found.keys() == cut.keys()
@@ -218,6 +236,7 @@ def test_what_dies_while_a_corpus_is_cut_changes_no_block(
         assert len(table) > 1000
         assert found[key][0] == table, "the same blocks, in the source's order"
         assert found[key][1] == counts
+    assert_tidy(tmp_path)
 
 
 # --- what is not a death ---------------------------------------------------------------------------------------------
@@ -234,4 +253,4 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once(workers: int, experiment: 
     assert "resumes after" not in output, "nothing is tried again"
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("result.json"))
-    assert_tidy(tmp_path)
+    assert_tidy(tmp_path, experiment.parent / "store")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
@@ -143,6 +143,11 @@ def headline(run: Path) -> float:
     return float(result["metrics"][result["headline"]])
 
 
+def loss_at_the_end(run: Path) -> float:
+    """The mean over the last epoch of the classifier, which is at chance: it has the same accuracy with every seed."""
+    return float(np.mean(losses(run)[-60:]))
+
+
 SHORT = ("train.max_steps=20", "evaluation.every_steps=20")
 SWEEP = """
 sweep:
@@ -205,18 +210,19 @@ def test_workers_wait_for_resources_that_others_hold(nodes: Nodes, experiment: P
 
 
 @pytest.mark.parametrize(
-    ("experiment", "steps", "spread"),
+    ("experiment", "steps", "final"),
     [
-        (EXPERIMENT, ("step", "train/epoch", "train/learning_rate", "prune/requested_density"), {"abs": 0.05}),
-        (LANGUAGE_MODELING, ("step", "train/epoch", "train/learning_rate"), {"rel": 0.05}),
+        (EXPERIMENT, ("step", "train/epoch", "train/learning_rate", "prune/requested_density"), loss_at_the_end),
+        (LANGUAGE_MODELING, ("step", "train/epoch", "train/learning_rate"), headline),
     ],
     indirect=["experiment"],
     ids=["a pruned classifier", "a language model"],
 )
 def test_a_run_goes_on_with_fewer_workers_and_grows_again(
-    nodes: Nodes, experiment: Path, steps: tuple[str, ...], spread: dict[str, float], tmp_path: Path
+    nodes: Nodes, experiment: Path, steps: tuple[str, ...], final: Callable[[Path], float], tmp_path: Path
 ) -> None:
-    """The steps are the same ones, whoever computes them: the same batches and schedule, the same losses."""
+    """The steps are the same ones, whoever computes them: the same batches and schedule, the same losses. What the run
+    comes to differs by less than with other seeds."""
     nodes.add()
     second = nodes.add()
     run_command(
@@ -254,8 +260,15 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(
     np.testing.assert_allclose(losses(run)[: shrunk + 20], expected[: shrunk + 20], rtol=2e-4)
     # By then the other order of adding up has had its effect: what is computed is the same, and digits are lost.
     np.testing.assert_allclose(losses(run)[grown : grown + 20], expected[grown : grown + 20], rtol=2e-2)
-    assert headline(run) == pytest.approx(headline(undisturbed), **spread)
-    assert_tidy(storage)
+    by_seed = [final(undisturbed)]
+    for seed in (43, 44):
+        other = tmp_path / f"seed-{seed}"
+        run_command("train", experiment, f"train.seed={seed}", "cluster.workers=0", f"cluster.storage={other}")
+        by_seed.append(final(only_run(other)))
+    difference, spread = abs(final(run) - final(undisturbed)), max(by_seed) - min(by_seed)
+    print(f"differs by {difference} from the undisturbed run, and seeds by {spread}")
+    assert difference <= spread
+    assert_tidy(storage, tmp_path / "store")
 
 
 def trials_of(storage: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import TEST_SECONDS, run_command, started, wait_for
+from whole_runs import TEST_SECONDS, assert_tidy, run_command, started, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(TEST_SECONDS)]
 
@@ -88,3 +88,4 @@ def test_a_killed_command_changes_nothing(search: str, tmp_path: Path, minilm_di
     assert before < spent < before + time.monotonic() - began, "the seconds of the killed command count as well"
     assert outcome(killed) == outcome(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished trials are taken as they are"
+    assert_tidy(killed / "runs")
