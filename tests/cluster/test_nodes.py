@@ -209,6 +209,7 @@ def test_workers_wait_for_resources_that_others_hold(nodes: Nodes, experiment: P
 # --- workers that come and go ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(2 * TEST_SECONDS)  # four runs
 @pytest.mark.parametrize(
     ("experiment", "steps", "final"),
     [
