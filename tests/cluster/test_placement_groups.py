@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 WORKER = {"CPU": 1.0}
 
 
+@pytest.mark.slow
 def test_resources_that_others_hold_are_not_granted_until_they_are_freed() -> None:
     before = held()
     others = placement_group([{"CPU": 3}])

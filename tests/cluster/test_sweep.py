@@ -250,6 +250,7 @@ class Failing:
             raise OSError("the terminal is gone")
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_under_its_trials_ends_them_first(experiment: Path, tmp_path: Path) -> None:
     """Else Ray would be shut down under Tune's feet, upon which it ends the process."""
     sweep_of_one = {"space": {DENSITY: {"choice": [0.5]}}}
