@@ -24,25 +24,7 @@ from raypp.config import ALTERNATIVES, Experiment, method_name
 from raypp.config.fields import DISCRIMINATORS, PATH_FIELDS
 from raypp.config.findings import sentences
 from raypp.errors import ConfigError
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars: `3e-5` is a float, `off` is text; no dates, no sexagesimals."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":int", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
-    list("-+.0123456789"),
-)
+from raypp.yaml_text import Loader, dump_yaml, load_yaml
 
 
 @dataclass
@@ -119,8 +101,9 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"{path}: cannot be read: {reason}; give the path of an experiment file") from None
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
         tree = _Tree({})
         problems = list(_walk(node, "", path, tree.places))
@@ -134,7 +117,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     tree.values.pop("provenance", None)  # recorded in the experiment.yaml of a run or sweep; not a setting
     base = tree.values.pop("base", None)
     if base is None:
@@ -146,17 +130,25 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> _Tree:
 
 
 def _walk(node: yaml.Node | None, prefix: str, path: Path, places: dict[str, str]) -> Iterator[str]:
-    """Records the line of every field in `places`; yields a problem for each duplicate key."""
+    """Records the line of every field in `places`; yields a problem for each key that is not text or is a duplicate."""
+    children: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
         for key, value in node.value:
-            name = f"{prefix}{key.value}"
             place = f"{path}:{key.start_mark.line + 1}"
-            if key.value in seen:
-                yield f"{place}: {name}: duplicate key in this section; keep one"
-            seen.add(key.value)
-            places[name] = place
-            yield from _walk(value, f"{name}.", path, places)
+            if not isinstance(key, yaml.ScalarNode):
+                yield (
+                    f"{place}: {prefix.removesuffix('.') or 'the file'}: a key must be text, not a list or mapping; a "
+                    "variable is written ${NAME}"
+                )
+                continue
+            if any(key.value == other for other, *_ in children):
+                yield f"{place}: {prefix}{key.value}: duplicate key in this section; keep one"
+            children.append((key.value, key, value))
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(str(index), item, item) for index, item in enumerate(node.value)]
+    for name, at, value in children:
+        places[f"{prefix}{name}"] = f"{path}:{at.start_mark.line + 1}"
+        yield from _walk(value, f"{prefix}{name}.", path, places)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +189,7 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
             problems.append(f"{override!r}: an override is written section.field=value, for example train.epochs=2")
             continue
         try:
-            given.append((name, yaml.load(text, _Loader), override))
+            given.append((name, load_yaml(text), override))
         except yaml.YAMLError:
             problems.append(f"{override!r}: the value is not valid YAML: {text!r}")
     for name, value, override in given:
@@ -205,7 +197,7 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> list[str]:
     if problems:
         return problems
     for name, (value, override) in {name: (value, override) for name, value, override in given}.items():
-        # A later override may change fields of a section, replace null, or give the alternative of a setting.
+        # A later override may change fields of a section, replace null, or give the setting again or its alternative.
         if value is None or isinstance(value, dict) or any(name.split(".")[-1] in pair for pair in ALTERNATIVES):
             continue
         if within(tree.values, name.split(".")) != value:
@@ -220,8 +212,7 @@ def as_yaml(value: Any) -> str:
     """The value of a setting on one line, as it is written in a file or an override."""
     if isinstance(value, str | float | int) and not isinstance(value, bool):
         return str(value)
-    line = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
-    return str(line).removesuffix("\n...\n").strip()
+    return dump_yaml(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
 
 
 def within(value: Any, parts: Iterable[str]) -> Any:
@@ -244,8 +235,16 @@ def _change(tree: _Tree, name: str, value: Any, override: str, *, whole: bool = 
     if whole and isinstance(value, dict):
         tree.values = _merge(tree.values, _nested(name, None))
     tree.values = _merge(tree.values, _nested(name, value))
-    tree.places[name] = "override"
+    _place_override(tree, name, value)
     return []
+
+
+def _place_override(tree: _Tree, name: str, value: Any) -> None:
+    """Records that a field, and all that is in its value, was written in an override."""
+    tree.places[name] = "override"
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        _place_override(tree, f"{name}.{key}", each)
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from raypp.config import Experiment
 from raypp.errors import ConfigError, StorageFailed
 from raypp.leases import Lease, this_process
 from raypp.storage import Location, is_definite
+from raypp.yaml_text import dump_yaml, load_yaml
 
 logger = logging.getLogger("raypp")
 
@@ -103,7 +104,7 @@ def write_experiment(folder: Location, experiment: Experiment, digest: str, vers
     provenance = {"identity": digest, "versions": dict(versions)}
     content = {**experiment.model_dump(mode="json"), "provenance": provenance}
     header = "# The resolved experiment. `provenance` is a record and not a setting.\n"
-    (folder / "experiment.yaml").write_text(header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    (folder / "experiment.yaml").write_text(header + dump_yaml(content))
 
 
 def clear_run(run: Location) -> None:
@@ -127,7 +128,7 @@ def recorded_settings(run: Location) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     file = run / "experiment.yaml"
     try:
-        values = dict(yaml.safe_load(file.read_text()))
+        values = dict(load_yaml(file.read_text()))
         return values, dict(values.pop("provenance"))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(

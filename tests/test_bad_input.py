@@ -137,7 +137,7 @@ PRUNING = {"method": "topk", "final_density": 0.5}
 CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "unknown task": (lambda w: w.set("task", "mprc"), ("task", "'mprc'", "did you mean 'mrpc'", "cola")),
     "misspelt field": (lambda w: w.set("train.epoch", 1), ("train.epoch", "did you mean 'epochs'")),
-    "wrong type": (lambda w: w.set("train.batch_size", "many"), ("train.batch_size", "'many'", "integer")),
+    "wrong type": (lambda w: w.set("train.batch_size", "many"), ("train.batch_size", "'many'", "whole number")),
     "out of range": (lambda w: w.set("pruning", PRUNING | {"final_density": 1.5}), ("final_density", "1.5", "1")),
     "field of another method": (
         lambda w: w.set("pruning", PRUNING | {"final_threshold": 0.1}),
@@ -249,7 +249,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "three layers in a pair": (
         lambda w: following(w, hidden_weight=1, hidden_layers=[[1, 2, 3]]),
-        ("distillation.hidden_layers.0", "2 items"),
+        ("distillation.hidden_layers.0", "at most 2 values"),
     ),
     "unknown distance of hidden states": (
         lambda w: following(w, hidden_weight=1, hidden_kind="l2"),
@@ -289,7 +289,7 @@ CASES: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     ),
     "label names that are numbers": (
         lambda w: w.set("task", {"name": "stars", "labels": [1, 2]}),
-        ("task.labels.0: must be a string, got 1", "task.labels.1: must be a string, got 2"),
+        ("task.labels.0: must be text, got 1", "task.labels.1: must be text, got 2"),
     ),
     "a momentum that never forgets": (
         lambda w: w.set("train.adam_betas", [1.0, 0.999]),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from raypp.config import SigmoidThresholdPruning, TopKPruning
+from raypp.config import OwnTask, SigmoidThresholdPruning, TopKPruning
 from raypp.config.fields import is_setting
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment, within
 from raypp.runs import write_experiment
 from raypp.storage import Location
+from raypp.yaml_text import dump_yaml, load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path for path in (REPOSITORY / "experiments").rglob("*.yaml"))
@@ -173,7 +176,7 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
     assert f"{path}:2: student.model: is missing" in message
     assert f"{path}:2: student.modle: there is no such setting (got 'x'); did you mean 'model'?" in message
     assert "did you mean 'final_density'?" in message
-    assert f"{path}:4: train.batch_size: must be a integer, got 'many'" in message
+    assert f"{path}:4: train.batch_size: must be a whole number, got 'many'" in message
     assert "override: evaluation.select: must be 'last' or 'best', got 'bst'" in message
 
 
@@ -218,10 +221,68 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
             "pruning.penalty.kind: must be 'l1' or 'l0', got 'l2'",
         ),
         ("task: mrpc\nstudent: {model: m}\ncluster: {workers: [3, 1]}\n", "1 <= min <= max, got [3, 1]"),
+        ("task: mrpc\nstudent: {model: {{model}}}\n", ":2: student.model: a key must be text"),
+        ("task: mrpc\x07\n", "a.yaml: is not valid YAML"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems_of(write(tmp_path, "a.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.source.trian=a", "data.source.trian: there is no such setting (got 'a'); did you mean 'train'?"),
+        ("data.source.columns.labl=x", "data.source.columns.labl: there is no such setting (got 'x'); did you mean"),
+        ("data.source.quotes=foo", "data.source.quotes: must be 'csv' or 'plain', got 'foo'"),
+        ("pruning={method: topk, threshold: 1}", "pruning.threshold: there is no such setting (got 1); allowed here: "),
+        (
+            "sweep.space={pruning.final_density: {choices: [1]}}",
+            "sweep.space.pruning.final_density.choices: there is no such setting (got [1]); did you mean 'choice'?",
+        ),
+        (
+            "sweep.space={pruning.final_density: [1]}",
+            "sweep.space.pruning.final_density: must be a section of settings, got [1]; allowed in it: choice, grid",
+        ),
+        ("sweep.space={train.seed: {choice: []}}", "sweep.space.train.seed.choice: must have at least 1 value, got []"),
+        ("cluster.workers=many", "cluster.workers: must be a whole number or a list, got 'many'"),
+        ("cluster.workers=[2]", "cluster.workers: has too few values, got [2]"),
+        ("cluster.gpus_per_worker=2", "cluster.gpus_per_worker: a worker uses at most 1 GPU, got 2.0"),
+        ("cluster.cpus_per_worker=all", "cluster.cpus_per_worker: must be a number or 'auto', got 'all'"),
+        ("train.micro_batches=0", "train.micro_batches: must be greater than or equal to 1 or 'auto', got 0"),
+        ("train=3", "train: must be a section of settings, got 3"),
+        ("student.layers=3", "student.layers: must be a list, got 3"),
+        ("student.layers=[a]", "student.layers.0: must be a whole number, got 'a'"),
+        ("student.config=3", "student.config: must be a section of settings or text, got 3"),
+        ("name=a b", "name: must begin with a letter or a digit and have only letters, digits and . _ -, got 'a b'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_one_line_that_names_it(tmp_path: Path, override: str, expected: str) -> None:
+    text = (
+        "task: {name: t, labels: [a, b]}\nstudent: {model: m, layers: [1]}\ncluster: {}\n"
+        "data: {source: {kind: files, train: a, dev: b}}\nsweep: {space: {}}\n"
+    )
+    message = problems_of(write(tmp_path, "a.yaml", text), "sweep.space={train.seed: {choice: [1]}}", override)
+    assert message.startswith(f"override: {expected}")
+    assert "\n" not in message.strip()
+
+
+def test_a_leading_zero_is_not_octal(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", GOOD)
+    assert [load_experiment(path, [f"train.seed={text}"]).train.seed for text in ("010", "08", "-0")] == [10, 8, 0]
+
+
+TEXTS = ("1e5", "08", "010", "off", "null", "1:30", "2026-01-31", "0x1f", "1_000", ".5", "~", "a: b", "", "é")
+
+
+def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
+    text = f"task: {{name: t, labels: {list(TEXTS)}}}\nstudent: {{model: m}}\n"
+    task = load_experiment(write(tmp_path, "a.yaml", text)).task
+    assert isinstance(task, OwnTask)
+    assert task.labels == TEXTS
+    written = {"texts": list(TEXTS), "numbers": [10, 1e-5, 1e22, math.inf], "others": [True, None]}
+    assert load_yaml(dump_yaml(written)) == written
+    assert yaml.safe_load(dump_yaml(written)) == written, "as other programs read it, too"
 
 
 def test_an_override_must_name_a_field(tmp_path: Path) -> None:

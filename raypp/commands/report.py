@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raypp.commands.finished import FinishedFolder
@@ -19,6 +18,7 @@ from raypp.figures import FORMATS, Picture
 from raypp.figures.run import FIGURES
 from raypp.storage import Location
 from raypp.sweeps.front_figure import front_figure
+from raypp.yaml_text import dump_yaml
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _hours(by_device: Mapping[str, float], of: str = "") -> list[tuple[str, str]
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    return dump_yaml(dict(settings))
 
 
 def _svg(figure: Picture) -> str:

@@ -38,8 +38,9 @@ base, and giving both in one file is refused.
 
 **Overrides** follow the file on the command line as `section.field=value`, and take precedence over it:
 `train.max_steps=100`, `tracking.wandb=off`, `pruning.layers.exclude='[attention]'`, `data.source='{{kind: hub}}'`. The
-value is YAML; a mapping is merged into its section. Overrides are applied in the given order, and an override that a
-later one overwrites is refused.
+value is YAML; a mapping is merged into its section. Overrides are applied in the given order: of two of one setting, or
+of two alternatives, the last one counts. An override is refused if a later one removes its section (a change of
+`method` or `kind`, for example).
 
 **Paths.** `~` and `${{VAR}}` are expanded in {paths}; a variable that is not set is an error. Relative paths start at
 the working directory, not at the folder of the file. Folders and files of `data.source`, `cluster.storage` and

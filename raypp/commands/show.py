@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
 from raypp.config import Experiment
 from raypp.models.model_input import meta_model
 from raypp.plan import Plan, make_plan
 from raypp.pruning.linear import select_layers
+from raypp.yaml_text import dump_yaml
 
 
 def show(experiment: Experiment) -> str:
@@ -20,7 +19,7 @@ def show(experiment: Experiment) -> str:
     if experiment.sweep is not None:
         facts.insert(0, "the experiment without its sweep (`raypp sweep --dry-run` lists the trials):")
     resolved = plan.experiment.model_copy(update={"sweep": experiment.sweep})
-    settings = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = dump_yaml(resolved.model_dump(mode="json"))
     return "\n".join([*(f"# {line}" for line in facts), settings.rstrip()])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_origin
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -45,38 +47,68 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
-def field_path(loc: tuple[Any, ...]) -> str:
-    """pydantic's location as a field path, without the names of union members, which are not fields."""
+def field_path(loc: tuple[Any, ...]) -> tuple[str, ...]:
+    """pydantic's location as the names of a field path, without pydantic's names of union members. A name may have
+    dots: the keys of `sweep.space` are field paths themselves."""
     names: list[str] = []
     here: Any = Experiment
     for part in loc:
-        models = models_in(here)
-        known = {name: info for model in models for name, info in model.model_fields.items()}
-        if isinstance(part, str) and part not in known and names and not _is_leaf_key(part, models):
+        members = _members(here)
+        if len(members) > 1:
+            here = _member(str(part), members)
             continue
         names.append(str(part))
-        here = known[part].annotation if part in known else None
-    return ".".join(names)
+        here = _inside(here, part)
+    return tuple(names)
 
 
-def _is_leaf_key(part: str, models: list[type[BaseModel]]) -> bool:
-    """Whether `part` is a (misspelt) key that the user wrote, and not pydantic's name for a union member."""
-    tags = {get_args(m.model_fields[d].annotation)[0] for m in models for d in DISCRIMINATORS if _tags(m, d)}
-    kinds = {"int", "float", "str", "constrained-int", "constrained-str"} | {model.__name__ for model in models}
-    return bool(models) and part not in tags and part not in kinds and "[" not in part
+def _members(annotation: Any) -> list[Any]:
+    """What a value may be, apart from None: the members of a union, or the annotation alone."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    return [] if annotation is NoneType else [annotation]
+
+
+def _member(label: str, members: list[Any]) -> Any:
+    """The member of a union that pydantic gives this label: a method or kind, or a text that contains the name of a
+    class or type; None if there is none."""
+    models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    chosen = [
+        m
+        for m in models
+        if any(_tags(m, d) and label in get_args(m.model_fields[d].annotation) for d in DISCRIMINATORS)
+    ]
+    named = [m for m in members if getattr(m, "__name__", "?") in label]
+    return next(iter([*chosen, *named]), None)
+
+
+def _inside(annotation: Any, key: Any) -> Any:
+    """The annotation of what has this key in a section, a mapping or a list; None if it is not known."""
+    for member in _members(annotation):
+        if get_origin(member) in (dict, tuple, list):
+            return get_args(member)[1 if get_origin(member) is dict else 0]
+        if isinstance(member, type) and issubclass(member, BaseModel) and key in member.model_fields:
+            return member.model_fields[key].annotation
+    return None
 
 
 def _tags(model: type[BaseModel], name: str) -> bool:
     return name in model.model_fields and bool(get_args(model.model_fields[name].annotation))
 
 
-def fields_at(section: list[str], values: Any) -> list[str]:
-    """The field names allowed in a section; if it has a method or kind, those of the chosen one."""
+def fields_at(section: Iterable[str], values: Any) -> list[str]:
+    """The field names allowed in a section; if it has a method or kind, those of the chosen one.
+
+    Args:
+        section: names of a field path.
+        values: of the whole experiment.
+    """
     here: Any = Experiment
     for key in section:
         values = values.get(key) if isinstance(values, dict) else None
-        known = {name: info.annotation for model in models_in(here) for name, info in model.model_fields.items()}
-        here = known.get(key)
+        here = _inside(here, key)
     models = models_in(here)
     for name in DISCRIMINATORS:
         chosen = values.get(name) if isinstance(values, dict) else None

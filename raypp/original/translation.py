@@ -10,14 +10,13 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from raypp.config import Experiment, method_name
 from raypp.errors import ConfigError
 from raypp.load_config import expanded, experiment_from
 from raypp.original.command import OriginalCommand
 from raypp.original.options import OPTIONS, Option
 from raypp.tasks import find_task
+from raypp.yaml_text import dump_yaml
 
 METHODS = ("topk", "magnitude", "sigmoid_threshold", "threshold", "l0")
 EXTRACTED_LAYERS = (0, 2, 4, 7, 9, 11)
@@ -45,7 +44,7 @@ def translate(command_line: str) -> str:
         experiment_from({"name": "translated", **ordered}, expand_paths=False)
     except ConfigError as error:
         raise ConfigError(f"--from-original: {problem}" for problem in error.problems) from error
-    settings = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+    settings = dump_yaml(ordered)
     comments = [f"translated from {command.script}", *translation.comments]
     return "\n".join([*(f"# {line}" for line in comments), settings.rstrip()])
 
