@@ -7,7 +7,7 @@ as it was.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -24,16 +24,15 @@ _RESOLVERS = {  # of YAML 1.2, by the kind of value: the form of its text, and t
 class Loader(yaml.SafeLoader):
     """PyYAML's SafeLoader with YAML 1.2's scalars."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [each for each in resolvers if not each[0].endswith((":timestamp", ":float", ":int", ":bool"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes all text that YAML 1.1 or 1.2 would read as something else."""
 
 
+Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if not each[0].endswith((":timestamp", ":float", ":int", ":bool"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _kind, (_form, _first) in _RESOLVERS.items():
     for _each in (Loader, _Dumper):
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list(_first))
