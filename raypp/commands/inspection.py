@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from raypp.config import Experiment, LayerRule
 from raypp.errors import ConfigError
 from raypp.models.initial_model import initial_model
-from raypp.models.loading import load_model_config, quiet_loading, resolve_model
+from raypp.models.loading import FROM_FOLDER, load_model_config, quiet_loading, resolve_model
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.linear import linear_layers, select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
@@ -76,7 +76,7 @@ def _load(folder: Path, field: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
     try:
         with quiet_loading():
             model, info = model_class.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="auto"
+                str(folder), use_safetensors=True, output_loading_info=True, dtype="auto", **FROM_FOLDER
             )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{field}: the weights in {folder} cannot be read: {error}") from error

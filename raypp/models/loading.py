@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from raypp.errors import ConfigError, WorkersLost
 
@@ -37,6 +38,9 @@ TOKENIZER_FILES = (
 )
 # The files that a model's outputs depend on. Only these are downloaded from the hub.
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
+# Arguments of transformers' `from_pretrained`: nothing is downloaded, and no Python file of the folder is run. (Without
+# the second one, it would ask on the terminal whether to run it.)
+FROM_FOLDER: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # The model families whose positions start at the padding token's id + 1, as RoBERTa's do.
 POSITIONS_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
@@ -48,7 +52,8 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
     """The local folder of a model, downloaded from the hub if need be.
 
     Raises:
-        ConfigError: naming `field`; there is no such model, or it has no configuration or no safetensors.
+        ConfigError: naming `field`; there is no such model, or it has no configuration, or no safetensors that are
+            complete.
     """
     if revision is not None and _is_local(reference):
         raise ConfigError(
@@ -68,7 +73,27 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
             f"{field}: {reference!r} has no *.safetensors in {folder}; other weight formats may contain pickled code "
             "and are not loaded: convert it with save_pretrained"
         )
+    _check_weights(folder, field)
     return folder
+
+
+def _check_weights(folder: Path, field: str) -> None:
+    """Reads the head of each file of weights, which says how long the file is."""
+    files = set(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            files.update(folder / name for name in json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{field}: {index} is damaged: {error!r}; download or save the model again") from None
+    for file in sorted(files):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"{field}: the weights in {file} cannot be read: {error}; download or save the model again"
+            ) from None
 
 
 def resolve_planned(reference: str, revision: str | None, fingerprint: str, field: str) -> Path:
@@ -174,9 +199,9 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{field}: {folder} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), **FROM_FOLDER)
     except (ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {error}") from error
+        raise ConfigError(f"{field}: the tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
 
 
 def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) -> Any:
@@ -188,12 +213,19 @@ def load_model_config(folder: Path, field: str, kind: TaskKind | None = None) ->
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(folder), **FROM_FOLDER)
     except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{field}: {folder}/config.json cannot be used: {error}") from error
+        raise ConfigError(f"{field}: {folder}/config.json cannot be used: {_reason(error)}") from error
     if kind is not None:
         check_opens(config, kind, field)
     return config
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers cannot load something."""
+    if "trust_remote_code" in str(error):
+        return "it names Python code of its own, which raypp does not run; give a model that transformers itself has"
+    return str(error)
 
 
 def check_opens(config: Any, kind: TaskKind, field: str) -> None:
@@ -285,9 +317,9 @@ def load_pretrained(folder: Path, kind: TaskKind, seed: int) -> PreTrainedModel:
             **kind.head_settings(),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
+            **FROM_FOLDER,
         )
         encoder = f"{model.base_model_prefix}."  # the head may belong to another task, and the pooler may be missing
         lost = sorted(name for name in info["missing_keys"] if name.startswith(encoder))
@@ -327,7 +359,7 @@ def load_finetuned(folder: Path, kind: TaskKind, field: str) -> PreTrainedModel:
     kind.output_order(load_model_config(folder, field, kind), field)
     with quiet_loading():
         model, info = kind.auto_model().from_pretrained(
-            str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+            str(folder), dtype=torch.float32, output_loading_info=True, use_safetensors=True, **FROM_FOLDER
         )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

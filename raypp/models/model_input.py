@@ -86,7 +86,7 @@ def meta_model(config: Any, kind: TaskKind) -> Any:
     import torch
 
     with torch.device("meta"):
-        return kind.auto_model().from_config(config)
+        return kind.auto_model().from_config(config, trust_remote_code=False)
 
 
 def _find_model(

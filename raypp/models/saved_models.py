@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raypp.models.loading import quiet_loading
+from raypp.models.loading import FROM_FOLDER, quiet_loading
 from raypp.storage import Location
 
 if TYPE_CHECKING:
@@ -36,7 +36,5 @@ def load_saved(location: Location, kind: TaskKind, device: torch.device | str = 
     evaluation mode."""
     with tempfile.TemporaryDirectory(prefix="raypp-") as scratch, quiet_loading():
         folder = location.download(Path(scratch))
-        model = kind.auto_model().from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model = kind.auto_model().from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32, **FROM_FOLDER)
         return model.to(device).eval()

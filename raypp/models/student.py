@@ -65,7 +65,7 @@ def load_student(
     for name, value in kind.head_settings().items():
         setattr(config, name, value)
     torch.manual_seed(seed)
-    new: PreTrainedModel = kind.auto_model().from_config(config, dtype=torch.float32)
+    new: PreTrainedModel = kind.auto_model().from_config(config, dtype=torch.float32, trust_remote_code=False)
     return new
 
 

@@ -3,8 +3,10 @@ copies are."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from raypp.models.loading import (
     check_fit,
     hub_commit,
     load_model_config,
+    load_tokenizer,
     max_positions,
     model_fingerprint,
     resolve_model,
@@ -50,6 +53,39 @@ def test_the_longest_allowed_text_is_the_longest_that_a_model_can_read(family: s
         assert states.shape[:2] == (1, longest)
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.full((1, longest + 1), 7))
+
+
+@pytest.mark.parametrize("loads", [load_model_config, load_tokenizer])
+def test_no_python_file_of_a_model_is_run(
+    loads: Callable[[Path, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "was-run"
+    (tmp_path / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "OwnTokenizer"}))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask on a terminal
+    with pytest.raises(ConfigError, match=r"^student\.model: .* Python code of its own, which raypp does not run"):
+        loads(tmp_path, "student.model")
+    assert not marker.exists()
+
+
+def test_weights_that_are_not_complete_are_refused_by_their_file(tmp_path: Path) -> None:
+    model = transformers.BertModel(transformers.BertConfig(**SMALL))
+    model.save_pretrained(tmp_path)
+    resolve_model(str(tmp_path), None, "student.model")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"^student\.model: the weights in .*model\.safetensors cannot be read: "):
+            resolve_model(str(tmp_path), None, "student.model")
+    sharded = tmp_path / "sharded"
+    model.save_pretrained(sharded, max_shard_size=10_000)
+    resolve_model(str(sharded), None, "student.model")
+    next(sharded.glob("model-00002-*.safetensors")).unlink()
+    with pytest.raises(ConfigError, match=r"^student\.model: the weights in .*model-00002-of-.* cannot be read: "):
+        resolve_model(str(sharded), None, "student.model")
 
 
 @pytest.mark.parametrize("task", ["mrpc", "squad", "swag"])
