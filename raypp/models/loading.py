@@ -52,9 +52,16 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
     """The local folder of a model, downloaded from the hub if need be.
 
     Raises:
-        ConfigError: naming `field`; there is no such model, or it has no configuration, or no safetensors that are
-            complete.
+        ConfigError: naming `field`; there is no such model, or it has no configuration or no safetensors, or one of
+            these is not complete.
     """
+    folder = _find(reference, revision, field)
+    _check_weights(folder, field)
+    return folder
+
+
+def _find(reference: str, revision: str | None, field: str) -> Path:
+    """`resolve_model` without a look into the weights."""
     if revision is not None and _is_local(reference):
         raise ConfigError(
             f"{field.removesuffix('model')}revision: only a model of the hub has a revision, but {reference!r} is "
@@ -73,7 +80,6 @@ def resolve_model(reference: str, revision: str | None, field: str) -> Path:
             f"{field}: {reference!r} has no *.safetensors in {folder}; other weight formats may contain pickled code "
             "and are not loaded: convert it with save_pretrained"
         )
-    _check_weights(folder, field)
     return folder
 
 
@@ -109,7 +115,7 @@ def resolve_planned(reference: str, revision: str | None, fingerprint: str, fiel
     """
     node, same_copy = platform.node(), "give every node the same copy"
     try:
-        folder = resolve_model(reference, revision, field)
+        folder = _find(reference, revision, field)
     except ConfigError as error:
         advice = same_copy if revision is None else "let it reach the hub, or fill its cache"
         problem = str(error).removeprefix(f"{field}: ")

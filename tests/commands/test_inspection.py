@@ -117,7 +117,8 @@ def test_damaged_or_absent_models_are_refused(pruned: Path, tmp_path: Path) -> N
     content = (pruned / "model.safetensors").read_bytes()
     for damaged in (content[: len(content) // 2], b"not safetensors at all"):
         (pruned / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(ConfigError, match=f"MODEL: the weights in {re.escape(str(pruned))} cannot be read"):
+        file = re.escape(str(pruned / "model.safetensors"))
+        with pytest.raises(ConfigError, match=f"MODEL: the weights in {file} cannot be read"):
             inspect_model(pruned)
     with pytest.raises(ConfigError, match="MODEL"):
         inspect_command(str(tmp_path / "nothing-here"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from hub_copy import hub_models
+from safetensors.torch import save_file
 
 from raypp.errors import ConfigError, WorkersLost
 from raypp.kinds import kind_of
@@ -138,16 +139,16 @@ def test_a_model_that_was_written_again_has_another_fingerprint(tmp_path: Path) 
     assert model_fingerprint(tmp_path) != first
 
 
-def a_model(folder: Path, weights: bytes) -> Path:
-    """A folder that looks like a model's."""
+def a_model(folder: Path, tensor: str) -> Path:
+    """A folder that looks like a model's, with a tensor of this name."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(weights)
+    save_file({tensor: torch.zeros(1)}, folder / "model.safetensors")
     return folder
 
 
 def test_a_node_must_have_the_copy_of_a_folder_that_the_command_found(tmp_path: Path) -> None:
-    folder, node = a_model(tmp_path / "model", b"first"), platform.node()
+    folder, node = a_model(tmp_path / "model", "first"), platform.node()
     fingerprint = model_fingerprint(folder)
     assert resolve_planned(str(folder), None, fingerprint, "student.model") == folder
     (folder / "model.safetensors").write_bytes(b"other")
@@ -169,12 +170,12 @@ def test_a_node_gets_the_commit_that_the_command_found_though_main_has_moved(
 ) -> None:
     name, planned, later = "someone/model", "a" * 40, "b" * 40
     cache = tmp_path / "cache"
-    hub_models(cache, monkeypatch, name, {planned: a_model(tmp_path / "first", b"first")})
+    hub_models(cache, monkeypatch, name, {planned: a_model(tmp_path / "first", "first")})
     folder = resolve_model(name, None, "teacher.model")
     assert hub_commit(name, folder) == planned
     assert hub_commit(str(folder), folder) is None
     fingerprint = model_fingerprint(folder)
-    model = hub_models(cache, monkeypatch, name, {later: a_model(tmp_path / "later", b"later")})
+    model = hub_models(cache, monkeypatch, name, {later: a_model(tmp_path / "later", "later")})
     assert hub_commit(name, resolve_model(name, None, "teacher.model")) == later
     assert resolve_planned(name, planned, fingerprint, "teacher.model") == folder
 
