@@ -5,7 +5,8 @@ ownership when it is killed. Whoever wants the run therefore watches the file. I
 it does not change for `DEAD_SECONDS`, the owner counts as dead and the file is overwritten. Clocks of two machines are
 never compared. If two commands begin at the same time, both write, and both look again after `SETTLE_SECONDS`: the one
 that wrote last owns the run. An owner that could not write for so long that another command has taken the run, because
-its machine was suspended for example, finds this out when it writes again, and ends.
+its machine was suspended for example, finds this out before it writes again, and its process ends at once: whatever it
+saved now would be among the files of the new owner.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import threading
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from raypp.storage import Location, tidying
@@ -57,13 +58,13 @@ class Lease:
         if (owner := self._living_owner()) is not None:
             return owner
         self.file.parent.make_folder()
-        self._write()
         try:
+            self.file.write_text(self._next_content())
             time.sleep(SETTLE_SECONDS)
-        except BaseException:  # an interrupt
+            content = self._read()
+        except BaseException:  # an interrupt, too
             self._delete()
             raise
-        content = self._read()
         if not self._is_own(content):
             return content or "just ended"
         self._thread.start()
@@ -95,41 +96,47 @@ class Lease:
         deadline = time.monotonic() + DEAD_SECONDS
         while time.monotonic() < deadline:
             time.sleep(WATCH_SECONDS)
+            asked = time.monotonic()
             if (content := self._read()) != seen:
                 return content
+            if time.monotonic() - asked > BEAT_SECONDS:
+                # The storage did not answer, so its owner may have been unable to write.
+                deadline = time.monotonic() + DEAD_SECONDS
         return None
 
     def _keep(self) -> None:
-        """Rewrites the file until the lease is released. If another command owns the run, this process ends as it does
-        after SIGTERM."""
+        """Rewrites the file until the lease is released. If another command owns the run, this process ends."""
+        beats = replace(self.file, patient=False)  # the pauses between retries become longer than DEAD_SECONDS
         while not self._ended.wait(BEAT_SECONDS):
             try:
-                content = self._read()
-                if content is None or self._is_own(content):
-                    self._write()
+                content = self._read(beats)
+                if self._is_own(content):
+                    beats.write_text(self._next_content())
                     continue
             except OSError as error:  # what the command itself writes fails, too, and says more
                 logger.warning("%s cannot be renewed (%s)", self.file, error)
                 continue
+            if self._ended.is_set():
+                return
             logger.error(
                 "%s: this command gave no sign of life for %.0f s or more, and another one (%s) has taken over; this "
-                "one ends",
+                "one ends at once, and saves nothing",
                 self.file,
                 DEAD_SECONDS,
-                content,
+                content or "which has ended since",
             )
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+            logging.shutdown()
+            os._exit(1)
 
-    def _read(self) -> str | None:
+    def _read(self, file: Location | None = None) -> str | None:
         try:
-            return self.file.read_text()
+            return (file or self.file).read_text()
         except FileNotFoundError:
             return None
 
-    def _write(self) -> None:
+    def _next_content(self) -> str:
         self._beats += 1
-        self.file.write_text(json.dumps({**this_process(), "lease": self._token, "beats": self._beats}))
+        return json.dumps({**this_process(), "lease": self._token, "beats": self._beats})
 
     def _delete(self) -> None:
         with tidying(self.file):

@@ -88,10 +88,12 @@ def tidying(place: object) -> Iterator[None]:
 
 
 def _retried(method: Callable[Concatenate[Location, P], T]) -> Callable[Concatenate[Location, P], T]:
-    """Makes a method of Location retry while storage fails."""
+    """Makes a method of Location retry while storage fails, unless the location is not `patient`."""
 
     @functools.wraps(method)
     def retrying(self: Location, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if not self.patient:
+            return method(self, *args, **kwargs)
         return with_retries(self, lambda: method(self, *args, **kwargs))
 
     return retrying
@@ -111,6 +113,8 @@ class Location:
     path: str
     options: str = ""
     """The options of the URI, such as `region=us-west-2`, so that `str(location)` can be opened again."""
+    patient: bool = True
+    """Whether an operation is tried again if it fails for a reason that may be temporary."""
 
     @classmethod
     def of(cls, uri: str | Path, field: str = "path") -> Location:

@@ -6,6 +6,7 @@ those of raypp, shortened.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -16,11 +17,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler
 from whole_runs import wait_for
 
-from raypp import leases
+from raypp import leases, storage
 from raypp.errors import ConfigError, StorageFailed
 from raypp.runs import locked
 from raypp.storage import Location
@@ -141,11 +146,63 @@ def test_an_owner_that_was_suspended_for_too_long_ends(bucket: Location, tmp_pat
         os.kill(process.pid, signal.SIGSTOP)
         with locked(bucket / "run"):
             os.kill(process.pid, signal.SIGCONT)
-            assert process.wait(60) == -signal.SIGTERM
+            assert process.wait(60) == 1
             assert process.stderr is not None
             assert "and another one" in process.stderr.read()
             wait_for(lambda: str(os.getpid()) in (bucket / "run" / ".lock").read_text(), "a beat", 60)
     assert not (bucket / "run" / ".lock").is_file()
+
+
+def test_an_owner_whose_run_was_taken_and_given_up_again_ends_without_saving(bucket: Location, tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        with locked(bucket / "run"):
+            pass
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert "another one (which has ended since) has taken over" in process.stderr.read()
+    assert (bucket / "run").files() == []
+
+
+class Outage(FSSpecHandler):  # type: ignore[misc]
+    """A folder of this machine that can be made to fail."""
+
+    fails = False
+
+    def open_input_stream(self, path: str) -> Any:
+        if self.fails:
+            raise OSError(errno.EIO, "the bucket does not answer")
+        return super().open_input_stream(path)
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        if self.fails:
+            raise OSError(errno.EIO, "the bucket does not answer")
+        return super().open_output_stream(path, metadata)
+
+
+def test_a_storage_that_fails_for_a_while_takes_the_run_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", (0.1, 0.2, 0.4, 0.8, 1.6, 3.2))
+    handler, held = Outage(LocalFileSystem()), []
+    run = Location(pafs.PyFileSystem(handler), str(tmp_path / "run"))
+
+    def wait() -> None:
+        with locked(run, wait=True):
+            held.append(True)
+
+    with locked(run):
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        time.sleep(2 * leases.WATCH_SECONDS)
+        handler.fails = True
+        time.sleep(1.25 * leases.DEAD_SECONDS)  # the next attempt of the one that waits is after DEAD_SECONDS
+        handler.fails = False
+        time.sleep(2 * leases.DEAD_SECONDS)
+        assert not held
+    waiting.join(timeout=60)
+    assert held == [True]
 
 
 def test_after_storage_has_failed_the_lock_is_left_and_expires(bucket: Location) -> None:
