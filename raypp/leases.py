@@ -38,8 +38,9 @@ def this_process() -> dict[str, Any]:
 class Lease:
     """One command's claim to the run that a file belongs to."""
 
-    def __init__(self, file: Location) -> None:
+    def __init__(self, file: Location, command: str | None = None) -> None:
         self.file = file
+        self._owner = {**this_process(), "command": command}
         self._token = uuid.uuid4().hex
         self._beats = 0
         self._ended = threading.Event()
@@ -136,7 +137,7 @@ class Lease:
 
     def _next_content(self) -> str:
         self._beats += 1
-        return json.dumps({**this_process(), "lease": self._token, "beats": self._beats})
+        return json.dumps({**self._owner, "lease": self._token, "beats": self._beats})
 
     def _delete(self) -> None:
         with tidying(self.file):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,9 +19,10 @@ import yaml
 from pydantic import ValidationError
 
 from raypp.config import Experiment
-from raypp.errors import ConfigError, StorageFailed
+from raypp.errors import ConfigError, Interrupted, StorageFailed
+from raypp.events import never
 from raypp.leases import Lease, this_process
-from raypp.storage import Location, is_definite
+from raypp.storage import Location, is_definite, tidying
 from raypp.yaml_text import dump_yaml, load_yaml
 
 logger = logging.getLogger("raypp")
@@ -202,35 +205,71 @@ def check_storage_writable(experiment: Experiment) -> None:
     check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
 
 
+@dataclass
+class _Waiting:
+    """What happens while another process holds a run's lock."""
+
+    run: Location
+    wait: bool
+    is_interrupted: Callable[[], bool]
+    told: bool = False
+
+    def goes_on(self, holder: str) -> None:
+        """Returns if the process waits on; tells the user once.
+
+        Raises:
+            ConfigError: it does not wait.
+            Interrupted: it must stop.
+        """
+        other = f"another process ({holder or 'just ended'}) works on {self.run}"
+        if not self.wait:
+            raise ConfigError(f"run: {other}; wait for it, or stop it")
+        if self.is_interrupted():
+            raise Interrupted(0)
+        if not self.told:
+            logger.warning("%s; waiting for it", other)
+            self.told = True
+
+
 @contextlib.contextmanager
-def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
+def locked(
+    run: Location, *, wait: bool = False, command: str | None = None, is_interrupted: Callable[[], bool] = never
+) -> Iterator[None]:
     """Locks the run for this process.
 
-    The system releases the lock of a local run when the process ends in any way. The lock of a run in a bucket is a
-    `Lease`, which expires.
+    The system releases the lock of a local run when the process ends in any way. The lock of a run in a bucket, or on a
+    filesystem that is mounted without file locks, is a `Lease`, which expires.
 
     Args:
         wait: whether to wait for another process that holds the lock.
+        command: names the command that this process belongs to, for `delete_lock_of`.
+        is_interrupted: whether to stop waiting.
 
     Raises:
         ConfigError: another process holds the lock, and `wait` is False; or its folder cannot be written to.
+        Interrupted: `is_interrupted` while another process holds the lock.
         StorageFailed: writing to its folder fails for another reason, perhaps only now.
     """
-    if not run.is_local:
-        with _leased(run, wait):
+    path, waiting = Path(run.path, LOCK), _Waiting(run, wait, is_interrupted)
+    try:
+        while run.is_local and (file := _try_lock(run, path)) is None:
+            waiting.goes_on(path.read_text() if path.exists() else "")
+            time.sleep(LOCK_POLL_SECONDS)
+        has_file_locks = run.is_local
+    except _NoFileLocks:
+        has_file_locks = False
+    if not has_file_locks:
+        with _leased(run, waiting, command):
             yield
         return
-    path = Path(run.path, LOCK)
-    while (file := _try_lock(run, path)) is None:
-        if not wait:
-            raise _held(run, path.read_text() if path.exists() else "")
-        time.sleep(LOCK_POLL_SECONDS)
+    assert file is not None
     with file:
         try:
             _write_holder(run, file)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with tidying(path):  # an error here must not hide another one
+                path.unlink(missing_ok=True)
             # Leave no empty folders of a run that was refused.
             for folder in (path.parent, path.parent.parent):
                 with contextlib.suppress(OSError):
@@ -238,13 +277,12 @@ def locked(run: Location, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _leased(run: Location, wait: bool) -> Iterator[None]:
-    """`locked` for a run that is not local."""
-    lease = Lease(run / LOCK)
+def _leased(run: Location, waiting: _Waiting, command: str | None) -> Iterator[None]:
+    """`locked` for a run in storage without file locks."""
+    lease = Lease(run / LOCK, command)
     try:
         while (holder := lease.acquire()) is not None:
-            if not wait:
-                raise _held(run, holder)
+            waiting.goes_on(holder)
     except OSError as error:
         raise _not_written(run, "run", error) from error
     expires = False
@@ -257,8 +295,12 @@ def _leased(run: Location, wait: bool) -> Iterator[None]:
         lease.release(expires=expires)
 
 
-def _held(run: Location, holder: str) -> ConfigError:
-    return ConfigError(f"run: another process ({holder or 'just ended'}) works on {run}; wait for it, or stop it")
+def delete_lock_of(command: str, run: Location) -> None:
+    """Removes a lock that a process of the command, which has ended by now, could not remove itself."""
+    lock = run / LOCK
+    with contextlib.suppress(FileNotFoundError):
+        if json.dumps(command) in lock.read_text():
+            lock.delete()
 
 
 def _write_holder(run: Location, file: IO[str]) -> None:
@@ -268,6 +310,10 @@ def _write_holder(run: Location, file: IO[str]) -> None:
         os.write(file.fileno(), json.dumps(this_process()).encode())
     except OSError as error:
         raise _not_written(run, "run", error) from error
+
+
+class _NoFileLocks(Exception):
+    """The filesystem is mounted without file locks, as Lustre and NFS may be."""
 
 
 def _try_lock(run: Location, path: Path) -> IO[str] | None:
@@ -286,5 +332,13 @@ def _try_lock(run: Location, path: Path) -> IO[str] | None:
             return file
     except BlockingIOError:
         pass
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise _not_written(run, "run", error) from error
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == 0:  # made here, and not the file of a lease
+                path.unlink()
+        raise _NoFileLocks from error
     file.close()
     return None

@@ -422,6 +422,8 @@ def test_a_teacher_is_matched_by_label_name(world: Path, finished: Path, tmp_pat
             "allowed: pack, spread",
         ),
         (["evaluate", "RUN", "--all-checkpoints", "--split", "test"], "test has no labels"),
+        (["evaluate", "RUN", "--all-checkpoints", "--task", "sentiment"], "are not the labels of sentiment"),
+        (["evaluate", "RUN", "--all-checkpoints", "--task", "similarity"], "but the model has 2 outputs"),
         (["evaluate", "RUN", "--all-checkpoints", "--out", "WORLD/out"], "has no effect with --all-checkpoints"),
         (["train", "WORLD/mrpc.yaml", "train.seed=1"], "contains a run with other settings"),
         (["train", "WORLD/no.yaml"], "cannot be read"),

@@ -7,6 +7,7 @@ those of raypp, shortened.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from pyarrow.fs import FSSpecHandler
 from whole_runs import wait_for
 
 from raypp import leases, storage
-from raypp.errors import ConfigError, StorageFailed
-from raypp.runs import locked
+from raypp.errors import ConfigError, Interrupted, StorageFailed
+from raypp.runs import delete_lock_of, locked
 from raypp.storage import Location
 
 OWNER = """
@@ -115,6 +117,47 @@ def test_of_many_that_begin_at_once_one_gets_the_run(bucket: Location) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert sorted(got) == ["owner"] + ["refused"] * 7
+
+
+def test_who_waits_can_be_interrupted_and_says_for_whom_it_waits(
+    bucket: Location, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for run in (bucket / "run", Location.of(tmp_path / "local" / "run")):
+        interrupted = partial(next, iter([False, True]))
+        with (
+            caplog.at_level(logging.WARNING, logger="raypp"),
+            locked(run),
+            pytest.raises(Interrupted),
+            locked(run, wait=True, is_interrupted=interrupted),
+        ):
+            pass
+        assert f'another process ({{"pid": {os.getpid()}, ' in caplog.text
+        assert f"works on {run}; waiting for it" in caplog.text
+
+
+def test_the_lock_of_a_process_of_one_command_is_deleted_by_that_command_alone(bucket: Location) -> None:
+    run = bucket / "run"
+    with pytest.raises(StorageFailed), locked(run, command="one"):
+        raise StorageFailed("of the test")  # which leaves the file
+    delete_lock_of("another", run)
+    assert (run / ".lock").is_file()
+    delete_lock_of("one", run)
+    assert not (run / ".lock").is_file()
+    delete_lock_of("one", run)
+
+
+def test_a_filesystem_without_file_locks_has_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = Location.of(tmp_path / "runs" / "run")
+    for _ in range(2):
+        with locked(run):
+            assert '"lease"' in (run / ".lock").read_text()
+            with pytest.raises(ConfigError, match="another process"), locked(run):
+                pass
+        assert run.files() == []
 
 
 def test_who_is_interrupted_while_it_takes_a_run_leaves_it(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ a sweep's folder holds
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -36,14 +37,14 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
-from raypp.errors import FailsAgain, RunFailed
+from raypp.errors import ConfigError, FailsAgain, RunFailed, StorageFailed
 from raypp.evaluation.direction import lower_is_better
 from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore, say
 from raypp.identity import versions
 from raypp.interrupts import STILL_WAITS, STOPPING
 from raypp.plan_checks import check_device
-from raypp.runs import LOCK, check_storage_writable, clear_run, locked, write_experiment
+from raypp.runs import check_storage_writable, clear_run, delete_lock_of, locked, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
@@ -269,21 +270,23 @@ def _run(
     if (failure := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()
-    for each in plan.trials:
-        if monitor.rows[each.name].state == "stopped":
-            _tidy_stopped(each.plan.run, experiment.cluster.keep_checkpoints)
+    stopped = [each for each in plan.trials if each.name not in ended and monitor.rows[each.name].state == "stopped"]
+    tidy = functools.partial(_tidy_stopped, keep=experiment.cluster.keep_checkpoints, channel_name=channel_name)
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        list(threads.map(tidy, (each.plan.run for each in stopped)))
     advance()
     on_event(PhaseFinished(PHASE))
     return monitor
 
 
-def _tidy_stopped(run: Location, keep: int) -> None:
+def _tidy_stopped(run: Location, keep: int, channel_name: str) -> None:
     """Removes what the process of a trial that was stopped early has left behind, because Tune did not wait until it
-    had tidied up."""
-    delete_scratch(run)
-    with tidying(run):
-        Checkpoints(run / "checkpoints", keep).delete_incomplete()
-        (run / LOCK).delete()
+    had tidied up. Does nothing if another command works on the run by now."""
+    with tidying(run), contextlib.suppress(ConfigError, StorageFailed):
+        delete_lock_of(channel_name, run)
+        with locked(run):
+            delete_scratch(run)
+            Checkpoints(run / "checkpoints", keep).delete_incomplete()
 
 
 def _build_tuner(

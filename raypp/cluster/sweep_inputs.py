@@ -43,6 +43,7 @@ class SharedInputs:
         needs = (
             *(plan.features_key(split, plan.student.tokenizer) for split in plan.task.run_splits),
             plan.teacher_identity,
+            plan.experiment.evaluation.answers,  # the teacher's metrics depend on it
         )
         if needs not in self._inputs:
             # With the experiment's own settings: no trial runs while a teacher trains, so the teacher has all CPUs. The

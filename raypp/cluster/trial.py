@@ -71,7 +71,7 @@ def run_trial(config: dict[str, Any]) -> None:
         with (
             forward_warnings(reporter.warn),
             Session(task.job.experiment.cluster) as session,
-            locked(run, wait=True),
+            locked(run, wait=True, command=task.channel, is_interrupted=notice),
         ):
             check_seen(run.parent / task.sweep)
             result = finished_result(run, task.digest)

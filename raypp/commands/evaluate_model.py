@@ -6,7 +6,6 @@ It makes one pass over each split in this process, without Ray and without the s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from raypp.data.sources import open_source
 from raypp.data.tokenization import Vocabulary
 from raypp.errors import ConfigError
 from raypp.evaluation.evaluate import predict
+from raypp.evaluation.predictions import Predictions
 from raypp.kinds import TaskKind, kind_of
 from raypp.load_config import load_experiment
 from raypp.models.freezing import freeze
@@ -33,8 +33,9 @@ from raypp.models.loading import (
     pad_with,
     resolve_model,
 )
+from raypp.models.opening import opened_model
 from raypp.pruning.build import build_pruning
-from raypp.runs import local_model, run_experiment
+from raypp.runs import run_experiment
 from raypp.storage import Location
 from raypp.tasks import Task, default_source, find_task, resolve_task
 from raypp.training.checkpoint import Checkpoints, restore
@@ -94,21 +95,19 @@ def evaluate_command(
         found = _evaluate_checkpoints(subject)
         _print(found)
         return found
-    with _folder(model, subject) as folder:
+    with opened_model(model, "MODEL") as (folder, _):
         tokenizer = load_tokenizer(folder, "MODEL")
         kind = _within_positions(subject.kind, folder)
         if problems := kind.problems_with(tokenizer, "MODEL"):
             raise ConfigError(problems)
         features = {name: _features(subject, name, kind, tokenizer) for name in splits}
-        order = kind.output_order(load_model_config(folder, "MODEL", kind), "MODEL")
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
         written_to = Path(out)
         written_to.mkdir(parents=True, exist_ok=True)
         pad_id = Vocabulary.of(tokenizer).pad_id
         pad_with(fine_tuned, kind, pad_id)
         for name in splits:
-            predictions = predict(fine_tuned, features[name], kind, pad_id, Worker())
-            predictions = replace(predictions, logits=predictions.logits[..., order])
+            predictions = _predictions(fine_tuned, features[name], kind, pad_id)
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
             files = kind.write(name, predictions, written_to)
@@ -147,15 +146,6 @@ def _splits(task: Task, split: str) -> tuple[str, ...]:
     return splits
 
 
-@contextlib.contextmanager
-def _folder(model: str, subject: Subject) -> Iterator[Path]:
-    if subject.run is None:
-        yield resolve_model(model, None, "MODEL")
-        return
-    with local_model(subject.run, model, "MODEL") as folder:
-        yield folder
-
-
 def _within_positions(kind: TaskKind, folder: Path) -> TaskKind:
     """The kind with its maximum length limited to the positions of the model in the folder."""
     longest = min(kind.data.max_length, max_positions(load_model_config(folder, "MODEL", kind)))
@@ -167,10 +157,23 @@ def _features(subject: Subject, split: str, kind: TaskKind, tokenizer: PreTraine
     return kind.evaluation_data(pa.concat_tables(tables), Vocabulary.of(tokenizer))
 
 
+def _predictions(model: PreTrainedModel, split: EvaluationExamples, kind: TaskKind, pad_id: int) -> Predictions:
+    """A model's predictions, with its outputs in the task's order."""
+    order = kind.output_order(model.config, "MODEL")
+    predictions = predict(model, split, kind, pad_id, Worker())
+    return replace(predictions, logits=predictions.logits[..., order])
+
+
 def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     """The metrics of every complete checkpoint of a run, by step and split."""
     if subject.run is None or subject.experiment is None:
         raise ConfigError("--all-checkpoints: only a run has checkpoints, but MODEL is not a run folder")
+    trained_for = resolve_task(subject.experiment.task, subject.experiment.data.source)
+    own, wanted = kind_of(trained_for, subject.experiment.data).auto_class, subject.kind.auto_class
+    if own != wanted:
+        raise ConfigError(
+            f"--task: {subject.kind.task.name} needs an {wanted}, but the run trained an {own}, for {trained_for.name}"
+        )
     student = subject.experiment.student
     folder = resolve_model(student.model, student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
@@ -183,8 +186,7 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
     for step, model in _checkpoints(subject.run, subject.experiment):
         pad_with(model, kind, pad_id)
         for name, split in features.items():
-            predictions = predict(model, split, kind, pad_id, Worker())
-            found[f"step {step} {name}"] = kind.metrics(predictions)
+            found[f"step {step} {name}"] = kind.metrics(_predictions(model, split, kind, pad_id))
     if not found:
         raise ConfigError(f"--all-checkpoints: {subject.run / 'checkpoints'} has no usable checkpoint")
     return found

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from raypp.config import Experiment, LayerRule
+from raypp.config import LayerRule
 from raypp.errors import ConfigError
 from raypp.models.initial_model import initial_model
 from raypp.models.loading import FROM_FOLDER, load_model_config, quiet_loading, resolve_model
+from raypp.models.opening import opened_model
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.linear import linear_layers, select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
-from raypp.runs import local_model, run_experiment
 from raypp.storage import Location
 
 if TYPE_CHECKING:
@@ -177,7 +174,7 @@ def inspect_command(
         from raypp.figures import require_format
 
         require_format(Location.of(save_to, "--save").name, "--save")
-    with _opened(reference) as (folder, experiment):
+    with opened_model(reference, "MODEL") as (folder, experiment):
         layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)
         if save_to is not None:
@@ -196,18 +193,3 @@ def inspect_command(
         console.print(f"Not in the files; initial values counted: {names}", markup=False, soft_wrap=True)
     if save_to is not None:
         console.print(f"figure: {save_to}", markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _opened(reference: str) -> Iterator[tuple[Path, Experiment | None]]:
-    """The local folder of the model, and the experiment if the reference is a run."""
-    location = Location.of(reference, "MODEL")
-    if (location / "experiment.yaml").is_file():
-        experiment = run_experiment(location, reference, "MODEL")
-        with local_model(location, reference, "MODEL") as folder:
-            yield folder, experiment
-    elif location.is_local:
-        yield resolve_model(reference, None, "MODEL"), None
-    else:
-        with tempfile.TemporaryDirectory(prefix="raypp-") as scratch:
-            yield location.download(Path(scratch)), None
