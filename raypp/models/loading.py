@@ -392,6 +392,8 @@ def model_inputs(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> d
             `token_type_ids` although the model takes none, because the tokenizer makes them.
     """
     names = _parameter_names(type(model).forward)
+    if getattr(getattr(model, "config", None), "type_vocab_size", None) == 1:
+        names -= {"token_type_ids"}  # it knows one type alone (as RoBERTa does), but the tokenizer may make more
     return {name: value for name, value in batch.items() if name in names and name != "labels"}
 
 

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00000123` of safetensors and JSON files; its manifest (sizes, checksums) is written last.
 Everything that is not saved can be computed again: learning rates, thresholds, masks, batches and dropout are functions
-of the step and the seed, and frozen parameters come from the pretrained model.
+of the step and the seed, and frozen parameters come from the model that the run starts from. That may be a teacher,
+which is trained again if it is lost, so a checkpoint has a hash of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load, save
@@ -39,7 +41,7 @@ class Checkpoint:
     moments: dict[str, Tensor]
     """AdamW's state: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
     state: dict[str, Any] = field(default_factory=dict)
-    """JSON: the run's length and progress, the gradient scaler's state."""
+    """JSON: the run's length and progress, the gradient scaler's state, a hash of the frozen parameters."""
 
 
 def capture(
@@ -61,7 +63,7 @@ def capture(
         names: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model, extra_modules).items()}
         for parameter, entries in optimizer.state.items():
             moments |= {f"{key}/{names[parameter]}": _copy(value) for key, value in entries.items()}
-    return Checkpoint(step, parameters, moments, dict(state))
+    return Checkpoint(step, parameters, moments, {**state, "frozen": _frozen_digest(model)})
 
 
 def restore(
@@ -74,7 +76,8 @@ def restore(
     """Puts a snapshot back, bit for bit. Without `extra_modules`, only the model is restored.
 
     Raises:
-        FailsAgain: the checkpoint's parameters have other names than the model's.
+        FailsAgain: the checkpoint's parameters have other names than the model's, or the model has other frozen
+            parameters than at the time of the checkpoint.
     """
     targets = _changing(model, extra_modules)
     saved = checkpoint.parameters
@@ -83,6 +86,13 @@ def restore(
     if targets.keys() != saved.keys():
         different = sorted(targets.keys() ^ saved.keys())
         raise FailsAgain(f"the checkpoint of step {checkpoint.step} belongs to another model: {different[:3]} differ")
+    # Checkpoints of older versions of raypp have no hash.
+    if checkpoint.state.get("frozen", _frozen_digest(model)) != _frozen_digest(model):
+        raise FailsAgain(
+            f"the checkpoint of step {checkpoint.step} belongs to a model with other frozen parameters, such as "
+            "embeddings; the teacher or the model that the run started from has changed since: bring it back, or start "
+            "over with --fresh"
+        )
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])
@@ -109,6 +119,21 @@ def _changing(model: nn.Module, extra_modules: nn.Module | None) -> dict[str, Te
     changing: dict[str, Tensor] = {n: p.detach() for n, p in parameters.items() if p.requires_grad}
     persistent = model.state_dict().keys()
     return changing | {n: b for n, b in model.named_buffers() if n in persistent}
+
+
+_frozen_digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def _frozen_digest(model: nn.Module) -> str:
+    """The sha256 of the frozen parameters, which is computed once for each model."""
+    if model not in _frozen_digests:
+        digest = hashlib.sha256()
+        for name, parameter in sorted(model.named_parameters()):
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        _frozen_digests[model] = digest.hexdigest()
+    return _frozen_digests[model]
 
 
 def _nothing() -> None:

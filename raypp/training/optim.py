@@ -47,7 +47,9 @@ def build_optimizer(
         groups.append({"name": "fisher", "params": score_parameters, "fisher_decay": pruning.fisher_decay})
     elif isinstance(pruning, ScoredPruning):
         mask_rate = pruning.mask_learning_rate
-        groups.append({"name": "mask", "params": score_parameters, "peak_rate": mask_rate, "weight_decay": 0.0})
+        groups.append(
+            {"name": "mask", "params": score_parameters, "lr": mask_rate, "peak_rate": mask_rate, "weight_decay": 0.0}
+        )
     return AdamW(
         [group for group in groups if group["params"]],
         lr=rate,

@@ -26,6 +26,7 @@ from raypp.models.loading import (
     load_tokenizer,
     max_positions,
     model_fingerprint,
+    model_inputs,
     resolve_model,
     resolve_planned,
 )
@@ -87,6 +88,20 @@ def test_weights_that_are_not_complete_are_refused_by_their_file(tmp_path: Path)
     next(sharded.glob("model-00002-*.safetensors")).unlink()
     with pytest.raises(ConfigError, match=r"^student\.model: the weights in .*model-00002-of-.* cannot be read: "):
         resolve_model(str(sharded), None, "student.model")
+
+
+@pytest.mark.parametrize("types", [1, 2])
+def test_a_model_of_one_token_type_is_not_given_a_second_one(types: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(**SMALL, type_vocab_size=types)
+    model = transformers.RobertaForSequenceClassification(config).eval()
+    first, second = (torch.full((1, 4), number) for number in (0, 1))
+    answers = []
+    for kinds in (first, second):
+        with torch.no_grad():
+            inputs = model_inputs(model, {"input_ids": torch.full((1, 4), 7), "token_type_ids": kinds})
+            answers.append(model(**inputs).logits)
+    assert torch.equal(*answers) == (types == 1)
 
 
 @pytest.mark.parametrize("task", ["mrpc", "squad", "swag"])
