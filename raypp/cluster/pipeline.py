@@ -201,11 +201,14 @@ def preparer(session: Session, on_event: EventHandler, *, trains: bool = False) 
 def _teacher(
     plan: Plan, features: dict[str, Artifact], session: Session, on_event: EventHandler
 ) -> tuple[dict[str, float] | None, Artifact | None]:
-    """The teacher's dev metrics and its logits on the training split; both None without a teacher."""
+    """The teacher's dev metrics and, if a loss needs them, its logits on the training split; both None without a
+    teacher."""
+    distillation = plan.experiment.distillation
+    needs_logits = distillation is not None and distillation.uses_logits and plan.kind.stores_teacher_logits
     if plan.teacher_plan is not None:
         own = _features_of(plan, plan.teacher_plan.student, features, session, on_event)
         result = run_plan(plan.teacher_plan, session, on_event, phase="teacher", stored=True, features=own)
-        if not plan.kind.stores_teacher_logits:
+        if not needs_logits:
             return result["metrics"], None
         with plan.teacher_plan.trained_model() as model:
             return result["metrics"], _logits(plan, model, own[TRAIN_SPLIT], session, on_event)
@@ -214,12 +217,13 @@ def _teacher(
     own = _features_of(plan, plan.teacher, features, session, on_event)
     predictions: dict[str, Predictions] = {}
     for split in plan.task.eval_splits:
-        logits = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
+        answers = _logits(plan, plan.teacher, own[split], session, on_event, f"teacher logits {split}")
         features_of_split = Features.from_table(own[split].read_table())
-        answered = features_of_split.with_teacher_logits(logits.read_table(), plan.kind.outputs_per_token)
+        answered = features_of_split.with_teacher_logits(answers.read_table(), plan.kind.outputs_per_token)
         assert answered.teacher_logits is not None
         predictions[split] = Predictions(answered, answered.teacher_logits)
-    return metrics_of(plan.kind, predictions), _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event)
+    logits = _logits(plan, plan.teacher, own[TRAIN_SPLIT], session, on_event) if needs_logits else None
+    return metrics_of(plan.kind, predictions), logits
 
 
 def _features_of(

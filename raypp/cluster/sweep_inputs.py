@@ -44,6 +44,7 @@ class SharedInputs:
             *(plan.features_key(split, plan.student.tokenizer) for split in plan.task.run_splits),
             plan.teacher_identity,
             plan.experiment.evaluation.answers,  # the teacher's metrics depend on it
+            plan.experiment.distillation is not None and plan.experiment.distillation.uses_logits,
         )
         if needs not in self._inputs:
             # With the experiment's own settings: no trial runs while a teacher trains, so the teacher has all CPUs. The

@@ -64,3 +64,8 @@ class DistillationSettings(Settings):
         if self.hidden_layers is not None and len(set(self.hidden_layers)) < len(self.hidden_layers):
             raise ValueError(f"hidden_layers: pairs must be unique, got {[list(p) for p in self.hidden_layers]}")
         return self
+
+    @property
+    def uses_logits(self) -> bool:
+        """Whether a loss has a weight that compares the student with the teacher's logits."""
+        return bool(self.soft_weight or self.logits_weight)

@@ -37,7 +37,7 @@ class Job:
     evaluation: Mapping[str, Artifact]
     """Features of every evaluation split."""
     teacher_logits: Artifact | None = None
-    """Teacher logits of the training split, joined by row."""
+    """Teacher logits of the training split, joined by row; None if no loss needs them or the teacher runs."""
     hidden_state_terms: Mapping[str, HiddenStateTerm] = field(default_factory=dict)
     """The loss terms on both models' hidden states, by name."""
     teacher_fingerprint: str | None = None
@@ -60,8 +60,7 @@ class Job:
     def needs_online_logits(self) -> bool:
         """Whether a loss needs the teacher's logits, and the store does not have them."""
         settings = self.experiment.distillation
-        needed = settings is not None and bool(settings.soft_weight or settings.logits_weight)
-        return needed and not self.kind.stores_teacher_logits
+        return settings is not None and settings.uses_logits and not self.kind.stores_teacher_logits
 
     @property
     def teacher_runs(self) -> bool:

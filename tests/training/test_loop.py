@@ -351,10 +351,11 @@ def test_a_run_with_a_hidden_loss_learns_and_resumes_from_a_checkpoint(
         followed = {"model": str(minilm_dir), "train": {"max_steps": 3, "batch_size": 16}}
         student, pruning = a_small_encoder(minilm_dir, tmp_path / "student"), None
         train_settings["learning_rate"] = 1e-2
-        distillation = {"hidden_weight": 2.0}
+        distillation = {"hidden_weight": 2.0, "soft_weight": 0.0, "hard_weight": 1.0}
 
     def values(storage: str) -> dict[str, Any]:
         cluster = {**settings()["cluster"], "checkpoint_every_steps": 3, "storage": str(tmp_path / storage)}
+        cluster["store"] = str(tmp_path / "store")
         return settings(
             student={"model": str(student)},
             teacher=followed,
@@ -366,11 +367,17 @@ def test_a_run_with_a_hidden_loss_learns_and_resumes_from_a_checkpoint(
 
     whole = run(values("whole"))
     log = [record for record in records(whole) if "train/loss" in record]
-    weight = distillation["hidden_weight"]
+    weights_of_terms = {"hard": 0.1, "soft": 0.9, "hidden": 0.0}
+    weights_of_terms |= {
+        name.removesuffix("_weight"): value for name, value in distillation.items() if "weight" in name
+    }
     for record in log:
-        terms = 0.1 * record["train/hard_loss"] + 0.9 * record["train/soft_loss"]
-        assert record["train/loss"] == pytest.approx(terms + weight * record["train/hidden_loss"], rel=1e-6)
+        terms = {name: record[f"train/{name}_loss"] for name, weight in weights_of_terms.items() if weight}
+        expected = sum(weights_of_terms[name] * value for name, value in terms.items())
+        assert record["train/loss"] == pytest.approx(expected, rel=1e-6)
         assert record["perf/share_teacher"] > 0
+    made = any((tmp_path / "store").glob("*/logits"))
+    assert made == bool(weights_of_terms["soft"]), "logits that no loss reads are not made"
     if pruning is None:
         assert log[-1]["train/hidden_loss"] < 0.9 * log[0]["train/hidden_loss"]
     delivered = AutoModelForSequenceClassification.from_pretrained(whole["paths"]["model"])
