@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import logging
 import shlex
 import signal
@@ -19,6 +20,12 @@ from raypp.display.terminal import StderrHandler, native_output_hidden
 from raypp.errors import ConfigError, FailsAgain, RunFailed
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+# What the same command does after it has failed or was interrupted.
+RESUMES = {
+    "train": "the same command resumes from the last checkpoint",
+    "sweep": "the same command resumes from the last checkpoint",
+    "prepare": "the same command goes on",
+}
 STARTED_AT = time.time()
 
 
@@ -36,7 +43,8 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     # Schedulers stop a job with SIGTERM, which is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     again = shlex.join(["raypp", *(word for word in words if word != "--fresh")])
-    resuming = [f"the same command resumes from the last checkpoint: {again}"] if options.resumes else []
+    resumes = None if getattr(options, "dry_run", False) else options.resumes
+    resuming = [f"{resumes}: {again}"] if resumes else []
     if "--fresh" in words:
         resuming.append("(add --fresh if it stopped before the old files were deleted)")
     try:
@@ -80,11 +88,20 @@ def _say(*lines: str) -> None:
         print(f"raypp: {line}", file=sys.stderr)
 
 
+class _Version(argparse.Action):
+    """Prints raypp's version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"raypp {importlib.metadata.version('raypp')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raypp", description="Makes small, sparse models from pretrained transformer encoders."
     )
-    parser.set_defaults(verbose=False, resumes=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.set_defaults(verbose=False, resumes=None)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -100,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "print the experiment with all defaults, and run nothing"),
     ):
         sub = verb(name, run, summary)
-        sub.set_defaults(resumes=name != "show")
+        sub.set_defaults(resumes=RESUMES.get(name))
         sub.add_argument("experiment", nargs="?" if name == "show" else None, help="experiment file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
         if name == "show":
@@ -157,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("export", _export, "write the model of a run in a format that other programs read")
     sub.add_argument("run_folder", metavar="RUN", help="run folder")
-    sub.add_argument("--to", required=True, metavar="DIR", help="folder or URI to write; it must be new or empty")
+    sub.add_argument(
+        "--to", required=True, metavar="DIR_OR_URI", help="folder or URI to write; it must be new or empty"
+    )
     sub.add_argument("--format", default="huggingface", choices=["huggingface"], help="format of the model")
     return parser
 

@@ -15,6 +15,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ def run_identity(
         "teacher": teacher,
         "pruning": experiment.pruning and _chosen(experiment.pruning),
         "distillation": experiment.distillation and _chosen(experiment.distillation),
-        "train": {**_chosen(experiment.train), "micro_batches": micro_batches},
+        "train": {**_chosen(experiment.train, without={"log_every_steps"}), "micro_batches": micro_batches},
         "evaluation": _chosen(experiment.evaluation),
     }
 
 
-def _chosen(section: Settings) -> dict[str, Any]:
+def _chosen(section: Settings, without: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     """The settings of a section that are not at their defaults. {} is a section of defaults, None is no section."""
-    return section.model_dump(mode="json", exclude_defaults=True)
+    return section.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

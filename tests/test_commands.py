@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import re
 import shutil
@@ -237,6 +238,13 @@ def test_the_submission_of_a_regression_task_has_a_number_a_row(minilm_dir: Path
     written = (tmp_path / "out" / TASKS["stsb"].submission_file("test")).read_text().splitlines()
     assert [line.split("\t")[0] for line in written] == ["index", "0", "1", "2"]
     assert all(0.0 <= float(line.split("\t")[1]) <= 5.0 for line in written[1:])
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"raypp {importlib.metadata.version('raypp')}\n"
 
 
 def test_evaluate_all_checkpoints_repeats_what_training_reported(

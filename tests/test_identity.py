@@ -176,7 +176,12 @@ def test_what_is_chosen_makes_another_run(sections: dict[str, Any]) -> None:
 
 
 def test_where_and_how_it_runs_makes_no_other_run() -> None:
-    elsewhere = experiment(run="mine", cluster={"workers": 3, "storage": "/x"}, tracking={"wandb": "off"})
+    elsewhere = experiment(
+        run="mine",
+        cluster={"workers": 3, "storage": "/x"},
+        tracking={"wandb": "off"},
+        train={"log_every_steps": 50},
+    )
     assert digest(elsewhere) == digest(experiment())
 
 

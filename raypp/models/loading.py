@@ -168,7 +168,7 @@ def _hub_folder(reference: str, revision: str | None, field: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{field}: {reference!r} is not a folder, and the hub does not provide it ({reason}); give a folder, a hub "
-            "name or package:NAME/SUBFOLDER"
+            "name or package:NAME/SUBFOLDER, and for a private or gated model set HF_TOKEN"
         ) from None
 
 
