@@ -342,6 +342,7 @@ def test_prepare_fills_the_store_and_a_run_reads_it_without_ray(
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_prepare_does_not_compute_on_cpus_what_is_asked_for_on_gpus(
     world: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def wait_for_node(address: str) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_a_folder_that_one_node_does_not_see_is_refused_by_name(address: str, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a mount namespace needs the right to make one")
