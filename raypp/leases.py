@@ -6,7 +6,7 @@ it does not change for `DEAD_SECONDS`, the owner counts as dead and the file is 
 never compared. If two commands begin at the same time, both write, and both look again after `SETTLE_SECONDS`: the one
 that wrote last owns the run. An owner that could not write for so long that another command has taken the run, because
 its machine was suspended for example, finds this out before it writes again, and its process ends at once: whatever it
-saved now would be among the files of the new owner.
+saved now would be among the files of the new owner. (Ray ends its workers, which may still save the step they are at.)
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ WATCH_SECONDS = 0.5
 def this_process() -> dict[str, Any]:
     """What a lock file says about its owner."""
     return {"pid": os.getpid(), "host": os.uname().nodename}
+
+
+def is_lease(content: str) -> bool:
+    """Whether a lock file is that of a lease, and not one with a file lock."""
+    return '"lease"' in content
 
 
 class Lease:
@@ -115,17 +120,15 @@ class Lease:
                     beats.write_text(self._next_content())
                     continue
             except OSError as error:  # what the command itself writes fails, too, and says more
-                logger.warning("%s cannot be renewed (%s)", self.file, error)
+                logger.info("%s cannot be renewed (%s)", self.file, error)
                 continue
             if self._ended.is_set():
                 return
-            logger.error(
-                "%s: this command gave no sign of life for %.0f s or more, and another one (%s) has taken over; this "
-                "one ends at once, and saves nothing",
-                self.file,
-                DEAD_SECONDS,
-                content or "which has ended since",
-            )
+            if content is None:
+                why = "was deleted, perhaps by another command that had taken over and has ended since"
+            else:
+                why = f"belongs to another command, which has taken over after {DEAD_SECONDS:.0f} s: {content}"
+            logger.error("%s %s; this command ends at once, and saves nothing", self.file, why)
             logging.shutdown()
             os._exit(1)
 

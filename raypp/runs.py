@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from raypp.config import Experiment
 from raypp.errors import ConfigError, Interrupted, StorageFailed
 from raypp.events import never
-from raypp.leases import Lease, this_process
+from raypp.leases import Lease, is_lease, this_process
 from raypp.storage import Location, is_definite, tidying
 from raypp.yaml_text import dump_yaml, load_yaml
 
@@ -253,7 +253,7 @@ def locked(
     path, waiting = Path(run.path, LOCK), _Waiting(run, wait, is_interrupted)
     try:
         while run.is_local and (file := _try_lock(run, path)) is None:
-            waiting.goes_on(path.read_text() if path.exists() else "")
+            waiting.goes_on(_holder(path))
             time.sleep(LOCK_POLL_SECONDS)
         has_file_locks = run.is_local
     except _NoFileLocks:
@@ -303,6 +303,13 @@ def delete_lock_of(command: str, run: Location) -> None:
             lock.delete()
 
 
+def _holder(path: Path) -> str:
+    """What a lock file says about its owner; empty if that has just removed it."""
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
+
+
 def _write_holder(run: Location, file: IO[str]) -> None:
     try:
         file.truncate(0)
@@ -329,16 +336,19 @@ def _try_lock(run: Location, path: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The previous holder may have removed the file between our opening and locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+            if not is_lease(_holder(path)):
+                return file
+            file.close()
+            raise _NoFileLocks  # for a node that has mounted this filesystem without file locks, and owns the run
     except BlockingIOError:
         pass
     except OSError as error:
         file.close()
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise _not_written(run, "run", error) from error
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size == 0:  # made here, and not the file of a lease
-                path.unlink()
+        holder = _holder(path)
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) or (holder and not is_lease(holder)):
+            raise _not_written(run, "run", error) from error  # perhaps an owner on another node has a file lock
+        if not holder:  # the file was made here
+            path.unlink(missing_ok=True)
         raise _NoFileLocks from error
     file.close()
     return None

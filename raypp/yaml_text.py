@@ -37,7 +37,16 @@ for _kind, (_form, _first) in _RESOLVERS.items():
     for _each in (Loader, _Dumper):
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list(_first))
 # PyYAML's own constructor reads a leading 0 as octal.
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _whole_number(node))
+
+
+def _whole_number(node: Any) -> int:
+    try:
+        return int(node.value)
+    except ValueError:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value!r} is not a whole number", node.start_mark
+        ) from None
 
 
 def dump_yaml(value: Any, **options: Any) -> str:

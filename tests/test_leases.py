@@ -160,6 +160,25 @@ def test_a_filesystem_without_file_locks_has_leases(tmp_path: Path, monkeypatch:
         assert run.files() == []
 
 
+def test_file_locks_and_leases_respect_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes may mount one filesystem differently, and a server of locks may fail for a while."""
+
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    run, flock = Location.of(tmp_path / "run"), fcntl.flock
+    with locked(run):
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(StorageFailed, match="No locks available"), locked(run):
+            pass
+        assert (run / ".lock").is_file()
+    with locked(run):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(ConfigError, match="another process"), locked(run):
+            pass
+        assert '"lease"' in (run / ".lock").read_text()
+
+
 def test_who_is_interrupted_while_it_takes_a_run_leaves_it(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(seconds: float) -> None:
         assert (bucket / "run" / ".lock").is_file()
@@ -191,7 +210,7 @@ def test_an_owner_that_was_suspended_for_too_long_ends(bucket: Location, tmp_pat
             os.kill(process.pid, signal.SIGCONT)
             assert process.wait(60) == 1
             assert process.stderr is not None
-            assert "and another one" in process.stderr.read()
+            assert "belongs to another command, which has taken over" in process.stderr.read()
             wait_for(lambda: str(os.getpid()) in (bucket / "run" / ".lock").read_text(), "a beat", 60)
     assert not (bucket / "run" / ".lock").is_file()
 
@@ -204,7 +223,7 @@ def test_an_owner_whose_run_was_taken_and_given_up_again_ends_without_saving(buc
         os.kill(process.pid, signal.SIGCONT)
         assert process.wait(60) == 1
         assert process.stderr is not None
-        assert "another one (which has ended since) has taken over" in process.stderr.read()
+        assert "was deleted, perhaps by another command that had taken over" in process.stderr.read()
     assert (bucket / "run").files() == []
 
 

@@ -246,6 +246,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, expected: str) -> None
         ),
         ("sweep.space={train.seed: {choice: []}}", "sweep.space.train.seed.choice: must have at least 1 value, got []"),
         ("cluster.workers=many", "cluster.workers: must be a whole number or a list, got 'many'"),
+        ("cluster.workers=[1, 2, 3]", "cluster.workers: must have at most 2 values, got [1, 2, 3]"),
         ("cluster.workers=[2]", "cluster.workers: has too few values, got [2]"),
         ("cluster.gpus_per_worker=2", "cluster.gpus_per_worker: a worker uses at most 1 GPU, got 2.0"),
         ("cluster.cpus_per_worker=all", "cluster.cpus_per_worker: must be a number or 'auto', got 'all'"),

@@ -37,7 +37,7 @@ from raypp.cluster.trial import TrialTask, run_trial
 from raypp.cluster.worker_quotas import SweepQuotas
 from raypp.config import ClusterSettings, Experiment, StoppingSettings
 from raypp.defaults import with_absolute_paths
-from raypp.errors import ConfigError, FailsAgain, RunFailed, StorageFailed
+from raypp.errors import ConfigError, FailsAgain, Interrupted, RunFailed, StorageFailed
 from raypp.evaluation.direction import lower_is_better
 from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore, say
@@ -72,6 +72,7 @@ logger = logging.getLogger("raypp")
 NO_REASON = "nothing; their folders hold no result, as if the nodes did not share cluster.storage"
 POLL_SECONDS = 1.0
 CLEARING_THREADS = 16  # in a bucket, locking a run takes a second
+TIDY_SECONDS = 10.0  # to wait for the process of a trial that was stopped
 PHASE = "trials"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C interrupts the command; Tune's handler would wait for its trials
@@ -272,7 +273,7 @@ def _run(
     monitor.free_stopped()
     stopped = [each for each in plan.trials if each.name not in ended and monitor.rows[each.name].state == "stopped"]
     tidy = functools.partial(_tidy_stopped, keep=experiment.cluster.keep_checkpoints, channel_name=channel_name)
-    with ThreadPoolExecutor(max_workers=16) as threads:
+    with ThreadPoolExecutor(max_workers=CLEARING_THREADS) as threads:
         list(threads.map(tidy, (each.plan.run for each in stopped)))
     advance()
     on_event(PhaseFinished(PHASE))
@@ -282,9 +283,11 @@ def _run(
 def _tidy_stopped(run: Location, keep: int, channel_name: str) -> None:
     """Removes what the process of a trial that was stopped early has left behind, because Tune did not wait until it
     had tidied up. Does nothing if another command works on the run by now."""
-    with tidying(run), contextlib.suppress(ConfigError, StorageFailed):
+    deadline = time.monotonic() + TIDY_SECONDS
+    with tidying(run), contextlib.suppress(ConfigError, StorageFailed, Interrupted):
         delete_lock_of(channel_name, run)
-        with locked(run):
+        # Its process may be about to end.
+        with locked(run, wait=True, is_interrupted=lambda: time.monotonic() > deadline):
             delete_scratch(run)
             Checkpoints(run / "checkpoints", keep).delete_incomplete()
 

@@ -43,6 +43,8 @@ def sentences(error: ValidationError, values: dict[str, Any], place: Callable[[s
         if any(other[: len(path)] == path for other in by_path if other != path):
             # What is wrong inside the value says more. pydantic does not count wrong items, and finds a list too short.
             findings = [finding for finding in findings if finding["type"] not in (*MUST_BE, "too_short")]
+        if any(finding["type"] in ("too_short", "too_long") for finding in findings):
+            findings = [finding for finding in findings if finding["type"] not in MUST_BE]
         # Of a value that may be of several types, pydantic reports what each of them lacks.
         allowed = list(dict.fromkeys(each for finding in findings if (each := _allowed(finding)) is not None))
         if allowed:

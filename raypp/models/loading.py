@@ -84,12 +84,12 @@ def _find(reference: str, revision: str | None, field: str) -> Path:
 
 
 def _check_weights(folder: Path, field: str) -> None:
-    """Reads the head of each file of weights, which says how long the file is."""
-    files = set(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    """Reads the head of each file of weights that transformers will read; the head says how long the file is."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = {single} if single.is_file() else set(folder.glob("*.safetensors"))
+    if index.is_file() and not single.is_file():
         try:
-            files.update(folder / name for name in json.loads(index.read_text())["weight_map"].values())
+            files = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{field}: {index} is damaged: {error!r}; download or save the model again") from None
     for file in sorted(files):

@@ -29,7 +29,7 @@ def opened_model(reference: str, field: str) -> Iterator[tuple[Path, Experiment 
     if (location / "experiment.yaml").is_file():
         experiment = run_experiment(location, reference, field)
         with local_model(location, reference, field) as folder:
-            yield folder, experiment
+            yield resolve_model(str(folder), None, field), experiment
     elif location.is_local:
         yield resolve_model(reference, None, field), None
     elif not (location / "config.json").is_file():

@@ -90,8 +90,8 @@ def restore(
     if checkpoint.state.get("frozen", _frozen_digest(model)) != _frozen_digest(model):
         raise FailsAgain(
             f"the checkpoint of step {checkpoint.step} belongs to a model with other frozen parameters, such as "
-            "embeddings; the teacher or the model that the run started from has changed since: bring it back, or start "
-            "over with --fresh"
+            "embeddings: the teacher or the model that the run started from has changed since, or parameters that were "
+            "drawn at random are drawn differently on this machine; bring them back, or start over with --fresh"
         )
     with torch.no_grad():
         for name, target in targets.items():

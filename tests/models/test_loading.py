@@ -83,6 +83,10 @@ def test_weights_that_are_not_complete_are_refused_by_their_file(tmp_path: Path)
         with pytest.raises(ConfigError, match=r"^student\.model: the weights in .*model\.safetensors cannot be read: "):
             resolve_model(str(tmp_path), None, "student.model")
     sharded = tmp_path / "sharded"
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}')
+    (tmp_path / "adapter.safetensors").write_bytes(b"")
+    resolve_model(str(tmp_path), None, "student.model")  # transformers reads neither
     model.save_pretrained(sharded, max_shard_size=10_000)
     resolve_model(str(sharded), None, "student.model")
     next(sharded.glob("model-00002-*.safetensors")).unlink()
