@@ -186,7 +186,11 @@ def test_an_interrupt_does_not_wait_for_the_check_of_the_input(
     experiment: Path, minilm_dir: Path, tmp_path: Path
 ) -> None:
     large = shutil.copytree(minilm_dir, tmp_path / "large")
-    os.truncate(large / "model.safetensors", 1 << 40)  # no byte of it is on the disk; to hash it takes many minutes
+    size = 1 << 40
+    head = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    (large / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    # No byte of its weights is on the disk; to hash them takes many minutes.
+    os.truncate(large / "model.safetensors", 8 + len(head) + size)
     with started("train", experiment, f"student.model={large}", f"cluster.storage={tmp_path}") as command:
         reads = Path(f"/proc/{command.process.pid}/io")
         wait_for(lambda: int(reads.read_text().split()[1]) > 1 << 29, "reading the model")
