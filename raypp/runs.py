@@ -1,35 +1,24 @@
-"""A run's folder: its lock, the settings it was started with, and whether it is finished."""
+"""A run's folder: the settings it was started with, and whether it is finished."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import logging
-import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from raypp.config import Experiment
-from raypp.errors import ConfigError, Interrupted, StorageFailed
-from raypp.events import never
-from raypp.leases import Lease, is_lease, this_process
-from raypp.storage import Location, is_definite, tidying
+from raypp.errors import ConfigError, StorageFailed
+from raypp.locks import LOCK
+from raypp.storage import Location, is_definite
 from raypp.yaml_text import dump_yaml, load_yaml
 
 logger = logging.getLogger("raypp")
-
-LOCK = ".lock"
-LOCK_POLL_SECONDS = 0.5
-JOB_FILES = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` sends
 
 
 def may_be_finished(experiment: Experiment) -> bool:
@@ -162,193 +151,3 @@ def run_experiment(run: Location, named: str, field: str) -> Experiment:
     if experiment.sweep is not None:
         raise ConfigError(f"{field}: {named} is a sweep; give one of its runs (best.json lists the best ones)")
     return experiment
-
-
-def check_kept(location: Location, field: str) -> None:
-    """Refuses a folder below the working directory of a job of Ray, where relative paths of a job begin.
-
-    Raises:
-        ConfigError: Ray would delete the folder after the job; names `field`.
-    """
-    if location.is_local and JOB_FILES in os.path.realpath(location.path):
-        raise ConfigError(
-            f"{field}: {location} is among the files of the job, which Ray deletes after the job; allowed are a bucket "
-            "(s3://, gs://) and an absolute path elsewhere"
-        )
-
-
-def check_writable(location: Location, field: str) -> None:
-    """Checks that the folder can be written to, and is kept.
-
-    Raises:
-        ConfigError: it cannot be written to, or as `check_kept`; names `field`.
-        StorageFailed: writing failed for another reason, perhaps only now.
-    """
-    check_kept(location, field)
-    probe = location / f".raypp-{os.getpid()}"
-    try:
-        location.make_folder()
-        probe.write_bytes(b"\n")  # a full disk has room for an empty file
-        probe.delete()
-    except OSError as error:
-        raise _not_written(location, field, error) from error
-
-
-def _not_written(location: Location, field: str, error: OSError) -> ConfigError | StorageFailed:
-    """The error for a folder that cannot be written to: StorageFailed if waiting may help."""
-    said = f"{location} cannot be written to: {error.strerror or error}"
-    return ConfigError(f"{field}: {said}") if is_definite(error) else StorageFailed(said)
-
-
-def check_storage_writable(experiment: Experiment) -> None:
-    """`check_writable` for `cluster.storage`."""
-    check_writable(Location.of(experiment.cluster.storage, "cluster.storage"), "cluster.storage")
-
-
-@dataclass
-class _Waiting:
-    """What happens while another process holds a run's lock."""
-
-    run: Location
-    wait: bool
-    is_interrupted: Callable[[], bool]
-    told: bool = False
-
-    def goes_on(self, holder: str) -> None:
-        """Returns if the process waits on; tells the user once.
-
-        Raises:
-            ConfigError: it does not wait.
-            Interrupted: it must stop.
-        """
-        other = f"another process ({holder or 'just ended'}) works on {self.run}"
-        if not self.wait:
-            raise ConfigError(f"run: {other}; wait for it, or stop it")
-        if self.is_interrupted():
-            raise Interrupted(0)
-        if not self.told:
-            logger.warning("%s; waiting for it", other)
-            self.told = True
-
-
-@contextlib.contextmanager
-def locked(
-    run: Location, *, wait: bool = False, command: str | None = None, is_interrupted: Callable[[], bool] = never
-) -> Iterator[None]:
-    """Locks the run for this process.
-
-    The system releases the lock of a local run when the process ends in any way. The lock of a run in a bucket, or on a
-    filesystem that is mounted without file locks, is a `Lease`, which expires.
-
-    Args:
-        wait: whether to wait for another process that holds the lock.
-        command: names the command that this process belongs to, for `delete_lock_of`.
-        is_interrupted: whether to stop waiting.
-
-    Raises:
-        ConfigError: another process holds the lock, and `wait` is False; or its folder cannot be written to.
-        Interrupted: `is_interrupted` while another process holds the lock.
-        StorageFailed: writing to its folder fails for another reason, perhaps only now.
-    """
-    path, waiting = Path(run.path, LOCK), _Waiting(run, wait, is_interrupted)
-    try:
-        while run.is_local and (file := _try_lock(run, path)) is None:
-            waiting.goes_on(_holder(path))
-            time.sleep(LOCK_POLL_SECONDS)
-        has_file_locks = run.is_local
-    except _NoFileLocks:
-        has_file_locks = False
-    if not has_file_locks:
-        with _leased(run, waiting, command):
-            yield
-        return
-    assert file is not None
-    with file:
-        try:
-            _write_holder(run, file)
-            yield
-        finally:
-            with tidying(path):  # an error here must not hide another one
-                path.unlink(missing_ok=True)
-            # Leave no empty folders of a run that was refused.
-            for folder in (path.parent, path.parent.parent):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-
-
-@contextlib.contextmanager
-def _leased(run: Location, waiting: _Waiting, command: str | None) -> Iterator[None]:
-    """`locked` for a run in storage without file locks."""
-    lease = Lease(run / LOCK, command)
-    try:
-        while (holder := lease.acquire()) is not None:
-            waiting.goes_on(holder)
-    except OSError as error:
-        raise _not_written(run, "run", error) from error
-    expires = False
-    try:
-        yield
-    except StorageFailed:
-        expires = True  # deleting its file would fail for as long again
-        raise
-    finally:
-        lease.release(expires=expires)
-
-
-def delete_lock_of(command: str, run: Location) -> None:
-    """Removes a lock that a process of the command, which has ended by now, could not remove itself."""
-    lock = run / LOCK
-    with contextlib.suppress(FileNotFoundError):
-        if json.dumps(command) in lock.read_text():
-            lock.delete()
-
-
-def _holder(path: Path) -> str:
-    """What a lock file says about its owner; empty if that has just removed it."""
-    with contextlib.suppress(OSError):
-        return path.read_text()
-    return ""
-
-
-def _write_holder(run: Location, file: IO[str]) -> None:
-    try:
-        file.truncate(0)
-        # Not through Python's buffer: on a full disk, closing the file would try to write its content again.
-        os.write(file.fileno(), json.dumps(this_process()).encode())
-    except OSError as error:
-        raise _not_written(run, "run", error) from error
-
-
-class _NoFileLocks(Exception):
-    """The filesystem is mounted without file locks, as Lustre and NFS may be."""
-
-
-def _try_lock(run: Location, path: Path) -> IO[str] | None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        is_folder = path.parent.is_dir() or not path.parent.exists()
-        if isinstance(error, FileNotFoundError | FileExistsError) and is_folder:
-            return None  # the previous holder is removing its empty folder
-        raise _not_written(run, "run", error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The previous holder may have removed the file between our opening and locking it.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            if not is_lease(_holder(path)):
-                return file
-            file.close()
-            raise _NoFileLocks  # for a node that has mounted this filesystem without file locks, and owns the run
-    except BlockingIOError:
-        pass
-    except OSError as error:
-        file.close()
-        holder = _holder(path)
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) or (holder and not is_lease(holder)):
-            raise _not_written(run, "run", error) from error  # perhaps an owner on another node has a file lock
-        if not holder:  # the file was made here
-            path.unlink(missing_ok=True)
-        raise _NoFileLocks from error
-    file.close()
-    return None

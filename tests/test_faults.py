@@ -41,7 +41,7 @@ from raypp.cluster.launch import train
 from raypp.errors import StorageFailed, WorkersLost
 from raypp.events import Message, PhaseAdvanced, PhaseStarted
 from raypp.load_config import load_experiment
-from raypp.runs import locked
+from raypp.locks import locked
 from raypp.storage import Location
 from raypp.store import verified_builds
 

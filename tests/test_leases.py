@@ -29,14 +29,14 @@ from whole_runs import wait_for
 
 from raypp import leases, storage
 from raypp.errors import ConfigError, Interrupted, StorageFailed
-from raypp.runs import delete_lock_of, locked
+from raypp.locks import delete_lock_of, locked
 from raypp.storage import Location
 
 OWNER = """
 import sys, time
 import pyarrow.fs as pafs
 from raypp import leases
-from raypp.runs import locked
+from raypp.locks import locked
 from raypp.storage import Location
 
 leases.BEAT_SECONDS, leases.DEAD_SECONDS = 0.2, 2.0

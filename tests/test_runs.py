@@ -12,8 +12,10 @@ import yaml
 
 from raypp.errors import ConfigError
 from raypp.load_config import load_experiment
-from raypp.runs import check_writable, clear_run, finished_result, locked, start_run
+from raypp.locks import locked
+from raypp.runs import clear_run, finished_result, start_run
 from raypp.storage import Location
+from raypp.writable import check_writable
 
 
 def test_a_run_that_was_being_started_over_is_not_finished_however_far_that_came(

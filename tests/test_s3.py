@@ -18,10 +18,11 @@ from whole_runs import assert_same, copy_tokenizer, only_run, outcome, resumed_a
 
 from raypp.cli import main
 from raypp.errors import ConfigError
-from raypp.runs import check_writable, locked
+from raypp.locks import locked
 from raypp.storage import Location
 from raypp.store import Store, write_part
 from raypp.training.checkpoint import Checkpoints, capture
+from raypp.writable import check_writable
 
 STEPS = 150
 

@@ -15,7 +15,8 @@ from raypp.cluster.session import Session
 from raypp.config import Experiment
 from raypp.errors import Problems
 from raypp.events import EventHandler, ignore
-from raypp.runs import check_storage_writable, may_be_finished
+from raypp.runs import may_be_finished
+from raypp.writable import check_storage_writable
 
 if TYPE_CHECKING:
     from raypp.plan import Draft

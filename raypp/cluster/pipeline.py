@@ -26,20 +26,14 @@ from raypp.evaluation.predictions import Predictions
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore
 from raypp.identity import versions
 from raypp.kinds import TaskKind
+from raypp.locks import locked
 from raypp.models.model_input import ModelInput
 from raypp.plan import Plan, Prepare, make_plan
-from raypp.runs import (
-    check_storage_writable,
-    check_writable,
-    clear_run,
-    finished_result,
-    locked,
-    model_checksums,
-    start_run,
-)
+from raypp.runs import clear_run, finished_result, model_checksums, start_run
 from raypp.store import Artifact, Store
 from raypp.training.job import Job
 from raypp.training.training_rows import TRAIN_SPLIT
+from raypp.writable import check_storage_writable, check_writable
 
 
 def prepare(experiment: Experiment, *, on_event: EventHandler = ignore, verbose: bool = False) -> list[Artifact]:

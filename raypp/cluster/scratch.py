@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from raypp.errors import ConfigError, StorageFailed
-from raypp.runs import locked
+from raypp.locks import locked
 from raypp.storage import Location, tidying
 
 SCRATCH = "ray"  # its name in the folder of the run or sweep

@@ -18,8 +18,8 @@ from raypp.cluster.nodes import node_resources
 from raypp.cluster.shared_folders import check_shared
 from raypp.config import ClusterSettings
 from raypp.errors import ConfigError, Problems
-from raypp.runs import check_kept
 from raypp.storage import Location
+from raypp.writable import check_kept
 
 logger = logging.getLogger("raypp")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from raypp.cluster.nodes import node_addresses
 from raypp.errors import ConfigError, RunFailed, StorageFailed, WorkersLost
-from raypp.storage import Location, is_definite
+from raypp.storage import Location
 from raypp.store import MANIFEST
+from raypp.writable import not_written
 
 ALLOWED = "allowed are a bucket (s3://, gs://) and a folder that all nodes have mounted"
 RESPONSE_SECONDS = 60.0  # for a node to start a process and look for the files
@@ -78,13 +79,14 @@ def _probe(folder: Location, field: str) -> Iterator[str]:
         folder.make_folder()
         probe.write_bytes(b"")
     except OSError as error:
-        if not is_definite(error):
-            raise StorageFailed(f"{folder} cannot be written to: {error}") from error
+        refused = not_written(folder, field, error)
+        if isinstance(refused, StorageFailed):
+            raise refused from error
         # A checkpoint's manifest does not count, because a run that trains removes its older checkpoints.
         files = (path for name in (MANIFEST, "result.json") for path in Path(folder.path).rglob(name))
         finished = next((path for path in files if "checkpoints" not in path.parts), None)
         if finished is None:  # the folder has no file to read, either
-            raise ConfigError(f"{field}: {folder} cannot be written to: {error.strerror or error}") from None
+            raise refused from None
         yield str(finished)
         return
     try:

@@ -43,8 +43,9 @@ from raypp.evaluation.evaluate import headline_key
 from raypp.events import EventHandler, Message, PhaseAdvanced, PhaseFinished, PhaseStarted, ignore, say
 from raypp.identity import versions
 from raypp.interrupts import STILL_WAITS, STOPPING
+from raypp.locks import delete_lock_of, locked
 from raypp.plan_checks import check_device
-from raypp.runs import check_storage_writable, clear_run, delete_lock_of, locked, write_experiment
+from raypp.runs import clear_run, write_experiment
 from raypp.storage import Location, tidying
 from raypp.store import Artifact
 from raypp.sweeps.plan import PlannedTrial, SweepPlan, plan_sweep
@@ -61,6 +62,7 @@ from raypp.sweeps.stopping import Halving, Judgement
 from raypp.sweeps.tracking import tracking_group
 from raypp.sweeps.trial_outcome import Failure, outcome_of
 from raypp.training.checkpoint import Checkpoints
+from raypp.writable import check_storage_writable
 
 # Ray Tune is imported where it is used, after the session has set the environment that it reads.
 if TYPE_CHECKING:

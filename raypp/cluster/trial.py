@@ -19,7 +19,8 @@ from raypp.errors import ConfigError, FailsAgain, Interrupted, RunFailed, Storag
 from raypp.evaluation.evaluate import headline_key
 from raypp.events import Message, PhaseAdvanced, WorkersPlaced
 from raypp.identity import versions
-from raypp.runs import finished_result, locked, start_run
+from raypp.locks import locked
+from raypp.runs import finished_result, start_run
 from raypp.training.job import Job
 from raypp.training.metrics_file import whole_records
 

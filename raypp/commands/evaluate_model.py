@@ -6,7 +6,7 @@ It makes one pass over each split in this process, without Ray and without the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,8 @@ from raypp.models.loading import (
     pad_with,
     resolve_model,
 )
-from raypp.models.opening import opened_model
+from raypp.models.opening import NamedModel
 from raypp.pruning.build import build_pruning
-from raypp.runs import run_experiment
 from raypp.storage import Location
 from raypp.tasks import Task, default_source, find_task, resolve_task
 from raypp.training.checkpoint import Checkpoints, restore
@@ -47,15 +46,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The data to evaluate on, and the run if the model is a run's."""
+    """The data to evaluate on."""
 
     kind: TaskKind
     """The kind of the task."""
     raw: RawData
     splits: tuple[str, ...]
-    experiment: Experiment | None
-    """The run's experiment; None if the model is not a run's."""
-    run: Location | None
 
 
 def evaluate_command(
@@ -88,38 +84,40 @@ def evaluate_command(
         raise ConfigError(
             f"--out: has no effect with --all-checkpoints, which writes no files; got {out}; leave it out"
         )
-    subject = _subject(model, task, data, experiment_file, split)
-    splits = subject.splits
+    named = NamedModel.of(model, "MODEL")
+    subject = _subject(named.experiment, task, data, experiment_file, split)
+    found = _evaluate_checkpoints(named, subject) if all_checkpoints else _evaluate_model(named, subject, Path(out))
+    for name, metrics in found.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    return found
+
+
+def _evaluate_model(named: NamedModel, subject: Subject, written_to: Path) -> dict[str, dict[str, float]]:
+    """The model's metrics on the labelled splits; writes its predictions for all splits."""
     found: dict[str, dict[str, float]] = {}
-    if all_checkpoints:
-        found = _evaluate_checkpoints(subject)
-        _print(found)
-        return found
-    with opened_model(model, "MODEL") as (folder, _):
+    with named.opened() as folder:
         tokenizer = load_tokenizer(folder, "MODEL")
         kind = _within_positions(subject.kind, folder)
         if problems := kind.problems_with(tokenizer, "MODEL"):
             raise ConfigError(problems)
-        features = {name: _features(subject, name, kind, tokenizer) for name in splits}
+        features = {name: _features(subject, name, kind, tokenizer) for name in subject.splits}
         fine_tuned = load_finetuned(folder, kind, "MODEL").to(Worker().device)
-        written_to = Path(out)
         written_to.mkdir(parents=True, exist_ok=True)
         pad_id = Vocabulary.of(tokenizer).pad_id
         pad_with(fine_tuned, kind, pad_id)
-        for name in splits:
-            predictions = _predictions(fine_tuned, features[name], kind, pad_id)
+        for name, split in features.items():
+            predictions = _predictions(fine_tuned, split, kind, pad_id)
             if predictions.labelled.any():
                 found[name] = kind.metrics(predictions)
             files = kind.write(name, predictions, written_to)
             print(f"{name}: {len(predictions.rows)} predictions in {', '.join(map(str, files))}")
-    _print(found)
     return found
 
 
-def _subject(model: str, task: str | None, data: str | None, experiment_file: str | None, split: str) -> Subject:
-    location = Location.of(model, "MODEL") if "://" in model or Path(model).exists() else None
-    run = location if location is not None and (location / "experiment.yaml").is_file() else None
-    own = run_experiment(run, model, "MODEL") if run is not None else None
+def _subject(
+    own: Experiment | None, task: str | None, data: str | None, experiment_file: str | None, split: str
+) -> Subject:
+    """The data on which to evaluate a model; `own` is the experiment of its run."""
     described = load_experiment(experiment_file) if experiment_file else own
     if task is None and described is None:
         raise ConfigError("--task: is missing; only a run folder records the task that a model was trained for")
@@ -135,7 +133,7 @@ def _subject(model: str, task: str | None, data: str | None, experiment_file: st
     kind = kind_of(found, described.data, described.evaluation) if described is not None else kind_of(found)
     splits = _splits(found, split)
     raw = open_source(kind, source or default_source(found), required=splits)
-    return Subject(kind, raw, splits, own, run)
+    return Subject(kind, raw, splits)
 
 
 def _splits(task: Task, split: str) -> tuple[str, ...]:
@@ -164,18 +162,18 @@ def _predictions(model: PreTrainedModel, split: EvaluationExamples, kind: TaskKi
     return replace(predictions, logits=predictions.logits[..., order])
 
 
-def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
+def _evaluate_checkpoints(named: NamedModel, subject: Subject) -> dict[str, dict[str, float]]:
     """The metrics of every complete checkpoint of a run, by step and split."""
-    if subject.run is None or subject.experiment is None:
+    experiment = named.experiment
+    if experiment is None:
         raise ConfigError("--all-checkpoints: only a run has checkpoints, but MODEL is not a run folder")
-    trained_for = resolve_task(subject.experiment.task, subject.experiment.data.source)
-    own, wanted = kind_of(trained_for, subject.experiment.data).auto_class, subject.kind.auto_class
+    trained_for = resolve_task(experiment.task, experiment.data.source)
+    own, wanted = kind_of(trained_for, experiment.data).auto_class, subject.kind.auto_class
     if own != wanted:
         raise ConfigError(
             f"--task: {subject.kind.task.name} needs an {wanted}, but the run trained an {own}, for {trained_for.name}"
         )
-    student = subject.experiment.student
-    folder = resolve_model(student.model, student.revision, "student.model")
+    folder = resolve_model(experiment.student.model, experiment.student.revision, "student.model")
     tokenizer = load_tokenizer(folder, "student.model")
     kind = _within_positions(subject.kind, folder)
     features = {name: _features(subject, name, kind, tokenizer) for name in subject.splits}
@@ -183,12 +181,12 @@ def _evaluate_checkpoints(subject: Subject) -> dict[str, dict[str, float]]:
         raise ConfigError(f"--split: {unlabelled[0]} has no labels, so there are no metrics; choose a labelled split")
     found: dict[str, dict[str, float]] = {}
     pad_id = Vocabulary.of(tokenizer).pad_id
-    for step, model in _checkpoints(subject.run, subject.experiment):
+    for step, model in _checkpoints(named.location, experiment):
         pad_with(model, kind, pad_id)
         for name, split in features.items():
             found[f"step {step} {name}"] = kind.metrics(_predictions(model, split, kind, pad_id))
     if not found:
-        raise ConfigError(f"--all-checkpoints: {subject.run / 'checkpoints'} has no usable checkpoint")
+        raise ConfigError(f"--all-checkpoints: {named.location / 'checkpoints'} has no usable checkpoint")
     return found
 
 
@@ -209,8 +207,3 @@ def _checkpoints(run: Location, experiment: Experiment) -> Iterator[tuple[int, P
         restore(checkpoint, model)
         pruner.refresh(schedule.at(step))
         yield step, model.to(Worker().device)
-
-
-def _print(found: Mapping[str, Mapping[str, float]]) -> None:
-    for name, metrics in found.items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))

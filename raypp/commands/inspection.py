@@ -16,7 +16,7 @@ from raypp.config import LayerRule
 from raypp.errors import ConfigError
 from raypp.models.initial_model import initial_model
 from raypp.models.loading import FROM_FOLDER, load_model_config, quiet_loading, resolve_model
-from raypp.models.opening import opened_model
+from raypp.models.opening import NamedModel
 from raypp.pruning.density import DensityReport, count_density, split_layer_name
 from raypp.pruning.linear import linear_layers, select_layers
 from raypp.pruning.weight_statistics import DifferentModel, measure
@@ -174,7 +174,9 @@ def inspect_command(
         from raypp.figures import require_format
 
         require_format(Location.of(save_to, "--save").name, "--save")
-    with opened_model(reference, "MODEL") as (folder, experiment):
+    named = NamedModel.of(reference, "MODEL")
+    experiment = named.experiment
+    with named.opened() as folder:
         layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)
         if save_to is not None:
