@@ -15,6 +15,7 @@ from raypp.config import (
     TeacherSettings,
 )
 from raypp.config.fields import PATH_FIELDS
+from raypp.load_config import expanded
 from raypp.models.student import read_config
 from raypp.tasks import Task, default_source
 
@@ -53,15 +54,22 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
             name: axis.model_copy(update={axis.kind: _absolute(name, axis.values)}) if name in PATH_FIELDS else axis
             for name, axis in sweep.space.items()
         }
-        update["sweep"] = sweep.model_copy(update={"space": space})
+        variants = sweep.variants and tuple(
+            {name: _absolute(name, value) if name in PATH_FIELDS else value for name, value in variant.items()}
+            for variant in sweep.variants
+        )
+        update["sweep"] = sweep.model_copy(update={"space": space, "variants": variants})
     return experiment.model_copy(update=update)
 
 
 def _absolute(field: str, value: Any) -> Any:
-    """A value or a tuple of values of one of PATH_FIELDS."""
-    if isinstance(value, tuple):
-        return tuple(_absolute(field, each) for each in value)
-    if not isinstance(value, str) or "://" in value:
+    """A value of one of PATH_FIELDS, or several values."""
+    if isinstance(value, tuple | list):
+        return type(value)(_absolute(field, each) for each in value)
+    if not isinstance(value, str):
+        return value
+    value = expanded(value)  # those of a sweep are otherwise expanded in its trials
+    if "://" in value:
         return value
     # A model that is not a folder is a hub name or `package:…`.
     return value if field.endswith(".model") and not Path(value).is_dir() else os.path.abspath(value)

@@ -34,7 +34,10 @@ def test_local_paths_are_from_the_root_and_names_of_models_are_left(
             "data": {"source": {"kind": "files", "train": "train.csv", "dev": "dev.csv"}},
             "student": {"model": "encoder", "config": "small.json"},
             "cluster": {"storage": "runs", "store": "gs://bucket/store"},
-            "sweep": {"space": axes},
+            "sweep": {
+                "space": axes,
+                "variants": [{}, {"data.source.dev": "b.csv", "train.epochs": 2}, {"data.source.test": "~/c.csv"}],
+            },
         }
     )
     found = with_absolute_paths(experiment)
@@ -44,6 +47,11 @@ def test_local_paths_are_from_the_root_and_names_of_models_are_left(
     assert (found.cluster.storage, found.cluster.store) == (str(tmp_path / "runs"), "gs://bucket/store")
     assert found.distillation is None
     assert found.sweep is not None
+    assert found.sweep.variants == (
+        {},
+        {"data.source.dev": str(tmp_path / "b.csv"), "train.epochs": 2},
+        {"data.source.test": str(Path.home() / "c.csv")},
+    )
     space = found.sweep.space
     assert space["student.model"].choice == (str(tmp_path / "encoder"), *axes["student.model"]["choice"][1:])
     assert space["data.source.train"].grid == (str(tmp_path / "a.csv"), "s3://bucket/b.csv")

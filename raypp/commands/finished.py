@@ -15,9 +15,8 @@ from raypp.runs import recorded_settings
 from raypp.storage import Location
 from raypp.sweeps.front import Front
 from raypp.sweeps.front_figure import front_figure
-from raypp.sweeps.published import published_curves, published_student
 from raypp.sweeps.result import finished_points
-from raypp.sweeps.space import varies
+from raypp.sweeps.space import changed_fields, varies
 from raypp.training.metrics_file import read_records
 
 
@@ -58,7 +57,7 @@ class FinishedFolder:
 
     def varies(self, field: str) -> bool:
         """Whether the trials of a sweep differ in a field, given by its path."""
-        return self.is_sweep and varies(field, self.settings["sweep"]["space"])
+        return self.is_sweep and varies(field, changed_fields(self.settings["sweep"]))
 
     def front(self, name: str | None = None) -> Front:
         """A sweep's front, with published results for its task and encoder.
@@ -66,10 +65,7 @@ class FinishedFolder:
         Args:
             name: its name in the figure; None: the experiment's name.
         """
-        result, settings = self.result, self.settings
-        student = published_student(settings)
-        published = published_curves(result["task"], student, result["headline"])
-        return Front(name or result["name"], finished_points(result), result["teacher"], published)
+        return Front.of(self.settings, name or self.result["name"], finished_points(self.result), self.result)
 
     def figures(self) -> dict[str, Picture]:
         """All figures by name: `front` for a sweep; `overview` and those of `run_figures` for a run."""

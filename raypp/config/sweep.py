@@ -74,11 +74,15 @@ class StoppingSettings(Settings):
 
 class SweepSettings(Settings):
     """A sweep: many trials of one experiment, each an ordinary run, and their Pareto front. A point is one combination
-    of values in the space; a trial is one run of a point."""
+    of a variant and of values in the space; a trial is one run of a point."""
 
-    space: Annotated[dict[str, Axis], Field(min_length=1)]
+    space: dict[str, Axis] = Field(default_factory=dict)
     """The axes of the sweep, by field path, such as `pruning.final_density`. An axis may also be a whole section, such
-    as `pruning`, next to axes of that section's fields."""
+    as `pruning`, next to axes of that section's fields. Required without variants."""
+    variants: Annotated[tuple[dict[str, Any], ...], Strict(False), Field(min_length=1)] | None = None
+    """Variants of the experiment, as for a study of one factor at a time. Each is a mapping of field paths to values:
+    `{}` is the experiment itself, `{train.dropout: 0.1}` changes one setting, and a value that is a mapping replaces
+    the whole section. Each variant is tried with all combinations of the axes. Only for `search: grid`."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """How points are chosen. grid: all combinations of the listed values; random: drawn at random; optuna: drawn by
     Optuna's multi-objective TPE, which learns from finished trials where the metric is high and the density low. Ranges
@@ -105,6 +109,10 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _points_are_countable(self) -> SweepSettings:
+        if not self.space and self.variants is None:
+            raise ValueError("give axes (sweep.space), variants (sweep.variants) or both; both are missing")
+        if self.search != "grid" and self.variants is not None:
+            raise ValueError(f"variants is for search: grid, got search: {self.search}; give them as axes")
         ranges = [name for name, axis in self.space.items() if axis.values is None]
         if self.search == "grid" and ranges:
             raise ValueError(

@@ -21,7 +21,7 @@ from raypp.evaluation.metric_label import metric_label
 from raypp.sweeps.plan import SweepPlan
 from raypp.sweeps.record import read_results, read_stopped
 from raypp.sweeps.result import finished_points
-from raypp.sweeps.space import as_overrides
+from raypp.sweeps.space import UNCHANGED, as_overrides
 
 PATHS = {"model": "model", "figures": "figures", "metrics": "metrics", "run": "run", "wandb_sync": "upload to W&B"}
 
@@ -68,7 +68,9 @@ def print_trials(plan: SweepPlan, console: Console | None = None) -> None:
     for each in plan.trials:
         state = "finished" if each.name in finished else "stopped early" if each.name in stopped else ""
         seed = str(each.trial.experiment.train.seed)
-        table.add_row(str(each.trial.point), seed, Text(as_overrides(each.trial.changes)), each.name, state)
+        table.add_row(
+            str(each.trial.point), seed, Text(as_overrides(each.trial.changes) or UNCHANGED), each.name, state
+        )
     console.print(table)
     if not plan.is_complete:
         console.print(f"up to {plan.wanted - len(plan.points)} more points will be drawn as results come in")

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raypp.config import METHOD_LABELS
 from raypp.evaluation.direction import lower_is_better, merit
-from raypp.sweeps.published import PublishedCurve
+from raypp.sweeps.published import PublishedCurve, published_curves, published_student
 from raypp.sweeps.trial_outcome import TrialOutcome
 
 # Densities are compared to a hundredth of a percent. Local selection rounds down in each matrix, global selection
@@ -54,6 +55,21 @@ class Front:
     """The dense teacher's metric; None if the trials have no teacher or different ones."""
     published: Sequence[PublishedCurve] = ()
     """Published results on the same task with the same encoder."""
+    method: str = "trials"
+    """Label of the experiment's own pruning method, which points have that do not change it."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], name: str, points: Sequence[Point], result: Mapping[str, Any]) -> Front:
+        """The front of a sweep.
+
+        Args:
+            settings: of the sweep's experiment, as in JSON.
+            result: `task`, `headline` and `teacher`, as in the sweep's result.json.
+        """
+        published = published_curves(result["task"], published_student(settings), result["headline"])
+        pruning = settings["pruning"]
+        method = "dense" if pruning is None else METHOD_LABELS[pruning["method"]]
+        return cls(name, points, result["teacher"], published, method)
 
 
 def points_of(outcomes: Iterable[TrialOutcome], headline: str) -> list[Point]:

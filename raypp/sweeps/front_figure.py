@@ -30,7 +30,7 @@ def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
     _draw_references(axes, fronts)
     looks = cycle(LOOKS)
     for front in fronts:
-        groups = {front.name: list(front.points)} if len(fronts) > 1 else _by_method(front.points)
+        groups = {front.name: list(front.points)} if len(fronts) > 1 else _by_method(front)
         line_color = BLACK if len(groups) > 1 else LOOKS[0][0]
         for (label, group), (color, marker) in zip(groups.items(), looks, strict=False):
             _draw_points(axes, group, label, color, marker)
@@ -54,20 +54,22 @@ def front_figure(fronts: Sequence[Front], headline: str) -> Picture:
     return figure
 
 
-def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+def _by_method(front: Front) -> dict[str, list[Point]]:
     """A sweep's points by pruning method; all in one group if the sweep does not try several methods."""
+    changed = [_changed_method(point) for point in front.points]
     groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(_method_name(point), []).append(point)
+    for point, method in zip(front.points, changed, strict=True):
+        groups.setdefault(method or (front.method if any(changed) else "trials"), []).append(point)
     return groups
 
 
-def _method_name(point: Point) -> str:
+def _changed_method(point: Point) -> str | None:
+    """The label of the pruning method that a point sets; None if it does not set any."""
     section = point.changes.get("pruning", {})
     if section is None:
         return "dense"
     method = point.changes.get("pruning.method", section.get("method"))
-    return "trials" if method is None else METHOD_LABELS[method_name(method)]
+    return None if method is None else METHOD_LABELS[method_name(method)]
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], label: str, color: str, marker: str) -> None:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from raypp.config import Experiment
+from raypp.config import Experiment, SweepSettings
 from raypp.errors import ConfigError, Problems
 from raypp.evaluation.evaluate import headline_key
 from raypp.plan import Draft, Plan, Prepare, draft_plan
 from raypp.storage import Location
 from raypp.sweeps.points import trials_of
-from raypp.sweeps.space import Changes, Space, Trial
+from raypp.sweeps.space import Changes, Space, Trial, place_of_points
 from raypp.sweeps.stopping import stratum_of
 from raypp.sweeps.suggest import as_many_as_wanted, first_points
 from raypp.tasks import resolve_task
@@ -114,7 +114,7 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
             "known; give the number of trials at a time, for example the maximum number of GPUs for trials of one GPU"
         )
     space, known = Space.of(experiment), trials_of(experiment)
-    _check_comparable(known)
+    _check_comparable(known, space.settings)
     if space.settings.search == "optuna":
         plan = _plan_search(space, prepare)
     else:
@@ -124,7 +124,7 @@ def plan_sweep(experiment: Experiment, prepare: Prepare | None = None) -> SweepP
     return plan
 
 
-def _check_comparable(trials: Iterable[Trial]) -> None:
+def _check_comparable(trials: Iterable[Trial], settings: SweepSettings) -> None:
     """Refuses trials whose metrics cannot be compared."""
     problems, found = Problems(), set[str]()
     for trial in trials:
@@ -133,7 +133,7 @@ def _check_comparable(trials: Iterable[Trial]) -> None:
             found.add(f"{task.name} ({headline_key(task)})")
     if len(found) > 1:
         raise ConfigError(
-            f"sweep.space: trials with different tasks or headline metrics cannot be compared: "
+            f"{place_of_points(settings)}: trials with different tasks or headline metrics cannot be compared: "
             f"{', '.join(sorted(found))}; make a sweep of each"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,10 +50,11 @@ def known_points(space: Space) -> list[Changes]:
 
 
 def _grid(space: Space) -> Iterator[Changes]:
-    """All combinations. Combinations that are the same point, because an axis does not apply, come once."""
+    """All combinations of variants and values. Those that are the same point, because an axis does not apply, come
+    once."""
     seen: list[Changes] = []
-    for values in space.grid("choice", "grid"):
-        point = space.point(values.__getitem__)
+    for variant, values in itertools.product(space.variants, space.grid("choice", "grid")):
+        point = space.point(values.__getitem__, variant)
         if point not in seen:
             seen.append(point)
             yield point

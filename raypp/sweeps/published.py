@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypp.config import METHOD_LABELS, LayerRule
-from raypp.sweeps.space import varies
+from raypp.sweeps.space import changed_fields, varies
 
 SOURCE = "Sanh et al. 2020"
 STUDENT = "bert-base-uncased"
@@ -77,12 +77,11 @@ def published_student(settings: Mapping[str, Any]) -> str | None:
     Args:
         settings: the settings of a sweep's experiment, as in JSON.
     """
-    student, axes = settings["student"], settings["sweep"]["space"]
+    student, changed = settings["student"], changed_fields(settings["sweep"])
     is_whole = student["layers"] is None and student["config"] is None
-    is_whole &= not any(varies(f"student.{field}", axes) for field in ("model", "layers", "config"))
-    is_whole &= not any(name.startswith("pruning.layers") for name in axes)
-    pruned = axes.get("pruning", {})
-    sections = [settings["pruning"], *(pruned.get("choice") or ()), *(pruned.get("grid") or ())]
+    is_whole &= not any(varies(f"student.{field}", changed) for field in ("model", "layers"))
+    is_whole &= not any(name == "student" or name.startswith(("student.config", "pruning.layers")) for name in changed)
+    sections = [settings["pruning"], *changed.get("pruning", ())]
     is_whole &= all(
         (section or {}).get("layers") in (None, LayerRule().model_dump(mode="json")) for section in sections
     )

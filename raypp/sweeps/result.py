@@ -12,7 +12,6 @@ from raypp.events import Event, Message
 from raypp.storage import Location
 from raypp.sweeps.front import Front, Point, best_runs, front_csv, points_of
 from raypp.sweeps.plan import SweepPlan
-from raypp.sweeps.published import published_curves, published_student
 from raypp.sweeps.tracking import record_sweep, sync_command
 from raypp.sweeps.trial_outcome import TrialOutcome
 
@@ -51,8 +50,6 @@ def deliver_sweep(
     teachers = {(result["teacher_metrics"] or {}).get(headline) for result in finished}
     teacher = teachers.pop() if len(teachers) == 1 else None  # different teachers have different metrics
     (folder / "front.csv").write_text(front_csv(points, headline))
-    published = published_curves(task, published_student(experiment.model_dump(mode="json")), headline)
-    front_figure([Front(experiment.name, points, teacher, published)], headline).save(folder / "front.png")
     (folder / "best.json").write_json(best_runs(points))
     states = Counter(each.state for each in outcomes)
     result: dict[str, Any] = {
@@ -77,6 +74,8 @@ def deliver_sweep(
         "trials": [asdict(each) for each in outcomes],
         "paths": {name: str(folder / name) for name in ("front.csv", "front.png", "best.json")},
     }
+    front = Front.of(experiment.model_dump(mode="json"), experiment.name, points, result)
+    front_figure([front], headline).save(folder / "front.png")
     record_sweep(folder, experiment, points, result, warn=lambda text: on_event(Message(text)))
     result["paths"]["wandb_sync"] = sync_command(folder, (each.run for each in outcomes))
     (folder / "result.json").write_json(result)

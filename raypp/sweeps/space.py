@@ -16,6 +16,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import as_yaml, expanded, with_changes, within
 
 Changes = dict[str, Any]
+UNCHANGED = "no change"  # the point that is the experiment itself
 COMMON = ("name", "run", "cluster", "tracking", "sweep")  # sections that do not change a run's result
 # Sections that determine what is built before the first trial, and the section by which the teacher is evaluated.
 PREPARED = ("task", "data", "student", "teacher")
@@ -57,8 +58,8 @@ class Space:
         settings = experiment.sweep
         if settings is None:
             raise ConfigError(
-                "sweep: is missing; give the axes under sweep.space, for example "
-                "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}"
+                "sweep: is missing; give axes under sweep.space, for example "
+                "{pruning.final_density: {choice: [0.3, 0.15, 0.1]}}, or sweep.variants"
             )
         problems = _problems_of_axes(settings, has_target=_has_target(experiment))
         if experiment.run is not None:
@@ -76,13 +77,20 @@ class Space:
         lists = {name: axis.values or () for name, axis in self.axes.items() if axis.kind in kinds}
         return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
-    def point(self, choose: Callable[[str], Any]) -> Changes:
-        """A point: values of the axes whose `when` holds.
+    @property
+    def variants(self) -> list[Changes]:
+        """The variants, each with its values in the order in which they are applied; a single empty one if there are
+        none."""
+        return [{name: each[name] for name in sorted(each, key=_rank)} for each in self.settings.variants or ({},)]
+
+    def point(self, choose: Callable[[str], Any], variant: Mapping[str, Any] | None = None) -> Changes:
+        """A point: the values of a variant, and those of the axes whose `when` holds.
 
         Args:
             choose: returns the value of an axis, given its name; called in the order of the axes that the point has.
+            variant: its values, which are applied before those of the axes.
         """
-        point: Changes = {}
+        point: Changes = dict(variant or {})
         for name in self.axes:
             if self._holds(name, point):
                 point[name] = choose(name)
@@ -112,7 +120,7 @@ class Space:
         try:
             experiment = self._changed(point)
         except ConfigError as error:
-            at = f"sweep.space: {as_overrides(point)}"
+            at = f"{place_of_points(self.settings)}: {as_overrides(point) or UNCHANGED}"
             raise ConfigError([f"{at}: {problem}" for problem in error.problems]) from None
         trials = []
         for seed in range(self.settings.seeds):
@@ -129,7 +137,7 @@ class Space:
             if not isinstance(value, dict):
                 again = with_changes(changed, {name: _resolved(name, value)}).model_dump(mode="json")
                 if within(again, name.split(".")) != within(values, name.split(".")):
-                    lost.append(f"{name} has no effect, because another axis overwrites it")
+                    lost.append(f"{name} has no effect, because another value overwrites it")
         if lost:
             raise ConfigError(lost)
         return changed
@@ -159,6 +167,11 @@ class Space:
             yield dict(zip(self.axes, values, strict=True))
 
 
+def place_of_points(settings: SweepSettings) -> str:
+    """The setting that lists the points, for errors: the axes, the variants, or both together."""
+    return "sweep" if settings.space and settings.variants else "sweep.variants" if settings.variants else "sweep.space"
+
+
 def as_overrides(changes: Mapping[str, Any]) -> str:
     """A point in the form of overrides on the command line."""
     return ", ".join(f"{name}={as_yaml(value)}" for name, value in changes.items())
@@ -185,9 +198,22 @@ def multiple_of(step: float, count: int) -> float:
     return round(count * step, 12)
 
 
-def varies(field: str, axes: Iterable[str]) -> bool:
-    """Whether a field (by path) or a section that contains it is an axis."""
-    return any(_contains(axis, field) for axis in axes)
+def changed_fields(sweep: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The field paths in which points may differ, and the listed values of each (none of a range).
+
+    Args:
+        sweep: the settings of the sweep as in JSON; those of earlier versions have no variants.
+    """
+    found = {name: [*(axis.get("choice") or ()), *(axis.get("grid") or ())] for name, axis in sweep["space"].items()}
+    for variant in sweep.get("variants") or ():
+        for name, value in variant.items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def varies(field: str, changed: Iterable[str]) -> bool:
+    """Whether a field (by path) or a section that contains it is among the changed ones."""
+    return any(_contains(name, field) for name in changed)
 
 
 def distinguishing_settings(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -217,7 +243,7 @@ def distinguishing_settings(points: Sequence[Mapping[str, Any]]) -> list[dict[st
 
 def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in changes.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _single_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
@@ -225,10 +251,6 @@ def _single_fields(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
     """The axes, each after the axes that it depends on; ConfigError if the dependencies are circular."""
-
-    def rank(name: str) -> tuple[int, bool]:
-        parts = name.split(".")
-        return len(parts), parts[-1] not in DISCRIMINATORS
 
     def depends(name: str, other: str) -> bool:
         when = space[name].when
@@ -238,7 +260,7 @@ def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
             _resets(other, path) or _contains(path, other) or _is_alternative(other, path) for path in when
         )
 
-    left, ordered = sorted(space, key=rank), dict[str, Axis]()
+    left, ordered = sorted(space, key=_rank), dict[str, Axis]()
     while left:
         free = next((name for name in left if not any(depends(name, other) for other in left)), None)
         if free is None:
@@ -249,6 +271,12 @@ def _in_order(space: Mapping[str, Axis]) -> dict[str, Axis]:
         ordered[free] = space[free]
         left.remove(free)
     return ordered
+
+
+def _rank(name: str) -> tuple[int, bool]:
+    """Sorts a section before its fields, and a method or kind before the other fields of its section."""
+    parts = name.split(".")
+    return len(parts), parts[-1] not in DISCRIMINATORS
 
 
 def _contains(section: str, name: str) -> bool:
@@ -285,11 +313,22 @@ def _problems_of_axes(settings: SweepSettings, has_target: bool) -> list[str]:
         problems.append(
             f"sweep.seed: is for search: random and optuna, got {settings.seed} with search: grid; leave it out"
         )
+    for name in changed_fields(settings.model_dump(mode="json")):
+        if name.split(".")[0] in COMMON:
+            of = "space" if name in settings.space else "variants"
+            problems.append(f"sweep.{of}: {name} must be the same for all trials; set it outside of the sweep")
+    # The axes are applied after a variant.
+    problems += [
+        f"sweep.variants: {as_overrides(variant)}: the axis {axis} of sweep.space replaces {name}; set {name} in the "
+        "variants or in the axes, not in both"
+        for variant in settings.variants or ()
+        for name in variant
+        for axis in settings.space
+        if _resets(axis, name) or (axis.split(".")[-1] in DISCRIMINATORS and axis.rpartition(".")[0] == name)
+    ]
     levels = [name for name in LEVELS if name.endswith("_density") or not has_target]
     for name, axis in settings.space.items():
         section, last = name.split(".")[0], name.split(".")[-1]
-        if section in COMMON:
-            problems.append(f"sweep.space: {name} must be the same for all trials; set it outside of the sweep")
         problems += [
             f"sweep.space: {name}: when: there is no setting {path!r}" for path in axis.when if not is_setting(path)
         ]

@@ -112,3 +112,6 @@ def test_curves_of_a_whole_encoder_are_not_drawn_beside_a_part_of_it() -> None:
     assert found({}, pruning=some) is None
     for axis in ("student.model", "student.layers", "student", "pruning.layers", "pruning.layers.exclude"):
         assert found({axis: {"choice": []}}) is None
+    for variant in ({"student.layers": [0]}, {"pruning": some}, {"pruning.layers.exclude": ["attention"]}):
+        sweep = {"space": {}, "variants": [{}, variant]}
+        assert published_student({"student": student, "pruning": pruning, "sweep": sweep}) is None

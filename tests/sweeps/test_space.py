@@ -12,7 +12,7 @@ from raypp.errors import ConfigError
 from raypp.load_config import experiment_from, load_experiment
 from raypp.sweeps.plan import plan_sweep
 from raypp.sweeps.points import trials_of
-from raypp.sweeps.space import Trial, distinguishing_settings
+from raypp.sweeps.space import Trial, as_overrides, distinguishing_settings
 
 
 def trials(sweep: dict[str, Any], **sections: Any) -> list[Trial]:
@@ -195,6 +195,87 @@ def test_what_does_not_fit_is_refused_with_every_problem(sweep: dict[str, Any], 
         assert part in str(refused.value)
 
 
+def test_each_variant_is_tried_with_each_combination_and_the_empty_one_is_the_experiment_itself() -> None:
+    variants = [
+        {},
+        {"train.weight_decay": 0.1, "train": {"epochs": 2, "learning_rate": 1e-4}},
+        {"pruning.scope": "global", "pruning.method": "magnitude"},
+    ]
+    found: list[Any] = trials({"variants": variants, "space": {"pruning.final_density": {"choice": [0.5, 0.1]}}})
+    assert [each.point for each in found] == [0, 1, 2, 3, 4, 5]
+    assert [each.experiment.pruning.final_density for each in found] == [0.5, 0.1] * 3
+    assert [each.experiment.pruning.method for each in found] == ["topk"] * 4 + ["magnitude"] * 2
+    assert [each.experiment.pruning.scope for each in found] == ["local"] * 4 + ["global"] * 2
+    assert [each.experiment.train.learning_rate for each in found[2:4]] == [1e-4, 1e-4]
+    assert [each.experiment.train.weight_decay for each in found[2:4]] == [0.1, 0.1], (
+        "the field comes after its section"
+    )
+    alone = trials({"variants": variants, "seeds": 2})
+    assert len(alone) == 6
+    assert alone[0].experiment == found[0].experiment
+    assert alone[0].changes == {}
+    assert as_overrides(alone[4].changes) == "pruning.method=magnitude, pruning.scope=global"
+
+
+def test_an_axis_may_depend_on_a_variant() -> None:
+    rates = {"choice": [1e-2, 1e-1], "when": {"pruning.method": "topk"}}
+    variants = [{}, {"pruning": {"method": "magnitude"}}]
+    found: list[Any] = trials({"variants": variants, "space": {"pruning.mask_learning_rate": rates}})
+    assert [each.changes.get("pruning.mask_learning_rate") for each in found] == [1e-2, 1e-1, None]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "problem"),
+    [
+        ({}, "sweep: give axes (sweep.space), variants (sweep.variants) or both; both are missing"),
+        ({"variants": []}, "sweep.variants: must have at least 1 value, got []"),
+        ({"variants": [0.5]}, "sweep.variants.0: must be a section of settings, got 0.5"),
+        (
+            {"variants": [{"train.dropuot": 0.1}]},
+            "sweep.variants: train.dropuot=0.1: override: train.dropuot: there is no such setting (got 0.1)",
+        ),
+        (
+            {"variants": [{"cluster.workers": 1}]},
+            "sweep.variants: cluster.workers must be the same for all trials; set it outside of the sweep",
+        ),
+        (
+            {"variants": [{"train.dropout": 0.1}], "space": {"train.dropout": {"choice": [0.2]}}},
+            "sweep.variants: train.dropout=0.1: the axis train.dropout of sweep.space replaces train.dropout; set",
+        ),
+        (
+            {"variants": [{"pruning.final_density": 0.1}], "space": {"pruning": {"choice": [{"method": "topk"}]}}},
+            "sweep.variants: pruning.final_density=0.1: the axis pruning of sweep.space replaces pruning.final_density",
+        ),
+        (
+            {
+                "variants": [{"pruning.layers": {"exclude": ["attention"]}}],
+                "space": {"pruning.method": {"choice": ["magnitude"]}},
+            },
+            "the axis pruning.method of sweep.space replaces pruning.layers",
+        ),
+        (
+            {
+                "variants": [{"pruning": {"method": "magnitude", "final_density": 0.03}}],
+                "space": {"pruning.method": {"choice": ["topk", "magnitude"]}},
+            },
+            "the axis pruning.method of sweep.space replaces pruning; set pruning in the variants or in the axes",
+        ),
+        (
+            {"variants": [{}], "space": {"pruning.final_density": {"choice": [2.0]}}},
+            "sweep: pruning.final_density=2.0: ",
+        ),
+        (
+            {"variants": [{}], "search": "random", "trials": 2},
+            "sweep: variants is for search: grid, got search: random; give them as axes",
+        ),
+    ],
+)
+def test_variants_that_do_not_fit_are_refused(sweep: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        trials(sweep)
+    assert problem in str(refused.value)
+
+
 def test_an_experiment_without_a_sweep_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"sweep: is missing.*sweep\.space"):
         trials_of(experiment_from({"name": "one", "task": "sentiment", "student": {"model": "some/encoder"}}))
@@ -297,7 +378,7 @@ def test_a_value_is_what_the_field_makes_of_it(monkeypatch: pytest.MonkeyPatch) 
         ("/home/one/b", 0.5, None),
     ]
     both = {"train.epochs": {"choice": [2, 3]}, "train.max_steps": {"choice": [5]}}
-    with pytest.raises(ConfigError, match=r"train\.epochs has no effect, because another axis overwrites it"):
+    with pytest.raises(ConfigError, match=r"train\.epochs has no effect, because another value overwrites it"):
         trials({"space": both})
 
 
