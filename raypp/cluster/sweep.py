@@ -273,7 +273,8 @@ def _run(
     if (failure := fitted.exception()) is not None:
         raise RunFailed(f"Ray Tune: {failure}") from failure
     monitor.free_stopped()
-    stopped = [each for each in plan.trials if each.name not in ended and monitor.rows[each.name].state == "stopped"]
+    # Also those that an earlier command had stopped, which may have been killed before it tidied up.
+    stopped = [each for each in plan.trials if monitor.rows[each.name].state == "stopped"]
     tidy = functools.partial(_tidy_stopped, keep=experiment.cluster.keep_checkpoints, channel_name=channel_name)
     with ThreadPoolExecutor(max_workers=CLEARING_THREADS) as threads:
         list(threads.map(tidy, (each.plan.run for each in stopped)))

@@ -174,9 +174,9 @@ def inspect_command(
         from raypp.figures import require_format
 
         require_format(Location.of(save_to, "--save").name, "--save")
-    named = NamedModel.of(reference, "MODEL")
-    experiment = named.experiment
-    with named.opened() as folder:
+    subject = NamedModel.of(reference, "MODEL")
+    experiment = subject.experiment
+    with subject.opened() as folder:
         layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)
         if save_to is not None:
