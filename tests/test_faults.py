@@ -251,6 +251,8 @@ def test_a_run_does_not_resume_with_another_copy_of_its_model_and_loses_nothing(
 
     def leave(event: Any) -> None:
         if isinstance(event, PhaseAdvanced) and event.phase == "student" and event.done >= STRIKES_AFTER:
+            # An interrupt that is not deferred does not wait for a checkpoint that is being written.
+            wait_for(lambda: checkpoints(tmp_path / "runs"), "a checkpoint")
             raise KeyboardInterrupt
 
     def change(event: Any) -> None:  # after the command has found the model, and before the run loads it
