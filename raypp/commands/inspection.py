@@ -168,15 +168,15 @@ def inspect_command(
     """
     console = console or Console()
     if save_to is None:
-        if named := [f"--{n}" for n, v in {"figure": figure, "matrix": matrix, "initial": initial}.items() if v]:
-            raise ConfigError(f"{', '.join(named)}: needs --save FILE, the file for the figure")
+        if given := [f"--{n}" for n, v in {"figure": figure, "matrix": matrix, "initial": initial}.items() if v]:
+            raise ConfigError(f"{', '.join(given)}: needs --save FILE, the file for the figure")
     else:
         from raypp.figures import require_format
 
         require_format(Location.of(save_to, "--save").name, "--save")
-    subject = NamedModel.of(reference, "MODEL")
-    experiment = subject.experiment
-    with subject.opened() as folder:
+    named = NamedModel.of(reference, "MODEL")
+    experiment = named.experiment
+    with named.opened() as folder:
         layers = None if experiment is None or experiment.pruning is None else experiment.pruning.layers
         inspection = inspect_model(folder, layers)
         if save_to is not None:

@@ -80,7 +80,7 @@ def published_student(settings: Mapping[str, Any]) -> str | None:
     student, changed = settings["student"], changed_fields(settings["sweep"])
     is_whole = student["layers"] is None and student["config"] is None
     is_whole &= not any(varies(f"student.{field}", changed) for field in ("model", "layers"))
-    is_whole &= not any(name == "student" or name.startswith(("student.config", "pruning.layers")) for name in changed)
+    is_whole &= not any(name.startswith(("student.config", "pruning.layers")) for name in changed)
     sections = [settings["pruning"], *changed.get("pruning", ())]
     is_whole &= all(
         (section or {}).get("layers") in (None, LayerRule().model_dump(mode="json")) for section in sections
